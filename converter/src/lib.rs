@@ -1,0 +1,1 @@
+//! Converts images to lazily startable ones: library and command-line tool.

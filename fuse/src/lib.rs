@@ -1,0 +1,1 @@
+//! The data plane: store, fetcher, FUSE session, EROFS and overlay mounts.

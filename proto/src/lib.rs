@@ -1,0 +1,14 @@
+//! What two Larder processes must agree on.
+//!
+//! The index format and the EROFS metadata image it carries, the walk of a layer's tar that both
+//! are made from, digests, and (with the feature `grpc`) the messages of containerd and of the
+//! control socket. Nothing here does I/O; every parser is a pure function with named limits.
+
+#![forbid(unsafe_code)]
+
+pub mod annotation;
+pub mod digest;
+pub mod index;
+pub mod limits;
+pub mod tree;
+pub mod verified;

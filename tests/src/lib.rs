@@ -1,0 +1,1 @@
+//! End-to-end, conformance and interoperability tests on real containerd and registries.

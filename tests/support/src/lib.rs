@@ -1,0 +1,1 @@
+//! Fake registry, tree oracle, test images: what the tests of every crate share.
