@@ -8,6 +8,7 @@
 
 pub mod annotation;
 pub mod digest;
+pub mod erofs;
 pub mod index;
 pub mod limits;
 pub mod tree;

@@ -1,6 +1,12 @@
 //! The file tree of one layer: what a tar describes, and what a metadata image holds.
 
+mod difference;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
+
+pub use difference::{Aspect, Difference, difference};
 
 /// The place of a node in its [`Tree`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -87,6 +93,24 @@ pub struct Extent {
     pub tar_offset: u64,
     /// Bytes, never 0.
     pub len: u64,
+}
+
+impl Extent {
+    /// `extents`, ascending, with those joined that continue each other in the file and the tar.
+    pub fn merged(extents: impl Iterator<Item = Self>) -> impl Iterator<Item = Self> {
+        let mut extents = extents.peekable();
+        std::iter::from_fn(move || {
+            let mut joined = extents.next()?;
+            let continues = |joined: &Self, next: &Self| {
+                joined.file_offset.checked_add(joined.len) == Some(next.file_offset)
+                    && joined.tar_offset.checked_add(joined.len) == Some(next.tar_offset)
+            };
+            while let Some(next) = extents.next_if(|next| continues(&joined, next)) {
+                joined.len += next.len;
+            }
+            Some(joined)
+        })
+    }
 }
 
 impl Tree {

@@ -1,0 +1,9 @@
+//! The metadata image against its oracles: itself, the kernel, erofs-utils and a third-party
+//! reader.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
+
+mod kernel;
+mod layer;
+mod reader;
+mod samples;
