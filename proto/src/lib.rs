@@ -7,9 +7,12 @@
 #![forbid(unsafe_code)]
 
 pub mod annotation;
+pub mod cut;
 pub mod digest;
 pub mod erofs;
 pub mod index;
 pub mod limits;
+pub mod scan;
+pub mod tar;
 pub mod tree;
 pub mod verified;

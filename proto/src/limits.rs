@@ -52,3 +52,16 @@ pub const XATTR_NAME_BYTES_MAX: usize = 255;
 
 /// Deepest directory: PATH_BYTES_MAX bytes of one-letter names and slashes.
 pub const DEPTH_MAX: usize = PATH_BYTES_MAX / 2 + 1;
+
+/// Longest PAX records, GNU long name or sparse map of one member, bytes: what Go's reader and
+/// libarchive accept.
+pub const TAR_RECORDS_BYTES_MAX: u64 = 1 << 20;
+
+/// Most bytes that one member's headers and records take together: one set of PAX records, a long
+/// name and a long link at their limits, and their headers, rounded up. It bounds how far behind
+/// the scan a cut can lie.
+pub const TAR_MEMBER_HEADERS_BYTES_MAX: u64 = 4 << 20;
+
+/// Smallest payload that has chunks of its own, bytes. Below it, the second frame and its two
+/// digests cost more than refetching the payload when its header changes.
+pub const PAYLOAD_CHUNK_MIN: u64 = 64 << 10;
