@@ -14,7 +14,6 @@
 //! is the gate the image has to pass before the kernel sees it.
 
 mod bitmap;
-mod checksum;
 mod directory;
 mod format;
 mod image;

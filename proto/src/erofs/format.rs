@@ -1,6 +1,5 @@
 //! The structures of EROFS that Larder writes, field by field and little-endian.
 
-use super::checksum::crc32c;
 use crate::limits;
 use crate::tree::{DeviceNumber, Mtime};
 
@@ -43,8 +42,9 @@ pub(super) const CHUNK_BITS_MAX: u32 = 31;
 const HEADER_LEN: usize = 256;
 const MAGIC: u32 = 0xE0F5_E1E2;
 const BLOCK_BITS: u8 = 9;
-/// The superblock is checksummed; inodes' times are modification times.
-const FEATURE_COMPAT: u32 = 0x1 | 0x2;
+/// Inodes' times are modification times. The superblock has no checksum (0x1): erofs-utils 1.8
+/// crashes on one with 512-byte blocks, and the index's digest covers the image anyway.
+const FEATURE_COMPAT: u32 = 0x2;
 const FEATURE_CHUNKED_FILE: u32 = 0x4;
 const FEATURE_DEVICE_TABLE: u32 = 0x8;
 /// The device slot follows the superblock: (1024 + 128) / 128.
@@ -151,7 +151,7 @@ pub(super) struct Superblock {
 impl Superblock {
     /// ```text
     ///  0 magic            16 inodes u64       40 zero               86 devices u16 = 1
-    ///  4 checksum         24 epoch s i64      44 xattr block u32    88 device slot u16 = 9
+    ///  4 zero u32         24 epoch s i64      44 xattr block u32    88 device slot u16 = 9
     ///  8 compat features  32 epoch ns u32     48 zero, 32 bytes     90 zero, 38 bytes
     /// 12 block bits u8    36 blocks u32       80 incompat features 192 device blocks u32
     /// 13 zero u8          14 root nid u16     84 zero u16          196 device address u32
@@ -181,43 +181,32 @@ impl Superblock {
         out
     }
 
-    /// Writes both into `image`, whose inodes are in place already: the checksum covers the rest
-    /// of the superblock's block too.
+    /// Writes both into `image`.
     pub(super) fn write_into(&self, image: &mut [u8]) {
         put(image, SUPER_OFFSET, self.encode());
-        let checksum = crc32c(&image[SUPER_OFFSET..SUPER_OFFSET + BLOCK]);
-        put(image, SUPER_OFFSET + 4, checksum.to_le_bytes());
     }
 
     /// Reads what [`Superblock::write_into`] wrote; anything it would not write is refused.
     pub(super) fn read_from(image: &[u8]) -> Result<Self, &'static str> {
-        let mut block = [0; BLOCK];
-        block.copy_from_slice(
-            image
-                .get(SUPER_OFFSET..SUPER_OFFSET + BLOCK)
-                .ok_or("ends before its superblock does")?,
-        );
-        let checksum = u32_at(&block, 4);
-        put(&mut block, 4, [0; 4]);
-        let read = Self {
-            blocks: u32_at(&block, 36),
-            device_blocks: u32_at(&block, 192),
-            root: u16_at(&block, 14),
-            inodes: u64_at(&block, 16),
-            epoch: Mtime {
-                seconds: u64_at(&block, 24).cast_signed(),
-                nanoseconds: u32_at(&block, 32),
-            },
-            xattr_block: u32_at(&block, 44),
-            chunked: u32_at(&block, 80) & FEATURE_CHUNKED_FILE != 0,
-        };
-        if u32_at(&block, 0) != MAGIC {
+        let header = image
+            .get(SUPER_OFFSET..INODES_OFFSET)
+            .ok_or("ends before its superblock does")?;
+        if u32_at(header, 0) != MAGIC {
             return Err("does not have an EROFS superblock");
         }
-        if checksum != crc32c(&block) {
-            return Err("has a superblock with a wrong checksum");
-        }
-        if block[..HEADER_LEN] != read.encode() {
+        let read = Self {
+            blocks: u32_at(header, 36),
+            device_blocks: u32_at(header, 192),
+            root: u16_at(header, 14),
+            inodes: u64_at(header, 16),
+            epoch: Mtime {
+                seconds: u64_at(header, 24).cast_signed(),
+                nanoseconds: u32_at(header, 32),
+            },
+            xattr_block: u32_at(header, 44),
+            chunked: u32_at(header, 80) & FEATURE_CHUNKED_FILE != 0,
+        };
+        if header != read.encode() {
             return Err("has a superblock that Larder would not write");
         }
         Ok(read)

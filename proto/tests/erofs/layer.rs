@@ -53,7 +53,9 @@ impl Layer {
         name: impl AsRef<[u8]>,
         target: &[u8],
     ) -> NodeId {
-        self.add(parent, name, Kind::Symlink(target.to_vec()))
+        let id = self.add(parent, name, Kind::Symlink(target.to_vec()));
+        self.tree.node_mut(id).mode = 0o777;
+        id
     }
 
     pub(crate) fn device(&mut self, parent: NodeId, name: &str, major: u32, minor: u32) -> NodeId {

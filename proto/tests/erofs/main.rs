@@ -7,3 +7,4 @@ mod kernel;
 mod layer;
 mod reader;
 mod samples;
+mod third_party;
