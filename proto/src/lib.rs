@@ -10,6 +10,8 @@ pub mod annotation;
 pub mod cut;
 pub mod digest;
 pub mod erofs;
+#[cfg(feature = "grpc")]
+pub mod grpc;
 pub mod index;
 pub mod limits;
 pub mod scan;
