@@ -1,0 +1,165 @@
+//! The command line of `larder-snapshotter`.
+
+mod run;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::config::{Config, ConfigError, Driver, LogFormat, LogLevel, Overrides};
+
+/// Exit code for bad usage and bad configuration, as in sysexits.h.
+const EX_USAGE: u8 = 64;
+
+/// Blocking threads: each request uses one for a moment, and disk work queues behind this many.
+const BLOCKING_THREADS_MAX: usize = 64;
+
+#[derive(Debug, Parser)]
+#[command(name = "larder-snapshotter", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve containerd.
+    Run(RunArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// Options of `run`.
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// Configuration file; the default one need not exist.
+    #[arg(long, value_name = "FILE", help = format!("Configuration file [default: {}]", crate::config::DEFAULT_PATH))]
+    config: Option<PathBuf>,
+    /// Socket for containerd.
+    #[arg(long, value_name = "SOCK")]
+    address: Option<PathBuf>,
+    /// Where snapshots and cached bytes are kept.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Which file system shows a layer.
+    #[arg(long, alias = "driver", value_enum)]
+    fs_driver: Option<Driver>,
+    /// How much is logged.
+    #[arg(long, value_enum)]
+    log_level: Option<LogLevel>,
+    /// How it is logged.
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+}
+
+impl RunArgs {
+    fn load(self) -> Result<Config, ConfigError> {
+        let overrides = Overrides {
+            root: self.root,
+            address: self.address,
+            fs_driver: self.fs_driver,
+            log_level: self.log_level,
+            log_format: self.log_format,
+        };
+        Config::load(self.config.as_deref(), &overrides)
+    }
+}
+
+/// Runs the program: 0 for success, 1 for failure, 64 for bad usage or configuration.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print());
+            return if error.use_stderr() {
+                EX_USAGE.into()
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match cli.dispatch() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("larder-snapshotter: {error:#}");
+            let usage = error
+                .chain()
+                .any(<dyn std::error::Error>::is::<ConfigError>);
+            if usage {
+                EX_USAGE.into()
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+impl Cli {
+    fn dispatch(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Run(args) => {
+                let config = args.load()?;
+                start_log(config.log_level, config.log_format);
+                block_on(run::run(config))
+            }
+            Command::Completions { shell } => {
+                let mut command = Self::command();
+                clap_complete::generate(
+                    shell,
+                    &mut command,
+                    "larder-snapshotter",
+                    &mut io::stdout(),
+                );
+                Ok(())
+            }
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()?;
+    runtime.block_on(work)
+}
+
+/// Logs to standard error. Libraries are heard only when something is wrong with them.
+fn start_log(level: LogLevel, format: LogFormat) {
+    let level = match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::new(format!(
+        "{level},h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,tonic=warn,tower=warn"
+    ));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    match format {
+        LogFormat::Text => builder
+            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+            .init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

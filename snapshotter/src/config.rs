@@ -1,0 +1,322 @@
+//! The configuration: what was written, checked, becomes what is meant.
+//!
+//! Every key is described in `docs/CONFIGURATION.md`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::socket;
+
+/// Where the daemon looks if no `--config` is given; it need not exist.
+pub const DEFAULT_PATH: &str = "/etc/larder/config.toml";
+/// Default of `root`.
+pub const DEFAULT_ROOT: &str = "/var/lib/larder";
+
+/// Upper bound of the Prepare deadline, milliseconds: containerd's garbage collection waits for a
+/// running Prepare, and everything else then waits for the collection.
+const PREPARE_DEADLINE_MS_MAX: u64 = 10_000;
+/// Bounds of the read deadline, seconds: below one, an ordinary registry's hiccup would fail
+/// reads; above an hour, a process waits for good.
+const READ_DEADLINE_S: std::ops::RangeInclusive<u64> = 1..=3600;
+/// Largest floor of free space that makes sense, percent.
+const MIN_FREE_PERCENT_MAX: u8 = 50;
+
+/// The keys of the configuration file, all optional.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Written {
+    root: Option<PathBuf>,
+    address: Option<PathBuf>,
+    fs_driver: Option<Driver>,
+    prepare_deadline_ms: Option<u64>,
+    read_deadline_seconds: Option<u64>,
+    min_free_percent: Option<u8>,
+    log: WrittenLog,
+    containerd: WrittenContainerd,
+    registry: WrittenRegistry,
+    hosts: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenLog {
+    level: Option<LogLevel>,
+    format: Option<LogFormat>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenContainerd {
+    address: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenRegistry {
+    plain_http: Vec<String>,
+    authfile: Option<PathBuf>,
+    hosts_dir: Option<PathBuf>,
+    extra_ca: Vec<PathBuf>,
+}
+
+/// Which file system shows a layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// EROFS where the kernel can, else FUSE.
+    #[default]
+    Auto,
+    /// EROFS, or refuse to start.
+    Erofs,
+    /// FUSE.
+    Fuse,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// How it is logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object per line.
+    Json,
+}
+
+/// What the command line says; it wins over the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--root`.
+    pub root: Option<PathBuf>,
+    /// `--address`.
+    pub address: Option<PathBuf>,
+    /// `--fs-driver`.
+    pub fs_driver: Option<Driver>,
+    /// `--log-level`.
+    pub log_level: Option<LogLevel>,
+    /// `--log-format`.
+    pub log_format: Option<LogFormat>,
+}
+
+/// The configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where everything is kept.
+    pub root: PathBuf,
+    /// Socket for containerd.
+    pub address: PathBuf,
+    /// Which file system shows a layer.
+    pub fs_driver: Driver,
+    /// After this long, Prepare falls back to an ordinary unpack.
+    pub prepare_deadline: Duration,
+    /// After this long, a read of bytes that cannot be fetched fails.
+    pub read_deadline: Duration,
+    /// Below this share of free space, nothing more is kept.
+    pub min_free_percent: u8,
+    /// How much is logged.
+    pub log_level: LogLevel,
+    /// How it is logged.
+    pub log_format: LogFormat,
+    /// containerd's own socket, to find what the labels of a layer do not say.
+    pub containerd: PathBuf,
+    /// How to reach registries.
+    pub registry: RegistryConfig,
+}
+
+/// How to reach registries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RegistryConfig {
+    /// Registries, `host` or `host:port`, that speak plain HTTP. Loopback ones need no entry.
+    pub plain_http: Vec<String>,
+    /// Credentials in Docker's format; without, the usual places.
+    pub authfile: Option<PathBuf>,
+    /// containerd's `certs.d`.
+    pub hosts_dir: Option<PathBuf>,
+    /// Further certificate authorities, PEM.
+    pub extra_ca: Vec<PathBuf>,
+    /// containerd's labels name a registry without its port; this gives it back.
+    pub ports: BTreeMap<String, String>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The file is not TOML, or has a key or value that does not exist.
+    #[error("configuration {path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// A value out of range.
+    #[error("configuration key {key}: {reason}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What it should be.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads `path`, or the default file if there is one, and checks it.
+    pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => String::new(),
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        let parse = |source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
+        Self::resolve(toml::from_str(&text).map_err(parse)?, overrides)
+    }
+
+    fn resolve(written: Written, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let pick = |flag: &Option<PathBuf>, key: Option<PathBuf>, default: &str| {
+            flag.clone().or(key).unwrap_or_else(|| default.into())
+        };
+        let config = Self {
+            root: pick(&overrides.root, written.root, DEFAULT_ROOT),
+            address: pick(
+                &overrides.address,
+                written.address,
+                "/run/larder/larder.sock",
+            ),
+            fs_driver: overrides
+                .fs_driver
+                .or(written.fs_driver)
+                .unwrap_or_default(),
+            prepare_deadline: Duration::from_millis(written.prepare_deadline_ms.unwrap_or(2000)),
+            read_deadline: Duration::from_secs(written.read_deadline_seconds.unwrap_or(30)),
+            min_free_percent: written.min_free_percent.unwrap_or(5),
+            log_level: overrides
+                .log_level
+                .or(written.log.level)
+                .unwrap_or_default(),
+            log_format: overrides
+                .log_format
+                .or(written.log.format)
+                .unwrap_or_default(),
+            containerd: pick(
+                &None,
+                written.containerd.address,
+                "/run/containerd/containerd.sock",
+            ),
+            registry: RegistryConfig {
+                plain_http: written.registry.plain_http,
+                authfile: written.registry.authfile,
+                hosts_dir: written.registry.hosts_dir,
+                extra_ca: written.registry.extra_ca,
+                ports: written.hosts,
+            },
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The socket for `status`, `mount` and `umount` of a root directory.
+    pub fn control(root: &Path) -> PathBuf {
+        root.join("control.sock")
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        check_path("root", &self.root)?;
+        check_path("address", &self.address)?;
+        check_path("containerd.address", &self.containerd)?;
+        check_socket("address", &self.address)?;
+        check_socket("root", &Self::control(&self.root))?;
+        let prepare = self.prepare_deadline.as_millis();
+        if prepare == 0 || prepare > u128::from(PREPARE_DEADLINE_MS_MAX) {
+            let reason = format!("must be between 1 and {PREPARE_DEADLINE_MS_MAX}");
+            return Err(ConfigError::Value {
+                key: "prepare_deadline_ms",
+                reason,
+            });
+        }
+        if !READ_DEADLINE_S.contains(&self.read_deadline.as_secs()) {
+            let reason = format!("must be in {READ_DEADLINE_S:?}");
+            return Err(ConfigError::Value {
+                key: "read_deadline_seconds",
+                reason,
+            });
+        }
+        if self.min_free_percent > MIN_FREE_PERCENT_MAX {
+            let reason = format!("must be at most {MIN_FREE_PERCENT_MAX}");
+            return Err(ConfigError::Value {
+                key: "min_free_percent",
+                reason,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Paths end up in mount options, where these characters have a meaning.
+fn check_path(key: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let refuse = |reason: &str| {
+        Err(ConfigError::Value {
+            key,
+            reason: format!("{} {reason}", path.display()),
+        })
+    };
+    let Some(text) = path.to_str() else {
+        return refuse("is not valid UTF-8");
+    };
+    if !path.is_absolute() {
+        return refuse("is not an absolute path");
+    }
+    if text.contains([',', ':', '\\']) || text.contains(char::is_whitespace) {
+        return refuse("contains a comma, colon, backslash or space");
+    }
+    Ok(())
+}
+
+fn check_socket(key: &'static str, path: &Path) -> Result<(), ConfigError> {
+    if path.as_os_str().len() > socket::PATH_BYTES_MAX {
+        let max = socket::PATH_BYTES_MAX;
+        let reason = format!(
+            "the socket {} has a path longer than {max} bytes",
+            path.display()
+        );
+        return Err(ConfigError::Value { key, reason });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

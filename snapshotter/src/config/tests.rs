@@ -1,0 +1,69 @@
+//! The configuration against a table.
+
+use super::*;
+
+fn load(text: &str, overrides: &Overrides) -> Result<Config, ConfigError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), text).unwrap();
+    Config::load(Some(file.path()), overrides)
+}
+
+#[test]
+fn an_empty_file_gives_the_documented_defaults() {
+    let config = load("", &Overrides::default()).unwrap();
+    assert_eq!(config.root, Path::new("/var/lib/larder"));
+    assert_eq!(config.address, Path::new("/run/larder/larder.sock"));
+    assert_eq!(config.prepare_deadline, Duration::from_secs(2));
+    assert_eq!(config.read_deadline, Duration::from_secs(30));
+    assert_eq!(config.min_free_percent, 5);
+}
+
+/// Promise: the example in deploy/ names every key with its default.
+#[test]
+fn the_example_is_the_default() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/config.toml");
+    let example = Config::load(Some(Path::new(example)), &Overrides::default()).unwrap();
+    assert_eq!(example, load("", &Overrides::default()).unwrap());
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let overrides = Overrides {
+        root: Some("/flag".into()),
+        fs_driver: Some(Driver::Fuse),
+        ..Overrides::default()
+    };
+    let config = load("root = \"/file\"\nfs_driver = \"erofs\"", &overrides).unwrap();
+    assert_eq!(
+        (config.root.as_path(), config.fs_driver),
+        (Path::new("/flag"), Driver::Fuse)
+    );
+}
+
+#[test]
+fn bad_values_are_refused_by_name() {
+    let long = format!("address = \"/{}\"", "a".repeat(socket::PATH_BYTES_MAX));
+    for (text, named) in [
+        ("rooot = \"/x\"", "rooot"),
+        ("root = 3", "root"),
+        ("root = \"relative\"", "absolute"),
+        ("root = \"/a:b\"", "colon"),
+        ("fs_driver = \"ext4\"", "ext4"),
+        ("prepare_deadline_ms = 0", "prepare_deadline_ms"),
+        ("prepare_deadline_ms = 60000", "prepare_deadline_ms"),
+        ("read_deadline_seconds = 0", "read_deadline_seconds"),
+        ("min_free_percent = 90", "min_free_percent"),
+        ("[registry]\ninsecure = true", "insecure"),
+        (&long, "longer"),
+    ] {
+        let error = load(text, &Overrides::default()).unwrap_err().to_string();
+        assert!(error.contains(named), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_named_file_must_exist() {
+    let missing = Path::new("/nonexistent/larder.toml");
+    let error = Config::load(Some(missing), &Overrides::default()).unwrap_err();
+    assert!(matches!(error, ConfigError::Read { .. }));
+}

@@ -1,0 +1,252 @@
+//! The snapshots as containerd sees them: ordinary ones in the store, lazy ones on top of it.
+//!
+//! Every change runs in a task of its own: when containerd gives up a request, its future is
+//! dropped, and what it began must still end.
+
+mod reap;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use larder_proto::grpc::Mount;
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio_stream::Stream;
+
+use crate::filter::Filter;
+use crate::mounts::{OverlayOptions, mounts};
+use crate::store::{Chain, Content, Kind, New, Record, Store, StoreError, Usage};
+use crate::usage;
+
+/// Labels of a snapshot.
+pub type Labels = BTreeMap<String, String>;
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The store refused it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A layer is not mounted now; asking again later helps.
+    #[error("layer {name:?} is not mounted: {reason}")]
+    Unavailable {
+        /// Name of the layer's snapshot.
+        name: String,
+        /// Why it is not.
+        reason: String,
+    },
+    /// Files could not be counted.
+    #[error("count the files of snapshot {key:?}: {source}")]
+    Usage {
+        /// The snapshot.
+        key: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The process is ending.
+    #[error("the snapshotter is shutting down")]
+    Interrupted,
+}
+
+/// A change of labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relabel {
+    /// The snapshot.
+    pub key: String,
+    /// New values.
+    pub labels: Labels,
+    /// The labels that change; without, all.
+    pub keys: Option<Vec<String>>,
+}
+
+/// The snapshots of one root directory. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Snapshots {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    options: OverlayOptions,
+    /// Wakes the reaper.
+    removed: Arc<Notify>,
+}
+
+impl Snapshots {
+    /// Serves the snapshots of `store`; frees what a crash or an earlier removal left.
+    pub fn start(store: Store) -> Result<Self, StoreError> {
+        let orphans = store.orphans()?;
+        let inner = Inner {
+            store,
+            options: OverlayOptions::probe(),
+            removed: Arc::new(Notify::new()),
+        };
+        let snapshots = Self {
+            inner: Arc::new(inner),
+        };
+        snapshots.spawn_reaper(orphans);
+        Ok(snapshots)
+    }
+
+    /// Makes an active snapshot and says how to mount it.
+    pub async fn prepare(
+        &self,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        self.create(key, parent, Kind::Active, labels).await
+    }
+
+    /// Makes a read-only snapshot and says how to mount it.
+    pub async fn view(
+        &self,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        self.create(key, parent, Kind::View, labels).await
+    }
+
+    async fn create(
+        &self,
+        key: String,
+        parent: String,
+        kind: Kind,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let make = move |store: &Store| {
+            store.create(&New {
+                key: &key,
+                parent: &parent,
+                kind,
+                labels,
+            })
+        };
+        let chain = self.blocking(make).await?;
+        Ok(self.mounts_of(&chain))
+    }
+
+    /// Says again how to mount an active snapshot or a view.
+    pub async fn mounts(&self, key: String) -> Result<Vec<Mount>, SnapshotError> {
+        let find = move |store: &Store| {
+            let chain = store.chain(&key)?;
+            match chain.record.kind {
+                Kind::Committed => Err(StoreError::Committed(key)),
+                Kind::Active | Kind::View => Ok(chain),
+            }
+        };
+        let chain = self.blocking(find).await?;
+        Ok(self.mounts_of(&chain))
+    }
+
+    fn mounts_of(&self, chain: &Chain) -> Vec<Mount> {
+        mounts(self.inner.store.directories(), chain, &self.inner.options)
+    }
+
+    /// Turns an active snapshot into a committed one. Its files are counted afterwards: containerd
+    /// holds its database's lock during this call.
+    pub async fn commit(
+        &self,
+        name: String,
+        key: String,
+        labels: Labels,
+        parent: String,
+    ) -> Result<(), SnapshotError> {
+        let committed = name.clone();
+        self.blocking(move |store| store.commit(&name, &key, labels, &parent))
+            .await?;
+        let snapshots = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = snapshots.usage(committed).await {
+                tracing::debug!(%error, "disk usage is counted when it is asked for");
+            }
+        });
+        Ok(())
+    }
+
+    /// Forgets a snapshot; its files are freed later.
+    pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
+        self.blocking(move |store| store.remove(&key)).await?;
+        self.inner.removed.notify_one();
+        Ok(())
+    }
+
+    /// One snapshot.
+    pub async fn stat(&self, key: String) -> Result<Record, SnapshotError> {
+        self.blocking(move |store| store.stat(&key)).await
+    }
+
+    /// Changes labels.
+    pub async fn relabel(&self, change: Relabel) -> Result<Record, SnapshotError> {
+        let relabel =
+            move |store: &Store| store.relabel(&change.key, change.labels, change.keys.as_deref());
+        self.blocking(relabel).await
+    }
+
+    /// The snapshots that pass `filter`, at most `limit` at a time.
+    pub fn list(
+        &self,
+        filter: Filter,
+        limit: usize,
+    ) -> impl Stream<Item = Result<Vec<(String, Record)>, SnapshotError>> + use<> {
+        let filter = Arc::new(filter);
+        let snapshots = self.clone();
+        futures_util::stream::try_unfold(Some(None), move |position: Option<Option<String>>| {
+            let (snapshots, filter) = (snapshots.clone(), Arc::clone(&filter));
+            async move {
+                let Some(after) = position else {
+                    return Ok(None);
+                };
+                let list = move |store: &Store| store.list(&filter, after.as_deref(), limit);
+                let page = snapshots.blocking(list).await?;
+                Ok(Some((page.entries, page.next.map(Some))))
+            }
+        })
+    }
+
+    /// Bytes and inodes of a snapshot without its parents.
+    pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
+        let record = self.stat(key.clone()).await?;
+        if let Some(usage) = record.usage {
+            return Ok(usage);
+        }
+        if let Content::Layer { .. } = record.content {
+            return Ok(Usage::default());
+        }
+        // When the request is given up, the flag's guard is dropped with this future.
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let _guard = usage::Cancel(&cancelled);
+        let (root, flag) = (self.inner.store.fs(record.id), Arc::clone(&cancelled));
+        let counted = spawn_blocking(move || usage::count(&root, &flag)).await;
+        let counted = counted.map_err(|_| SnapshotError::Interrupted)?;
+        let failed = |source| SnapshotError::Usage {
+            key: key.clone(),
+            source,
+        };
+        let usage = counted.map_err(failed)?.ok_or(SnapshotError::Interrupted)?;
+        if record.kind == Kind::Committed {
+            self.blocking(move |store| store.set_usage(&key, usage))
+                .await?;
+        }
+        Ok(usage)
+    }
+
+    /// Frees what removed snapshots left, soon.
+    pub fn cleanup(&self) {
+        self.inner.removed.notify_one();
+    }
+
+    /// Runs `call` on a thread that may wait for the disk, to its end.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, SnapshotError> {
+        let inner = Arc::clone(&self.inner);
+        let called = spawn_blocking(move || call(&inner.store)).await;
+        Ok(called.map_err(|_| SnapshotError::Interrupted)??)
+    }
+}

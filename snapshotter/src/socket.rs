@@ -1,0 +1,171 @@
+//! Unix sockets: bound for one user, taken over only from the dead.
+
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use nix::sys::stat::{Mode, umask};
+use tokio::net::UnixListener;
+use tonic::codegen::Service;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// Longest path of a Unix socket, bytes: `sun_path` has 108, one of them for the final NUL.
+pub const PATH_BYTES_MAX: usize = 107;
+
+/// Mode of a new directory for sockets: others may pass, for the sockets themselves are closed.
+const DIRECTORY_MODE: u32 = 0o711;
+
+/// A socket that could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody listens there.
+    #[error("{0} is in use: another process listens there; stop it or choose another --address")]
+    InUse(PathBuf),
+    /// Something that is not a socket is in the way.
+    #[error("{0} exists and is not a socket: remove it or choose another --address")]
+    NotASocket(PathBuf),
+    /// Anything else.
+    #[error("bind {path}: {source}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// A bound socket, whose file goes away with it.
+#[derive(Debug)]
+pub struct Bound {
+    path: PathBuf,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // A file that is left is found stale by the next start.
+        drop(fs::remove_file(&self.path));
+    }
+}
+
+/// Binds `path` with mode 0600, making its directory if there is none.
+///
+/// A socket file that is already there is removed only if nobody listens on it. The caller holds
+/// the lock on the root directory, so two starting processes do not race here.
+pub fn bind(path: &Path) -> Result<(UnixListener, Bound), BindError> {
+    let failed = |source| BindError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(parent) = path.parent() {
+        make_directory(parent).map_err(failed)?;
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => return Err(BindError::InUse(path.to_owned())),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            refuse_other_files(path)?;
+            fs::remove_file(path).map_err(failed)?;
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    // The umask, not a later chmod: there is no moment at which others could connect.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    let bound = Bound {
+        path: path.to_owned(),
+    };
+    Ok((listener.map_err(failed)?, bound))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))
+}
+
+/// connect(2) refuses regular files with the same code as stale sockets.
+fn refuse_other_files(path: &Path) -> Result<(), BindError> {
+    use std::os::unix::fs::FileTypeExt;
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => Err(BindError::NotASocket(path.to_owned())),
+        _ => Ok(()),
+    }
+}
+
+/// Connects a gRPC channel to a socket; the address in requests is ignored.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    path: PathBuf,
+}
+
+impl Connector {
+    /// A connector to the socket at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// A channel that connects when it is first used, and again whenever the peer went away.
+    pub fn channel(path: PathBuf) -> Channel {
+        // containerd's and tonic's servers both want a well-formed authority, any will do.
+        Endpoint::from_static("http://localhost").connect_with_connector_lazy(Self::new(path))
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<tokio::net::UnixStream>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connecting = tokio::net::UnixStream::connect(self.path.clone());
+        Box::pin(async { Ok(TokioIo::new(connecting.await?)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stale_socket_is_taken_over_and_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/s.sock");
+        fs::create_dir(dir.path().join("run")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let (_listener, bound) = bind(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(bound);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_live_socket_stays_with_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        let _owner = bind(&path).unwrap();
+        assert!(matches!(bind(&path), Err(BindError::InUse(_))));
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_way_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(bind(&path), Err(BindError::NotASocket(_))));
+        assert!(path.exists());
+    }
+}

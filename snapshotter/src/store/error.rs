@@ -1,0 +1,81 @@
+//! What the snapshot store refuses, and why.
+
+use std::path::{Path, PathBuf};
+
+use super::DirectoryError;
+
+/// A request the store cannot fulfil.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The name is taken.
+    #[error("snapshot {0:?} already exists")]
+    Exists(String),
+    /// No snapshot has this name.
+    #[error("snapshot {0:?} does not exist")]
+    Missing(String),
+    /// The parent does not exist. If containerd believes that it does, the root directory was
+    /// emptied or exchanged.
+    #[error(
+        "parent snapshot {0:?} does not exist; if containerd lists it, the snapshotter's root \
+         directory was replaced: remove the image and pull it again"
+    )]
+    MissingParent(String),
+    /// Only committed snapshots may be parents.
+    #[error("parent snapshot {0:?} is not committed")]
+    ParentNotCommitted(String),
+    /// Only active snapshots can be committed.
+    #[error("snapshot {0:?} is not active")]
+    NotActive(String),
+    /// Committed snapshots are not mounted themselves, only through children.
+    #[error("snapshot {0:?} is committed: prepare or view a child of it")]
+    Committed(String),
+    /// Children still need it.
+    #[error("cannot remove snapshot {0:?}: it has children")]
+    HasChildren(String),
+    /// A parent can be given at Commit only to a snapshot without one.
+    #[error("snapshot {0:?} has a parent that cannot be exchanged")]
+    ParentFixed(String),
+    /// A snapshot needs a name.
+    #[error("the name of a snapshot must not be empty")]
+    EmptyName,
+    /// Another process has the database.
+    #[error("{0} is in use: another larder-snapshotter owns this root directory")]
+    InUse(PathBuf),
+    /// A newer build wrote the database.
+    #[error("the snapshot database has version {found}, this build reads {newest}: upgrade it")]
+    TooNew {
+        /// Version in the database.
+        found: u64,
+        /// Newest version this build knows.
+        newest: u64,
+    },
+    /// A record that this build did not write.
+    #[error("the snapshot database holds a damaged record: {0}")]
+    Damaged(#[from] serde_json::Error),
+    /// The database failed.
+    #[error("use the snapshot database: {0}")]
+    Database(Box<redb::Error>),
+    /// A directory could not be made or read.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+}
+
+impl StoreError {
+    pub(super) fn open(path: &Path, error: redb::DatabaseError) -> Self {
+        match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => Self::InUse(path.to_owned()),
+            error => Self::Database(Box::new(error.into())),
+        }
+    }
+}
+
+macro_rules! from_redb {
+    ($($error:ident),+) => {$(
+        impl From<redb::$error> for StoreError {
+            fn from(error: redb::$error) -> Self {
+                Self::Database(Box::new(error.into()))
+            }
+        }
+    )+};
+}
+from_redb!(TransactionError, TableError, StorageError, CommitError);
