@@ -1,14 +1,24 @@
 //! Building a tree together with the tar its data lies in.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use larder_proto::tree::{DeviceNumber, Extent, Kind, Mtime, Node, NodeId, ROOT, Tree};
 
 /// A tree and the bytes its extents point into.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Layer {
     pub(crate) tree: Tree,
     pub(crate) tar: Vec<u8>,
+}
+
+impl fmt::Debug for Layer {
+    /// The tree; the bytes of the tar would fill the screen.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nodes = self.paths().into_iter();
+        let nodes = nodes.map(|(path, id)| (path.escape_ascii().to_string(), self.tree.node(id)));
+        f.debug_map().entries(nodes).finish()
+    }
 }
 
 impl Layer {

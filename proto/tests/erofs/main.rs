@@ -5,6 +5,8 @@
 
 mod kernel;
 mod layer;
+mod random;
 mod reader;
+mod refusals;
 mod samples;
 mod third_party;

@@ -162,7 +162,8 @@ impl<B: AsRef<[u8]>> Check<'_, B> {
         entry: &RawEntry<'_>,
     ) -> Result<bool, (u64, &'static str)> {
         let here = |reason| (directory.nid, reason);
-        if entry.name.len() > limits::NAME_BYTES_MAX || entry.name.contains(&b'/') {
+        let illegal = entry.name.iter().any(|&b| b == b'/' || b == 0);
+        if illegal || entry.name.len() > limits::NAME_BYTES_MAX {
             return Err(here("has an entry with a bad name"));
         }
         let separator = usize::from(directory.path_len > 0);
