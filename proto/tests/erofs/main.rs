@@ -10,3 +10,4 @@ mod reader;
 mod refusals;
 mod samples;
 mod third_party;
+mod utils;
