@@ -1,1 +1,39 @@
 //! The OCI distribution client Larder uses.
+//!
+//! A [`Client`] opens [`Repository`]s; their methods fetch and push manifests and blobs. Logging
+//! in, mirrors, redirects and retries happen inside and are bounded by what [`ClientOptions`] say.
+
+#![forbid(unsafe_code)]
+
+mod attempts;
+mod auth;
+mod blob;
+mod body;
+mod calendar;
+mod client;
+pub mod clock;
+mod credentials;
+mod endpoint;
+mod error;
+mod exchange;
+mod hosts;
+mod manifest;
+pub mod oci;
+mod options;
+mod plan;
+mod redirect;
+mod reference;
+pub mod retry;
+mod secret;
+mod transport;
+mod upload;
+
+pub use blob::{BlobBody, RANGE_BYTES_MAX};
+pub use client::{Client, ClientError, Repository};
+pub use error::{Cause, RegistryError};
+pub use manifest::{MANIFEST_BYTES_MAX, Manifest};
+pub use options::{ClientOptions, Timeouts};
+pub use reference::{Reference, ReferenceError};
+pub use retry::RetryPolicy;
+pub use secret::Secret;
+pub use upload::{FileSource, UploadSource};

@@ -1,0 +1,142 @@
+//! The course of one call: which endpoint next, whether to try again, and when to give up.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::client::Repository;
+use crate::endpoint::Endpoint;
+use crate::error::{Cause, RegistryError};
+use crate::plan::Plan;
+
+/// What a call is for; it decides which endpoints are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Read content by digest: mirrors too.
+    Pull,
+    /// Ask what a tag means: mirrors that may answer that.
+    Resolve,
+    /// Write: the registry itself only.
+    Push,
+}
+
+/// The attempts of one call: all endpoints in order, and all of them again while that may help.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    repository: Repository,
+    plan: Arc<Plan>,
+    endpoints: Vec<Arc<Endpoint>>,
+    doing: String,
+    next: usize,
+    failed: u32,
+    time: Duration,
+    deadline: Instant,
+    last: Option<Cause>,
+}
+
+impl Attempts {
+    /// Begins a call that may take `time`.
+    pub(crate) async fn begin(
+        repository: &Repository,
+        purpose: Purpose,
+        doing: String,
+        time: Duration,
+    ) -> Result<Self, RegistryError> {
+        let plan = match repository.plan().await {
+            Ok(plan) => plan,
+            Err(cause) => return Err(repository.error(&doing, cause)),
+        };
+        let endpoints = plan.endpoints(purpose);
+        Ok(Self {
+            repository: repository.clone(),
+            plan,
+            endpoints,
+            doing,
+            next: 0,
+            failed: 0,
+            time,
+            deadline: Instant::now() + time,
+            last: None,
+        })
+    }
+
+    /// The endpoint to ask now.
+    pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
+        Arc::clone(&self.endpoints[self.next])
+    }
+
+    /// Runs one attempt, cutting it off at the call's deadline.
+    pub(crate) async fn run<T>(
+        &self,
+        attempt: impl Future<Output = Result<T, Cause>>,
+    ) -> Result<T, Cause> {
+        match tokio::time::timeout_at(self.deadline, attempt).await {
+            Ok(outcome) => outcome,
+            Err(_elapsed) => Err(self.out_of_time()),
+        }
+    }
+
+    /// Notes that the call succeeded.
+    pub(crate) fn succeeded(&self) {
+        self.plan.budget.earn();
+    }
+
+    /// Starts counting failures anew, because the call has come further than before.
+    pub(crate) fn progressed(&mut self) {
+        self.failed = 0;
+        self.deadline = Instant::now() + self.time;
+        self.succeeded();
+    }
+
+    /// Notes a failure. Returns when the next attempt may begin; gives the call up otherwise.
+    pub(crate) async fn failed(&mut self, cause: Cause) -> Result<(), RegistryError> {
+        let endpoint = self.endpoint();
+        tracing::debug!(host = endpoint.host, doing = self.doing, %cause, "attempt failed");
+        if self.next + 1 < self.endpoints.len() && !matches!(cause, Cause::Deadline { .. }) {
+            if cause.is_transient()
+                || matches!(
+                    cause,
+                    Cause::Untrusted { .. } | Cause::WrongDigest { .. } | Cause::Malformed { .. }
+                )
+            {
+                endpoint.pass_over();
+            }
+            self.next += 1;
+            self.last = Some(cause);
+            return Ok(());
+        }
+        self.failed += 1;
+        let policy = &self.repository.shared().options.retry;
+        let clock = &self.repository.shared().options.clock;
+        let again = cause.is_transient() && self.failed < policy.attempts_max;
+        if !again || !self.plan.budget.pay(clock.now()) {
+            return Err(self.error(cause));
+        }
+        let delay = policy.delay(self.failed, cause.retry_after(), clock.fraction());
+        self.last = Some(cause);
+        if Instant::now() + delay >= self.deadline {
+            return Err(self.error(self.out_of_time()));
+        }
+        clock.sleep(delay).await;
+        self.next = 0;
+        Ok(())
+    }
+
+    fn out_of_time(&self) -> Cause {
+        let last = self
+            .last
+            .as_ref()
+            .map(|cause| format!("; before that: {cause}"));
+        Cause::Deadline {
+            seconds: self.time.as_secs(),
+            last: last.unwrap_or_default(),
+        }
+    }
+
+    /// The error of this call for `cause`.
+    pub(crate) fn error(&self, cause: Cause) -> RegistryError {
+        self.repository.error(&self.doing, cause)
+    }
+}

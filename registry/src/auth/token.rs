@@ -1,0 +1,176 @@
+//! One request to a token server.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::Method;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use serde::Deserialize;
+
+use super::challenge::Bearer;
+use super::unauthorized;
+use crate::body;
+use crate::credentials::Credential;
+use crate::endpoint::Endpoint;
+use crate::error::Cause;
+use crate::exchange::{self, Payload, same_origin};
+use crate::secret::Secret;
+
+/// Largest answer of a token server, bytes: tokens with many scopes have up to 16 KiB.
+const ANSWER_BYTES_MAX: u64 = 256 << 10;
+
+/// A token's life if the server does not say, as the token specification has it.
+const LIFETIME_DEFAULT: u64 = 60;
+
+/// The longest life believed, seconds: a token is asked for once a day at least.
+const LIFETIME_MAX: u64 = 86_400;
+
+/// What is asked, and by whom.
+pub(super) struct Request<'a> {
+    pub(super) bearer: &'a Bearer,
+    pub(super) scopes: &'a [String],
+    pub(super) credential: &'a Option<Credential>,
+}
+
+/// What a token server gave.
+pub(super) struct Token {
+    pub(super) header: HeaderValue,
+    pub(super) lifetime: Duration,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    token: String,
+    #[serde(default)]
+    access_token: String,
+    #[serde(default)]
+    expires_in: Option<u64>,
+}
+
+impl Request<'_> {
+    pub(super) async fn send(
+        &self,
+        endpoint: &Endpoint,
+        timeout: Duration,
+    ) -> Result<Token, Cause> {
+        let realm = &self.bearer.realm;
+        let host = realm.authority().to_owned();
+        if endpoint.base.scheme() == "https" && realm.scheme() == "http" {
+            let detail =
+                format!("to a token server without TLS, {host}; not sending credentials there");
+            return Err(Cause::Redirect {
+                host: endpoint.host.clone(),
+                detail,
+            });
+        }
+        let own = same_origin(realm, &endpoint.base);
+        let client = endpoint.transport.client(realm, own)?;
+        let (method, url, headers, payload) = self.build()?;
+        let request = exchange::request(client, method, url, headers, &payload);
+        let response = exchange::send(client, request, &host, timeout).await?;
+        let status = response.status();
+        if matches!(status.as_u16(), 400 | 401 | 403) {
+            let detail = match self.credential {
+                None => format!(" (token server {host}: {status}; there are none for it)"),
+                Some(_) => format!(" (token server {host}: {status})"),
+            };
+            return Err(unauthorized(endpoint, &detail));
+        }
+        if !status.is_success() {
+            return Err(exchange::refusal(response, &host, endpoint.clock.now()).await);
+        }
+        let bytes = body::read_all(
+            response,
+            &host,
+            "a token",
+            ANSWER_BYTES_MAX,
+            &endpoint.timeouts,
+        )
+        .await?;
+        parse(&bytes, &host)
+    }
+
+    fn build(&self) -> Result<(Method, url::Url, HeaderMap, Payload), Cause> {
+        let mut url = self.bearer.realm.clone();
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let service = self.bearer.service.as_deref();
+        if let Some(Credential::Identity(token)) = self.credential {
+            let mut form = url::form_urlencoded::Serializer::new(String::new());
+            form.append_pair("grant_type", "refresh_token");
+            form.append_pair("client_id", "larder");
+            form.append_pair("service", service.unwrap_or_default());
+            form.append_pair("scope", &self.scopes.join(" "));
+            form.append_pair("refresh_token", token.expose());
+            let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
+            headers.insert(CONTENT_TYPE, kind);
+            return Ok((
+                Method::POST,
+                url,
+                headers,
+                Payload::Bytes(form.finish().into()),
+            ));
+        }
+        {
+            let mut query = url.query_pairs_mut();
+            if let Some(service) = service {
+                query.append_pair("service", service);
+            }
+            for scope in self.scopes {
+                query.append_pair("scope", scope);
+            }
+            if let Some(Credential::Password { username, .. }) = self.credential {
+                query.append_pair("account", username);
+            }
+        }
+        if let Some(Credential::Password { username, password }) = self.credential {
+            headers.insert(AUTHORIZATION, basic(username, password)?);
+        }
+        Ok((Method::GET, url, headers, Payload::Empty))
+    }
+}
+
+fn parse(bytes: &[u8], host: &str) -> Result<Token, Cause> {
+    let wrong = |detail: &str| Cause::Malformed {
+        host: host.into(),
+        detail: detail.into(),
+    };
+    let answer: Answer =
+        serde_json::from_slice(bytes).map_err(|_| wrong("its token answer is not JSON"))?;
+    let text = if answer.token.is_empty() {
+        &answer.access_token
+    } else {
+        &answer.token
+    };
+    if text.is_empty() {
+        return Err(wrong("its token answer has no token"));
+    }
+    let seconds = answer
+        .expires_in
+        .filter(|s| *s > 0)
+        .unwrap_or(LIFETIME_DEFAULT);
+    let lifetime = Duration::from_secs(seconds.min(LIFETIME_MAX));
+    Ok(Token {
+        header: header("Bearer ", text)?,
+        lifetime,
+    })
+}
+
+/// The header that sends a user name and a password.
+pub(super) fn basic(username: &str, password: &Secret) -> Result<HeaderValue, Cause> {
+    header(
+        "Basic ",
+        &STANDARD.encode(format!("{username}:{}", password.expose())),
+    )
+}
+
+/// A header that does not print.
+pub(super) fn header(scheme: &str, text: &str) -> Result<HeaderValue, Cause> {
+    let value = HeaderValue::try_from(format!("{scheme}{text}"));
+    let mut value =
+        value.map_err(|_| Cause::Local("a token has characters no header can have".into()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}

@@ -1,0 +1,287 @@
+//! All bytes of a blob.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, Stream, StreamExt as _, TryStreamExt as _};
+use larder_proto::digest::Digest;
+use reqwest::header::HeaderValue;
+use sha2::Digest as _;
+
+use super::{ContentRange, check_encoding, settle};
+use crate::attempts::Attempts;
+use crate::body::{self, Paced};
+use crate::client::Repository;
+use crate::endpoint::Endpoint;
+use crate::error::{Cause, RegistryError};
+use crate::exchange;
+
+/// A blob on its way: its size, and a stream of its bytes.
+pub struct BlobBody {
+    size: Option<u64>,
+    expected: Digest,
+    stream: BoxStream<'static, Result<Bytes, RegistryError>>,
+    describe: Box<dyn Fn(Cause) -> RegistryError + Send>,
+}
+
+impl fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlobBody({}, {:?} bytes)", self.expected, self.size)
+    }
+}
+
+impl Stream for BlobBody {
+    type Item = Result<Bytes, RegistryError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.stream.poll_next_unpin(context)
+    }
+}
+
+impl BlobBody {
+    /// The blob's size in bytes, if the registry tells it.
+    pub const fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// The same stream, ending in an error if its bytes do not have the blob's digest.
+    ///
+    /// The bytes before that error have not been checked; act on them only after the end.
+    #[must_use]
+    pub fn verified(self) -> Self {
+        let Self {
+            size,
+            expected,
+            stream,
+            describe,
+        } = self;
+        let begin = (stream, sha2::Sha256::new(), Some(describe));
+        let stream = stream::try_unfold(
+            begin,
+            move |(mut stream, mut hasher, describe)| async move {
+                let Some(describe) = describe else {
+                    return Ok(None);
+                };
+                if let Some(bytes) = stream.try_next().await? {
+                    hasher.update(&bytes);
+                    return Ok(Some((bytes, (stream, hasher, Some(describe)))));
+                }
+                let found = Digest::from_bytes(hasher.finalize().into());
+                if found == expected {
+                    return Ok(None);
+                }
+                Err(describe(Cause::WrongDigest {
+                    host: "the registry".into(),
+                    expected,
+                    found,
+                }))
+            },
+        );
+        let describe = Box::new(|cause| RegistryError::new("", "", "", cause));
+        Self {
+            size,
+            expected,
+            stream: stream.boxed(),
+            describe,
+        }
+    }
+
+    pub(super) async fn open(
+        repository: &Repository,
+        digest: Digest,
+        attempts: Attempts,
+    ) -> Result<Self, RegistryError> {
+        let mut download = Download {
+            repository: repository.clone(),
+            digest,
+            attempts,
+            size: None,
+            offset: 0,
+            skip: 0,
+            body: None,
+            progressed: false,
+        };
+        download.connect().await?;
+        let size = download.size;
+        let (named, doing) = (repository.clone(), format!("fetch blob {digest}"));
+        let stream = stream::try_unfold(download, |mut download| async move {
+            let bytes = download.next().await?;
+            Ok(bytes.map(|bytes| (bytes, download)))
+        });
+        let describe = Box::new(move |cause| named.error(&doing, cause));
+        Ok(Self {
+            size,
+            expected: digest,
+            stream: stream.boxed(),
+            describe,
+        })
+    }
+}
+
+/// A download, kept over the attempts.
+struct Download {
+    repository: Repository,
+    digest: Digest,
+    attempts: Attempts,
+    size: Option<u64>,
+    /// Bytes handed out.
+    offset: u64,
+    /// Bytes to pass over: from a server that began anew instead of where it was asked to.
+    skip: u64,
+    body: Option<Paced>,
+    /// Whether bytes have come since the last failure.
+    progressed: bool,
+}
+
+impl Download {
+    /// The next bytes; connects again when the connection breaks.
+    async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        loop {
+            self.connect().await?;
+            match self.read().await {
+                Ok(Some(bytes)) if bytes.is_empty() => {}
+                Ok(bytes) => return Ok(bytes),
+                Err(cause) => self.failed(cause).await?,
+            }
+        }
+    }
+
+    async fn failed(&mut self, cause: Cause) -> Result<(), RegistryError> {
+        self.body = None;
+        let progressed = std::mem::take(&mut self.progressed);
+        settle(&mut self.attempts, progressed, cause).await
+    }
+
+    /// Makes sure that there is a body to read from.
+    async fn connect(&mut self) -> Result<(), RegistryError> {
+        while self.body.is_none() {
+            let endpoint = self.attempts.endpoint();
+            let offset = self.offset;
+            let opened = open(&self.repository, &endpoint, &self.digest, offset, self.size);
+            match self.attempts.run(opened).await {
+                Ok((body, size, skip)) => {
+                    self.body = Some(body);
+                    self.size = self.size.or(size);
+                    self.skip = skip;
+                }
+                Err(cause) => self.failed(cause).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, Cause> {
+        let Some(body) = &mut self.body else {
+            return Ok(None);
+        };
+        let host = self.attempts.endpoint().host.clone();
+        let Some(mut bytes) = body.next().await? else {
+            return match self.size {
+                Some(size) if self.offset < size => {
+                    let detail = format!("the blob ended at byte {} of {size}", self.offset);
+                    Err(Cause::Connection { host, detail })
+                }
+                _ => Ok(None),
+            };
+        };
+        let skipped = self.skip.min(bytes.len() as u64);
+        self.skip -= skipped;
+        let bytes = bytes.split_off(usize::try_from(skipped).unwrap_or_default());
+        let offset = self.offset + bytes.len() as u64;
+        if self.size.is_some_and(|size| offset > size) {
+            let detail = "it sends more bytes than the blob has".into();
+            return Err(Cause::Malformed { host, detail });
+        }
+        self.offset = offset;
+        self.progressed |= !bytes.is_empty();
+        Ok(Some(bytes))
+    }
+}
+
+/// Opens a blob at `offset`: a body, the size of the blob if it is told, and the bytes to skip.
+async fn open(
+    repository: &Repository,
+    endpoint: &Endpoint,
+    digest: &Digest,
+    offset: u64,
+    known: Option<u64>,
+) -> Result<(Paced, Option<u64>, u64), Cause> {
+    let range = (offset > 0).then(|| HeaderValue::try_from(format!("bytes={offset}-")));
+    let range = range
+        .transpose()
+        .map_err(|error| Cause::Local(error.to_string()))?;
+    let (response, host) = repository.fetch(endpoint, digest, range).await?;
+    let status = response.status().as_u16();
+    if matches!(status, 200 | 206) {
+        check_encoding(&response, &host)?;
+    }
+    let malformed = |detail: String| Cause::Malformed {
+        host: host.clone(),
+        detail,
+    };
+    let (size, skip) = match status {
+        // A server that ignores the range begins anew; what we have is passed over.
+        200 => (response.content_length(), offset),
+        206 => {
+            let found = ContentRange::of(&response);
+            let fits = |found: &ContentRange| {
+                found.start == offset && found.total.is_none_or(|total| total == found.end)
+            };
+            let found = found.filter(fits);
+            let found = found.ok_or_else(|| {
+                malformed(format!(
+                    "it was asked for all from byte {offset} and sends something else"
+                ))
+            })?;
+            (found.total, 0)
+        }
+        _ => return Err(exchange::refusal(response, &host, endpoint.clock.now()).await),
+    };
+    if let (Some(known), Some(size)) = (known, size) {
+        if known != size {
+            return Err(malformed(format!(
+                "the blob had {known} bytes and now has {size}"
+            )));
+        }
+    }
+    Ok((Paced::new(response, host, &endpoint.timeouts), size, skip))
+}
+
+/// A whole blob of at most `limit` bytes, with its digest checked.
+pub(super) async fn small(
+    repository: &Repository,
+    digest: Digest,
+    limit: u64,
+    mut attempts: Attempts,
+) -> Result<Bytes, RegistryError> {
+    loop {
+        let endpoint = attempts.endpoint();
+        let attempt = async {
+            let (response, host) = repository.fetch(&endpoint, &digest, None).await?;
+            if response.status() != 200 {
+                return Err(exchange::refusal(response, &host, endpoint.clock.now()).await);
+            }
+            check_encoding(&response, &host)?;
+            let read = body::read_all(response, &host, "a blob", limit, &endpoint.timeouts);
+            let bytes = read.await?;
+            let found = Digest::of(&bytes);
+            if found == digest {
+                return Ok(bytes);
+            }
+            Err(Cause::WrongDigest {
+                host,
+                expected: digest,
+                found,
+            })
+        };
+        match attempts.run(attempt).await {
+            Ok(bytes) => {
+                attempts.succeeded();
+                return Ok(bytes);
+            }
+            Err(cause) => attempts.failed(cause).await?,
+        }
+    }
+}

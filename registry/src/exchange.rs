@@ -1,0 +1,320 @@
+//! One request and its answer: sent, logged in where asked, and named when it is refused.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, HeaderMap, RETRY_AFTER};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use url::Url;
+
+use crate::auth::{Access, Sessions};
+use crate::endpoint::Endpoint;
+use crate::error::Cause;
+use crate::{retry, transport};
+
+/// What is read of a refusal, bytes: the error documents of registries have a few hundred.
+const REFUSAL_BYTES_MAX: usize = 16 << 10;
+
+/// What is repeated of a registry's own words, characters.
+const DETAIL_CHARS_MAX: usize = 300;
+
+/// How long a refusal's body is waited for.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The body of a request, which can be sent again.
+#[derive(Clone)]
+pub(crate) enum Payload {
+    Empty,
+    Bytes(Bytes),
+    /// A body made anew for each attempt, and its length.
+    Stream(Arc<dyn Fn() -> reqwest::Body + Send + Sync>, u64),
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = match self {
+            Self::Empty => 0,
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Stream(_, bytes) => *bytes,
+        };
+        write!(f, "Payload({bytes} bytes)")
+    }
+}
+
+/// A request to a registry.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) payload: Payload,
+    pub(crate) access: Access,
+    /// For the headers of the answer.
+    pub(crate) timeout: Duration,
+    /// Send neither credentials nor configured headers, wherever it goes.
+    pub(crate) bare: bool,
+}
+
+/// Sends `call` to `endpoint`, logging in if it asks for that; any status is an answer.
+pub(crate) async fn call(
+    sessions: &Sessions,
+    endpoint: &Endpoint,
+    repository: &str,
+    call: &Call,
+) -> Result<Response, Cause> {
+    let own = !call.bare && same_origin(&call.url, &endpoint.base);
+    let fixed = endpoint.headers.contains_key(AUTHORIZATION);
+    if !own || fixed {
+        return once(endpoint, call, own, None).await;
+    }
+    let used = sessions.grant(endpoint, repository, &call.access).await?;
+    let header = used.as_ref().map(|grant| &grant.header);
+    let response = once(endpoint, call, own, header).await?;
+    if response.status() != StatusCode::UNAUTHORIZED {
+        return Ok(response);
+    }
+    let headers = response.headers().clone();
+    // Reading the body lets the connection be used again.
+    let _ = read_refusal(response).await;
+    let access = &call.access;
+    let grant = sessions
+        .challenged(endpoint, repository, access, used.as_ref(), &headers)
+        .await?;
+    once(endpoint, call, own, Some(&grant.header)).await
+}
+
+async fn once(
+    endpoint: &Endpoint,
+    call: &Call,
+    own: bool,
+    authorization: Option<&reqwest::header::HeaderValue>,
+) -> Result<Response, Cause> {
+    let client = endpoint.transport.client(&call.url, own)?;
+    let mut headers = call.headers.clone();
+    if own {
+        headers.extend(endpoint.headers.clone());
+    }
+    if let Some(value) = authorization {
+        headers.insert(AUTHORIZATION, value.clone());
+    }
+    let (method, url) = (call.method.clone(), call.url.clone());
+    let host = if own { &endpoint.host } else { url.authority() }.to_owned();
+    send(
+        client,
+        request(client, method, url, headers, &call.payload),
+        &host,
+        call.timeout,
+    )
+    .await
+}
+
+/// Builds a request.
+pub(crate) fn request(
+    client: &Client,
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    payload: &Payload,
+) -> RequestBuilder {
+    let wants_body = matches!(method, Method::POST | Method::PUT | Method::PATCH);
+    let request = client.request(method, url).headers(headers);
+    match payload {
+        Payload::Empty if wants_body => request.body(Bytes::new()),
+        Payload::Empty => request,
+        Payload::Bytes(bytes) => request.body(bytes.clone()),
+        Payload::Stream(body, length) => request
+            .header(reqwest::header::CONTENT_LENGTH, *length)
+            .body(body()),
+    }
+}
+
+/// Sends a request and waits for the headers of its answer.
+pub(crate) async fn send(
+    client: &Client,
+    request: RequestBuilder,
+    host: &str,
+    timeout: Duration,
+) -> Result<Response, Cause> {
+    let request = request
+        .build()
+        .map_err(|error| Cause::Local(transport::chain(&error)))?;
+    tracing::trace!(host, method = %request.method(), path = request.url().path(), "request");
+    match tokio::time::timeout(timeout, client.execute(request)).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(broken(&error, host)),
+        Err(_elapsed) => Err(Cause::Connection {
+            host: host.into(),
+            detail: format!("no answer within {timeout:?}"),
+        }),
+    }
+}
+
+/// Why there was no answer, or not all of it.
+pub(crate) fn broken(error: &reqwest::Error, host: &str) -> Cause {
+    let host = host.to_owned();
+    let detail = transport::chain(error);
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = next {
+        let tls = error.downcast_ref::<rustls::Error>().or_else(|| {
+            let io = error.downcast_ref::<std::io::Error>();
+            io.and_then(std::io::Error::get_ref)
+                .and_then(|inner| inner.downcast_ref())
+        });
+        match tls {
+            Some(rustls::Error::InvalidMessage(_)) => {
+                let detail = "it speaks no TLS; allow plain HTTP (--plain-http) if that is right";
+                return Cause::Untrusted {
+                    host,
+                    detail: detail.into(),
+                };
+            }
+            Some(rustls::Error::InvalidCertificate(why)) => {
+                let detail = format!("its certificate is not acceptable: {why:?}");
+                return Cause::Untrusted { host, detail };
+            }
+            Some(other) => {
+                return Cause::Untrusted {
+                    host,
+                    detail: other.to_string(),
+                };
+            }
+            None => next = error.source(),
+        }
+    }
+    Cause::Connection { host, detail }
+}
+
+/// Whether two URLs are on the same server, so that credentials for one may go to the other.
+pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme()
+        && a.host() == b.host()
+        && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// Names a refusal by its status and by what the registry says about it.
+pub(crate) async fn refusal(response: Response, host: &str, now: SystemTime) -> Cause {
+    let status = response.status().as_u16();
+    let asked = response
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok());
+    let retry_after = asked.and_then(|text| retry::retry_after(text, now));
+    let detail = words(&read_refusal(response).await);
+    let host = host.to_owned();
+    match status {
+        401 => Cause::Unauthorized { host, detail },
+        403 => Cause::Forbidden { detail },
+        404 | 410 => Cause::NotFound { detail },
+        400 if detail.contains("HTTP request was sent to HTTPS port")
+            || detail.contains("HTTP request to an HTTPS server") =>
+        {
+            let detail = "it speaks TLS and we do not; put its CA into certs.d".into();
+            Cause::Untrusted { host, detail }
+        }
+        408 | 429 | 500 | 502 | 503 | 504 => Cause::Unavailable {
+            host,
+            status,
+            retry_after,
+            detail,
+        },
+        _ => Cause::Refused {
+            host,
+            status,
+            detail,
+        },
+    }
+}
+
+async fn read_refusal(mut response: Response) -> Vec<u8> {
+    let mut text = Vec::new();
+    let read = async {
+        while let Ok(Some(bytes)) = response.chunk().await {
+            text.extend_from_slice(&bytes[..bytes.len().min(REFUSAL_BYTES_MAX)]);
+            if text.len() >= REFUSAL_BYTES_MAX {
+                break;
+            }
+        }
+    };
+    // Whatever has come by then is enough to say what is wrong.
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, read).await;
+    text
+}
+
+/// The registry's own words, cut and cleaned, with a leading separator; or nothing.
+fn words(body: &[u8]) -> String {
+    let document: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let said = match &document {
+        Some(document) => {
+            let errors = document.get("errors").and_then(|errors| errors.as_array());
+            let first = errors.and_then(|errors| errors.first());
+            let field = |name| {
+                first
+                    .and_then(|e| e.get(name))
+                    .and_then(|text| text.as_str())
+            };
+            match (field("code"), field("message")) {
+                (Some(code), Some(message)) if !message.is_empty() => format!("{code}: {message}"),
+                (Some(one), _) | (None, Some(one)) => one.to_owned(),
+                (None, None) => String::new(),
+            }
+        }
+        // HTML and XML say nothing in one line.
+        None if body.trim_ascii_start().starts_with(b"<") => String::new(),
+        None => String::from_utf8_lossy(body).into_owned(),
+    };
+    let said: String = said
+        .trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(DETAIL_CHARS_MAX)
+        .collect();
+    if said.is_empty() {
+        said
+    } else {
+        format!(" ({said})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_quoted_briefly() {
+        for (body, expected) in [
+            (
+                r#"{"errors":[{"code":"DENIED","message":"no pull"}]}"#,
+                " (DENIED: no pull)",
+            ),
+            (r#"{"errors":[{"code":"DENIED"}]}"#, " (DENIED)"),
+            (r#"{"errors":[]}"#, ""),
+            (r#"{"errors":7}"#, ""),
+            ("<html>portal</html>", ""),
+            ("too\nfast\n", " (too fast)"),
+            ("", ""),
+        ] {
+            assert_eq!(words(body.as_bytes()), expected, "{body}");
+        }
+        assert!(words(&[b'x'; 10_000]).len() < 400);
+    }
+
+    #[test]
+    fn credentials_belong_to_scheme_host_and_port() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        let own = url("https://r.io/v2/");
+        for (other, same) in [
+            ("https://r.io/elsewhere", true),
+            ("https://r.io:443/", true),
+            ("https://R.IO/", true),
+            ("http://r.io/", false),
+            ("https://r.io:8443/", false),
+            ("https://cdn.r.io/", false),
+            ("https://r.io.evil.io/", false),
+            ("https://r.io@evil.io/", false),
+        ] {
+            assert_eq!(same_origin(&url(other), &own), same, "{other}");
+        }
+    }
+}
