@@ -47,7 +47,7 @@ pub(crate) struct Sessions {
     credentials: CredentialStore,
     clock: Arc<dyn Clock>,
     timeout: Duration,
-    sessions: std::sync::Mutex<HashMap<Key, Arc<Session>>>,
+    known: std::sync::Mutex<HashMap<Key, Arc<Session>>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -90,7 +90,7 @@ impl Sessions {
             credentials,
             clock,
             timeout,
-            sessions: std::sync::Mutex::default(),
+            known: std::sync::Mutex::default(),
         }
     }
 
@@ -100,7 +100,7 @@ impl Sessions {
             repository: repository.into(),
             access: access.clone(),
         };
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if sessions.len() >= SESSIONS_MAX && !sessions.contains_key(&key) {
             sessions.clear();
         }
@@ -121,10 +121,10 @@ impl Sessions {
         if state.grant.is_none() || !expired {
             return Ok(state.grant.clone());
         }
-        if session.asked.load(Ordering::Acquire) != asked {
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
-            }
+        if session.asked.load(Ordering::Acquire) != asked
+            && let Some(failure) = &state.failure
+        {
+            return Err(failure.clone());
         }
         let lookup = Lookup {
             sessions: self,
@@ -148,15 +148,15 @@ impl Sessions {
         let asked = session.asked.load(Ordering::Acquire);
         let mut state = session.state.lock().await;
         let generation = |grant: Option<&Grant>| grant.map_or(0, |grant| grant.generation);
-        if let Some(grant) = &state.grant {
-            if grant.generation > generation(used) {
-                return Ok(grant.clone());
-            }
+        if let Some(grant) = &state.grant
+            && grant.generation > generation(used)
+        {
+            return Ok(grant.clone());
         }
-        if session.asked.load(Ordering::Acquire) != asked {
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
-            }
+        if session.asked.load(Ordering::Acquire) != asked
+            && let Some(failure) = &state.failure
+        {
+            return Err(failure.clone());
         }
         let challenge = Challenge::read(headers, &endpoint.host)?;
         state.challenge = Some(challenge);

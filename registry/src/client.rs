@@ -153,7 +153,14 @@ impl Repository {
 
     /// Sends `call`, logging in where asked.
     pub(crate) async fn send(&self, endpoint: &Endpoint, call: &Call) -> Result<Response, Cause> {
-        exchange::call(&self.shared().sessions, endpoint, self.name(), call).await
+        // Boxed, because every call has one in it and the others need not carry its size.
+        Box::pin(exchange::call(
+            &self.shared().sessions,
+            endpoint,
+            self.name(),
+            call,
+        ))
+        .await
     }
 
     /// Sends a read and follows where it leads; see [`redirect::follow`].
@@ -162,7 +169,13 @@ impl Repository {
         endpoint: &Endpoint,
         call: Call,
     ) -> Result<(Response, Option<Target>), Cause> {
-        redirect::follow(&self.shared().sessions, endpoint, self.name(), call).await
+        Box::pin(redirect::follow(
+            &self.shared().sessions,
+            endpoint,
+            self.name(),
+            call,
+        ))
+        .await
     }
 
     /// The cause that `response`, whose status is no success, stands for.

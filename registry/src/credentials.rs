@@ -114,10 +114,10 @@ impl CredentialStore {
             if let Some(found) = file.entry(&keys).map_err(wrong)? {
                 return Ok(Some(found));
             }
-            if let Some(name) = file.store() {
-                if let Some(found) = program::ask(name, server(host)).await? {
-                    return Ok(Some(found));
-                }
+            if let Some(name) = file.store()
+                && let Some(found) = program::ask(name, server(host)).await?
+            {
+                return Ok(Some(found));
             }
         }
         Ok(None)

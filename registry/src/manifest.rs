@@ -218,11 +218,11 @@ fn prepare(
     digest: &Digest,
 ) -> Result<(Identifier, HeaderValue), Cause> {
     let id = Identifier::parse(tag_or_digest)?;
-    if let Identifier::Digest(named) = &id {
-        if named != digest {
-            let text = format!("the manifest's digest is {digest}, not {named}");
-            return Err(Cause::Local(text));
-        }
+    if let Identifier::Digest(named) = &id
+        && named != digest
+    {
+        let text = format!("the manifest's digest is {digest}, not {named}");
+        return Err(Cause::Local(text));
     }
     if bytes.len() as u64 > MANIFEST_BYTES_MAX {
         let bytes = bytes.len() as u64;

@@ -72,7 +72,7 @@ impl Default for Timeouts {
             answer: Duration::from_secs(10),
             // 10 GB read back from an object store at 50 MB/s.
             commit: Duration::from_secs(200),
-            call: Duration::from_secs(60),
+            call: Duration::from_mins(1),
             // 1 KiB/s over 10 s: slower than any link worth waiting for.
             rate_window: Duration::from_secs(10),
             rate_bytes_min: 10 << 10,

@@ -141,22 +141,23 @@ impl Repository {
     /// Gives an upload up, so that the registry need not keep it until it expires. If that fails
     /// it does expire, hence no error.
     pub(crate) async fn cancel_upload(&self, endpoint: &Endpoint, location: Url) {
-        let call = self.upload_call(endpoint, Method::DELETE, location);
+        let call = call_at(endpoint, Method::DELETE, location);
         if let Err(cause) = self.send(endpoint, &call).await {
             tracing::debug!(%cause, "upload not cancelled");
         }
     }
+}
 
-    pub(crate) fn upload_call(&self, endpoint: &Endpoint, method: Method, url: Url) -> Call {
-        Call {
-            method,
-            url,
-            headers: reqwest::header::HeaderMap::new(),
-            payload: Payload::Empty,
-            access: Access::Push,
-            timeout: endpoint.timeouts.answer,
-            bare: false,
-        }
+/// A call of an upload under way, which goes where the registry said.
+pub(crate) fn call_at(endpoint: &Endpoint, method: Method, url: Url) -> Call {
+    Call {
+        method,
+        url,
+        headers: reqwest::header::HeaderMap::new(),
+        payload: Payload::Empty,
+        access: Access::Push,
+        timeout: endpoint.timeouts.answer,
+        bare: false,
     }
 }
 

@@ -75,12 +75,13 @@ impl Challenge {
             }
         }
         if basic {
-            Ok(Self::Basic)
-        } else {
-            Err(wrong(
-                "it refuses with 401 and offers no way to log in that we know",
-            ))
+            return Ok(Self::Basic);
         }
+        let detail = " (it offers no way to log in that we know)".into();
+        Err(Cause::Unauthorized {
+            host: host.into(),
+            detail,
+        })
     }
 }
 

@@ -239,12 +239,12 @@ async fn open(
         }
         _ => return Err(exchange::refusal(response, &host, endpoint.clock.now()).await),
     };
-    if let (Some(known), Some(size)) = (known, size) {
-        if known != size {
-            return Err(malformed(format!(
-                "the blob had {known} bytes and now has {size}"
-            )));
-        }
+    if let (Some(known), Some(size)) = (known, size)
+        && known != size
+    {
+        return Err(malformed(format!(
+            "the blob had {known} bytes and now has {size}"
+        )));
     }
     Ok((Paced::new(response, host, &endpoint.timeouts), size, skip))
 }

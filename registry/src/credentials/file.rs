@@ -93,10 +93,10 @@ impl AuthFile {
     pub(super) fn entry(&self, keys: &[String]) -> Result<Option<Credential>, String> {
         for key in keys {
             for (name, entry) in &self.auths {
-                if normal(name) == key {
-                    if let Some(found) = entry.credential(name)? {
-                        return Ok(Some(found));
-                    }
+                if normal(name) == key
+                    && let Some(found) = entry.credential(name)?
+                {
+                    return Ok(Some(found));
                 }
             }
         }

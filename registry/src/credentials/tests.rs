@@ -4,6 +4,10 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "it is compared with what a search finds"
+)]
 fn password(username: &str, password: &str) -> Option<Credential> {
     let password = Secret::new(password);
     Some(Credential::Password {

@@ -9,10 +9,10 @@ use crate::calendar::iso_date;
 
 /// How long a target that says nothing about its end is used. Signed URLs live 5 minutes and
 /// more; this is short enough to follow a store that moves.
-const LIFE_DEFAULT: Duration = Duration::from_secs(60);
+const LIFE_DEFAULT: Duration = Duration::from_mins(1);
 
 /// The longest use of any target: whatever it says, the registry may revoke access.
-const LIFE_MAX: Duration = Duration::from_secs(3600);
+const LIFE_MAX: Duration = Duration::from_hours(1);
 
 /// How long before its end a target is given up, so that it does not expire on its way.
 const MARGIN: Duration = Duration::from_secs(5);

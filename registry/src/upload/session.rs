@@ -10,7 +10,7 @@ use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE
 use reqwest::{Method, Response};
 use url::Url;
 
-use super::{Progress, UploadSource, location};
+use super::{Progress, UploadSource, call_at, location};
 use crate::attempts::Purpose;
 use crate::auth::Access;
 use crate::client::Repository;
@@ -129,7 +129,7 @@ impl<'a> Session<'a> {
             self.cancel(endpoint).await;
             return Ok(false);
         }
-        let call = self.repository.upload_call(endpoint, Method::GET, location);
+        let call = call_at(endpoint, Method::GET, location);
         let response = self.repository.send(endpoint, &call).await?;
         match response.status().as_u16() {
             204 | 202 | 200 => {
@@ -161,9 +161,7 @@ impl<'a> Session<'a> {
         let length = piece
             .map_or(left, |piece| piece.max(self.piece_min).max(1))
             .min(left);
-        let mut call = self
-            .repository
-            .upload_call(endpoint, Method::PATCH, location);
+        let mut call = call_at(endpoint, Method::PATCH, location);
         if self.stored > 0 || length < left {
             let range = format!("{}-{}", self.stored, self.stored + length - 1);
             let value = HeaderValue::try_from(range);
@@ -204,7 +202,7 @@ impl<'a> Session<'a> {
 
     /// Ends the upload, with the last `length` bytes of the blob.
     async fn put(&mut self, endpoint: &Endpoint, location: Url, length: u64) -> Result<(), Cause> {
-        let mut call = self.repository.upload_call(endpoint, Method::PUT, location);
+        let mut call = call_at(endpoint, Method::PUT, location);
         call.url
             .query_pairs_mut()
             .append_pair("digest", &self.digest.to_string());
@@ -342,10 +340,11 @@ impl Flow {
                     let detail = format!("no answer {silent:?} after the upload");
                     return Cause::Connection { host, detail };
                 }
-            } else if bytes < timeouts.rate_bytes_min {
+            } else if still == STALL_WINDOWS {
+                let seconds = timeouts.rate_window.as_secs() * u64::from(STALL_WINDOWS);
                 return Cause::Stalled {
                     host,
-                    bytes,
+                    bytes: 0,
                     seconds,
                 };
             }

@@ -1,3 +1,5 @@
 //! Fake registry, tree oracle, test images: what the tests of every crate share.
 
+pub mod certificates;
+pub mod registry;
 pub mod tar;

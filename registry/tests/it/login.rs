@@ -1,0 +1,248 @@
+//! Logging in: once, with the right scope, and again when the registry forgets.
+
+use std::time::Duration;
+
+use larder_proto::digest::Digest;
+use larder_registry::{ClientOptions, Repository};
+use larder_test_support::registry::{Auth, FakeRegistry, Fault, On, Seen, Settings};
+
+use crate::world::{TestClock, authfile, login, noise, options, repository};
+
+const LIFETIME: Duration = Duration::from_secs(300);
+
+async fn with(auth: Auth) -> (FakeRegistry, Digest) {
+    let registry = FakeRegistry::start_with(Settings {
+        auth,
+        ..Settings::default()
+    })
+    .await;
+    let digest = registry.push_blob(noise(100_000));
+    (registry, digest)
+}
+
+fn tokens() -> Auth {
+    let account = Some(("anna".to_owned(), "hunter2".to_owned()));
+    Auth::Token {
+        account,
+        identity: Some("refresh+me".into()),
+        lifetime: LIFETIME,
+    }
+}
+
+fn asked(seen: &[Seen], path: &str) -> usize {
+    seen.iter()
+        .filter(|request| request.path.starts_with(path))
+        .count()
+}
+
+fn as_anna(registry: &FakeRegistry, clock: &TestClock) -> Repository {
+    let authfile = Some(login(&registry.host(), "anna", "hunter2"));
+    repository(
+        registry,
+        ClientOptions {
+            authfile,
+            ..options(clock)
+        },
+    )
+}
+
+#[tokio::test]
+async fn a_password_is_sent_once_it_is_asked_for() {
+    let auth = Auth::Basic {
+        username: "anna".into(),
+        password: "hunter2".into(),
+    };
+    let (registry, digest) = with(auth).await;
+    let repository = as_anna(&registry, &TestClock::new());
+    for _ in 0..3 {
+        assert_eq!(
+            repository.blob_exists(&digest).await.unwrap(),
+            Some(100_000)
+        );
+    }
+    let authorized: Vec<_> = registry.requests().iter().map(|r| r.authorized).collect();
+    assert_eq!(authorized, [false, true, true, true]);
+}
+
+/// 401 for ever: two requests, no loop, and a sentence that says what to do.
+#[tokio::test]
+async fn wrong_or_missing_credentials_are_refused_after_two_requests() {
+    let basic = Auth::Basic {
+        username: "anna".into(),
+        password: "hunter2".into(),
+    };
+    for (auth, file) in [
+        (basic.clone(), true),
+        (basic, false),
+        (tokens(), true),
+        (tokens(), false),
+    ] {
+        let text = format!("{auth:?} {file}");
+        let (registry, digest) = with(auth).await;
+        let host = registry.host();
+        let wrong = if file {
+            login(&host, "anna", "wrong-password")
+        } else {
+            authfile("{}")
+        };
+        let clock = TestClock::new();
+        let repository = repository(
+            &registry,
+            ClientOptions {
+                authfile: Some(wrong),
+                ..options(&clock)
+            },
+        );
+        let error = repository.blob_range(&digest, 0..10).await.unwrap_err();
+        assert!(
+            error.is_unauthorized() && !error.is_transient(),
+            "{text}: {error}"
+        );
+        let message = format!("{error} {error:?}");
+        assert!(
+            message.contains(&format!("docker login {host}")),
+            "{text}: {message}"
+        );
+        assert!(!message.contains("wrong-password"), "{text}: {message}");
+        assert!(
+            registry.requests().len() <= 2,
+            "{text}: {:?}",
+            registry.requests()
+        );
+        assert_eq!(clock.waits(), []);
+    }
+}
+
+#[tokio::test]
+async fn sixty_four_readers_ask_for_one_token() {
+    let (registry, digest) = with(tokens()).await;
+    let clock = TestClock::new();
+    let repository = as_anna(&registry, &clock);
+    for expected in 1..=3 {
+        let readers = (0..64).map(|n| {
+            let repository = repository.clone();
+            tokio::spawn(async move { repository.blob_range(&digest, n..n + 1000).await })
+        });
+        for reader in readers.collect::<Vec<_>>() {
+            reader.await.unwrap().unwrap();
+        }
+        assert_eq!(asked(&registry.requests(), "/token"), expected);
+        match expected {
+            // The client sees that the token is about to expire …
+            1 => clock.advance(LIFETIME),
+            // … or hears from the registry that it is no longer good.
+            _ => registry.revoke_tokens(),
+        }
+    }
+}
+
+/// When the token server fails, those who waited for the same token do not ask it one by one.
+#[tokio::test]
+async fn a_failing_token_server_is_not_stormed() {
+    let (registry, digest) = with(tokens()).await;
+    registry.fault(On::Path("GET", "/token"), Fault::Status(403, None));
+    let repository = as_anna(&registry, &TestClock::new());
+    let readers = (0..64).map(|_| {
+        let repository = repository.clone();
+        tokio::spawn(async move { repository.blob_range(&digest, 0..1000).await })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        assert!(reader.await.unwrap().unwrap_err().is_unauthorized());
+    }
+    let asked = asked(&registry.requests(), "/token");
+    assert!(asked <= 8, "asked {asked} times");
+}
+
+#[tokio::test]
+async fn everybody_may_read_what_is_public() {
+    let auth = Auth::Token {
+        account: None,
+        identity: None,
+        lifetime: LIFETIME,
+    };
+    let (registry, digest) = with(auth).await;
+    let repository = repository(&registry, options(&TestClock::new()));
+    repository.blob_range(&digest, 0..10).await.unwrap();
+    let seen = registry.requests();
+    let token = seen
+        .iter()
+        .find(|request| request.path == "/token")
+        .unwrap();
+    assert!(!token.authorized);
+    assert_eq!(
+        token.query,
+        "service=fake&scope=repository%3Ateam%2Fapp%3Apull"
+    );
+    let error = repository
+        .put_manifest("v1", "x/y", "{}".into())
+        .await
+        .unwrap_err();
+    assert!(error.is_unauthorized(), "{error}");
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_posted_and_never_in_a_url() {
+    let (registry, digest) = with(tokens()).await;
+    let json = format!(
+        r#"{{"auths": {{"{}": {{"identitytoken": "refresh+me"}}}}}}"#,
+        registry.host()
+    );
+    let authfile = Some(authfile(&json));
+    let repository = repository(
+        &registry,
+        ClientOptions {
+            authfile,
+            ..options(&TestClock::new())
+        },
+    );
+    repository.blob_range(&digest, 0..10).await.unwrap();
+    let seen = registry.requests();
+    let token = seen
+        .iter()
+        .find(|request| request.path == "/token")
+        .unwrap();
+    assert_eq!(
+        (&*token.method, &*token.query, token.authorized),
+        ("POST", "", false)
+    );
+}
+
+/// A push asks for one token at its first request, and a mount for both repositories.
+#[tokio::test]
+async fn a_push_needs_one_token_and_a_mount_another() {
+    let (registry, _) = with(tokens()).await;
+    let base = registry.push_blob_into("team/base", noise(5000));
+    let repository = as_anna(&registry, &TestClock::new());
+    let bytes = bytes::Bytes::from(noise(70_000));
+    let digest = Digest::of(&bytes);
+    repository
+        .upload_blob(&digest, 70_000, bytes, |_| ())
+        .await
+        .unwrap();
+    assert_eq!(asked(&registry.requests(), "/token"), 1);
+    assert!(repository.mount_blob(&base, "team/base").await.unwrap());
+    assert_eq!(asked(&registry.requests(), "/token"), 2);
+}
+
+/// A token that dies in the middle of an upload is replaced; the upload goes on.
+#[tokio::test]
+async fn a_token_that_expires_in_an_upload_is_renewed() {
+    let (registry, _) = with(tokens()).await;
+    let repository = as_anna(&registry, &TestClock::new());
+    let once = std::sync::Once::new();
+    let registry = std::sync::Arc::new(registry);
+    let revoke = std::sync::Arc::clone(&registry);
+    let bytes = bytes::Bytes::from(noise(700_000));
+    let digest = Digest::of(&bytes);
+    let progress = move |at| {
+        if at > 0 {
+            once.call_once(|| revoke.revoke_tokens());
+        }
+    };
+    repository
+        .upload_blob(&digest, 700_000, bytes.clone(), progress)
+        .await
+        .unwrap();
+    assert_eq!(registry.blob("team/app", &digest), Some(bytes));
+    assert_eq!(asked(&registry.requests(), "/token"), 2);
+}

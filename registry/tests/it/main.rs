@@ -1,0 +1,11 @@
+//! The client against registries that are honest, odd, broken and real.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose world cannot be set up has failed"
+)]
+
+mod fetch;
+mod login;
+mod push;
+mod world;

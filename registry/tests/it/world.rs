@@ -1,0 +1,99 @@
+//! A client, a repository and time, as the tests want them.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::BoxFuture;
+use larder_registry::clock::Clock;
+use larder_registry::{Client, ClientOptions, Repository, Timeouts};
+use larder_test_support::registry::FakeRegistry;
+
+/// A clock that tests move: sleeping takes no time, and is noted.
+#[derive(Debug, Clone)]
+pub(crate) struct TestClock(Arc<Mutex<(SystemTime, Vec<Duration>)>>);
+
+impl TestClock {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new((SystemTime::now(), Vec::new()))))
+    }
+
+    pub(crate) fn advance(&self, time: Duration) {
+        self.0.lock().unwrap().0 += time;
+    }
+
+    /// How long the client has waited before each retry.
+    pub(crate) fn waits(&self) -> Vec<Duration> {
+        self.0.lock().unwrap().1.clone()
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> SystemTime {
+        self.0.lock().unwrap().0
+    }
+
+    fn sleep(&self, delay: Duration) -> BoxFuture<'static, ()> {
+        let mut state = self.0.lock().unwrap();
+        state.0 += delay;
+        state.1.push(delay);
+        Box::pin(tokio::task::yield_now())
+    }
+
+    fn fraction(&self) -> f64 {
+        0.5
+    }
+}
+
+/// Options of tests: no credentials of this machine, and little patience.
+pub(crate) fn options(clock: &TestClock) -> ClientOptions {
+    ClientOptions {
+        authfile: Some(authfile("{}")),
+        clock: Arc::new(clock.clone()),
+        timeouts: Timeouts {
+            connect: Duration::from_secs(2),
+            answer: Duration::from_millis(400),
+            commit: Duration::from_secs(2),
+            call: Duration::from_secs(10),
+            rate_window: Duration::from_millis(300),
+            rate_bytes_min: 300,
+        },
+        ..ClientOptions::default()
+    }
+}
+
+/// A credential file that lives as long as the test process.
+pub(crate) fn authfile(json: &str) -> std::path::PathBuf {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, json.as_bytes()).unwrap();
+    file.into_temp_path().keep().unwrap()
+}
+
+/// A credential file with one user for `host`.
+pub(crate) fn login(host: &str, username: &str, password: &str) -> std::path::PathBuf {
+    authfile(&format!(
+        r#"{{"auths": {{"{host}": {{"username": "{username}", "password": "{password}"}}}}}}"#
+    ))
+}
+
+/// The repository `team/app` of `registry`.
+pub(crate) fn repository(registry: &FakeRegistry, options: ClientOptions) -> Repository {
+    open(&registry.reference("team/app", "v1"), options)
+}
+
+/// The repository of a reference.
+pub(crate) fn open(reference: &str, options: ClientOptions) -> Repository {
+    let reference = reference.parse().unwrap();
+    Client::new(options).unwrap().repository(&reference)
+}
+
+/// Bytes that differ everywhere.
+pub(crate) fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let step = |_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..length).map(step).collect()
+}

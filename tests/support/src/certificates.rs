@@ -1,0 +1,133 @@
+//! A certificate authority of our own, made by the `openssl` program for one test.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tempfile::TempDir;
+
+/// An authority, a server's certificate for 127.0.0.1 and localhost, and a client's certificate.
+#[derive(Debug, Clone)]
+pub struct Certificates {
+    dir: Arc<TempDir>,
+    /// Whether servers ask clients for their certificate.
+    ask_clients: bool,
+}
+
+impl Certificates {
+    /// Makes a new authority and what it signs.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("make a directory for certificates");
+        let path = dir.path();
+        let authority = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+             -keyout ca.key -out ca.crt -subj /CN=larder-test-ca -addext basicConstraints=critical,CA:TRUE";
+        openssl(path, authority);
+        sign(
+            path,
+            "server",
+            "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth",
+        );
+        sign(path, "client", "extendedKeyUsage=clientAuth");
+        Self {
+            dir: Arc::new(dir),
+            ask_clients: false,
+        }
+    }
+
+    /// The same, with servers that let in nobody without the client certificate.
+    #[must_use]
+    pub fn asking_clients(self) -> Self {
+        Self {
+            ask_clients: true,
+            ..self
+        }
+    }
+
+    /// The authority's certificate, PEM.
+    pub fn authority(&self) -> PathBuf {
+        self.dir.path().join("ca.crt")
+    }
+
+    /// The server's certificate and key, PEM.
+    pub fn server(&self) -> (PathBuf, PathBuf) {
+        self.pair("server")
+    }
+
+    /// The client's certificate and key, PEM.
+    pub fn client(&self) -> (PathBuf, PathBuf) {
+        self.pair("client")
+    }
+
+    fn pair(&self, name: &str) -> (PathBuf, PathBuf) {
+        let path = self.dir.path();
+        (
+            path.join(format!("{name}.crt")),
+            path.join(format!("{name}.key")),
+        )
+    }
+
+    /// What a TLS server needs.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        let (certificate, key) = self.server();
+        let chain = CertificateDer::pem_file_iter(certificate).expect("open the certificate");
+        let chain = chain
+            .collect::<Result<_, _>>()
+            .expect("read the certificate");
+        let key = PrivateKeyDer::from_pem_file(key).expect("read the key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let config = config
+            .with_safe_default_protocol_versions()
+            .expect("ring speaks TLS");
+        let config = if self.ask_clients {
+            let mut roots = RootCertStore::empty();
+            let authority = CertificateDer::from_pem_file(self.authority()).expect("read the CA");
+            roots.add(authority).expect("the CA is a certificate");
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            config.with_client_cert_verifier(verifier.build().expect("the CA is an authority"))
+        } else {
+            config.with_no_client_auth()
+        };
+        let mut config = config.with_single_cert(chain, key).expect("the key fits");
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Arc::new(config)
+    }
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn sign(dir: &Path, name: &str, extensions: &str) {
+    std::fs::write(dir.join(format!("{name}.ext")), extensions).expect("write extensions");
+    openssl(
+        dir,
+        &format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key \
+             -out {name}.csr -subj /CN=larder-test-{name}"
+        ),
+    );
+    openssl(
+        dir,
+        &format!(
+            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
+             -out {name}.crt -extfile {name}.ext"
+        ),
+    );
+}
+
+fn openssl(dir: &Path, arguments: &str) {
+    let output = Command::new("openssl")
+        .args(arguments.split_whitespace())
+        .current_dir(dir)
+        .output()
+        .expect("run openssl; the tests need that package");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "openssl {arguments}: {text}");
+}
