@@ -168,18 +168,20 @@ impl Repository {
             Identifier::Digest(asked) => Some(*asked),
             Identifier::Tag(_) => announced,
         };
+        // A page instead of a document has a cause worth naming; anything else is a lie.
+        let document = bytes.trim_ascii_start().starts_with(b"{");
+        if let Some(expected) = expected.filter(|expected| document && *expected != digest) {
+            return Err(wrong_digest(endpoint, expected, digest));
+        }
         let kind = kind_of(kind, &bytes).ok_or_else(|| Cause::Malformed {
             host: endpoint.host.clone(),
             detail: "this is no manifest; is there a login page or a proxy in between?".into(),
         })?;
-        match expected {
-            Some(expected) if expected != digest => Err(wrong_digest(endpoint, expected, digest)),
-            _ => Ok(Manifest {
-                digest,
-                media_type: kind,
-                bytes,
-            }),
-        }
+        Ok(Manifest {
+            digest,
+            media_type: kind,
+            bytes,
+        })
     }
 
     async fn read_manifest(&self, endpoint: &Endpoint, response: Response) -> Result<Bytes, Cause> {

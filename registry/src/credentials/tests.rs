@@ -121,8 +121,7 @@ async fn the_usual_files_are_searched_in_order() {
     }
 }
 
-/// A program in a directory of its own, reached through PATH-less absolute invocation would need
-/// a slash in the name, which is refused; so the test puts one where programs are found.
+/// A credential program, put where programs are found: a path in its name is refused.
 struct Program(PathBuf);
 
 impl Program {

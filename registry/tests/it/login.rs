@@ -8,7 +8,7 @@ use larder_test_support::registry::{Auth, FakeRegistry, Fault, On, Seen, Setting
 
 use crate::world::{TestClock, authfile, login, noise, options, repository};
 
-const LIFETIME: Duration = Duration::from_secs(300);
+const LIFETIME: Duration = Duration::from_mins(5);
 
 async fn with(auth: Auth) -> (FakeRegistry, Digest) {
     let registry = FakeRegistry::start_with(Settings {

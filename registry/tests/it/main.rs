@@ -5,7 +5,9 @@
     reason = "a test whose world cannot be set up has failed"
 )]
 
+mod faults;
 mod fetch;
 mod login;
 mod push;
+mod redirects;
 mod world;

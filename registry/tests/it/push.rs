@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use larder_proto::digest::Digest;
 use larder_registry::oci::media_type;
@@ -134,7 +136,7 @@ async fn a_busy_registry_is_waited_for() {
     registry.fault_times(2, On::Path("PATCH", "/uploads/"), busy());
     registry.fault_times(1, On::Path("PUT", "/uploads/"), busy());
     upload(&registry, options(&clock)).await;
-    let seconds: Vec<_> = clock.waits().iter().map(|wait| wait.as_secs()).collect();
+    let seconds: Vec<_> = clock.waits().iter().map(Duration::as_secs).collect();
     assert_eq!(seconds, [3, 3, 3]);
 }
 
