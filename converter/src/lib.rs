@@ -1,10 +1,20 @@
 //! Converts images to lazily startable ones: library and command-line tool.
 
+pub mod access;
+pub mod cache;
+pub mod check;
+pub mod cli;
+pub mod convert;
 pub mod decode;
+pub mod destination;
+pub mod docker;
 pub mod files;
 pub mod layer;
 pub mod layout;
 pub mod location;
 pub mod manifest;
 pub mod plan;
+pub mod progress;
+pub mod report;
+pub mod source;
 pub mod spool;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use larder_registry::reference::{Reference, ReferenceError};
+use larder_registry::{Reference, ReferenceError};
 
 /// The place of an image: a transport with what it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,14 +32,12 @@ pub enum Location {
         /// The image's name in it; none means the only image there is.
         reference: Option<String>,
     },
-    /// `containerd:REF`: an image in containerd's own store.
-    Containerd(Reference),
 }
 
 /// A text that does not say where an image is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LocationError {
-    /// The name in a registry or in containerd is malformed.
+    /// The name in a registry is malformed.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     /// A transport without a path.
@@ -47,13 +45,14 @@ pub enum LocationError {
     NoPath(String),
     /// A transport of another tool.
     #[error(
-        "{0:?} names a transport larder does not have; it has HOST/REPO:TAG, oci:, oci-archive:, docker-archive: and containerd:"
+        "{0:?} names a transport larder does not have; it has HOST/REPO:TAG, oci:, oci-archive: and docker-archive:"
     )]
     Transport(String),
 }
 
 /// Transports of skopeo that would otherwise be taken for the name of an image.
-const FOREIGN: [&str; 6] = [
+const FOREIGN: [&str; 7] = [
+    "containerd",
     "docker-daemon",
     "containers-storage",
     "dir",
@@ -86,7 +85,6 @@ impl FromStr for Location {
             "docker-archive" => {
                 path().map(|(file, reference)| Self::DockerArchive { file, reference })
             }
-            "containerd" => Ok(Self::Containerd(rest.parse()?)),
             "docker" => Ok(Self::Registry(rest.trim_start_matches('/').parse()?)),
             foreign if FOREIGN.contains(&foreign) => Err(LocationError::Transport(text.into())),
             _ => Ok(Self::Registry(text.parse()?)),
@@ -98,7 +96,6 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (transport, path, name) = match self {
             Self::Registry(reference) => return write!(f, "{reference}"),
-            Self::Containerd(reference) => return write!(f, "containerd:{reference}"),
             Self::Layout { dir, tag } => ("oci", dir, tag),
             Self::LayoutArchive { file, tag } => ("oci-archive", file, tag),
             Self::DockerArchive { file, reference } => ("docker-archive", file, reference),
@@ -121,7 +118,6 @@ mod tests {
             "oci:dir:tag",
             "oci-archive:a.tar:v1",
             "docker-archive:a.tar:example.org/a:v1",
-            "containerd:docker.io/library/alpine:3",
         ] {
             let location: Location = text.parse().unwrap();
             assert_eq!(location.to_string(), text);

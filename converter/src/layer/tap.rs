@@ -44,6 +44,18 @@ impl<R: Read> Tap<R> {
         self.count
     }
 
+    /// Hashes and counts bytes that did not come from the source.
+    pub fn pass(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.count += bytes.len() as u64;
+    }
+
+    /// Reads what is left and gives the digest of the whole.
+    pub fn digest(mut self) -> io::Result<Digest> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok(Digest::from_bytes(self.hasher.finalize().into()))
+    }
+
     /// Reads what is left and compares the whole with what the manifest says.
     pub fn finish(mut self, layer: Digest, size: u64, cancel: &Cancel) -> Result<(), LayerError> {
         let mut buffer = vec![0; COPY_BYTES];

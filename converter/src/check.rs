@@ -1,0 +1,282 @@
+//! Proving that a converted image is what it claims to be.
+//!
+//! For each layer: the blob has its digest, the footer and the annotation agree, every chunk has
+//! both its digests, the tar has the diffID of the config, and the tree and the cuts derived from
+//! the tar are those of the index. Against an original: the same config, the same tars.
+
+mod layer;
+
+use std::num::NonZero;
+
+use futures_util::StreamExt as _;
+use larder_proto::annotation;
+use larder_proto::digest::Digest;
+use larder_registry::oci::{Descriptor, Manifest, media_type};
+use serde::Serialize;
+
+use crate::convert::{Image, LoadError, Node, load};
+use crate::manifest::{ImageConfig, is_attestation, platform_text};
+use crate::plan::{ManifestPlan, PlatformFilter, larder_location};
+use crate::source::{Source, blocking};
+
+/// Problems that are listed of one layer: a damaged blob has thousands of the same kind.
+const PROBLEMS_MAX: usize = 10;
+
+/// What a check found.
+#[derive(Debug, Serialize)]
+pub struct CheckReport {
+    /// Digest of the image's manifest or index.
+    pub digest: String,
+    /// What was checked.
+    pub manifests: Vec<ManifestCheck>,
+    /// Everything that is wrong with the image as a whole.
+    pub problems: Vec<String>,
+}
+
+/// What was found about one manifest.
+#[derive(Debug, Serialize)]
+pub struct ManifestCheck {
+    /// Platform, for images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// Digest of the manifest.
+    pub digest: String,
+    /// Digest of the config, which is the image's ID.
+    pub image_id: String,
+    /// Digest of the manifest it was made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Its layers.
+    pub layers: Vec<LayerCheck>,
+}
+
+/// What was found about one layer.
+#[derive(Debug, Default, Serialize)]
+pub struct LayerCheck {
+    /// Digest of the layer.
+    pub digest: String,
+    /// Whether it is in Larder's form.
+    pub larder: bool,
+    /// Length of its tar, bytes.
+    pub tar_size: u64,
+    /// Chunks that were verified.
+    pub chunks: usize,
+    /// Everything that is wrong with it.
+    pub problems: Vec<String>,
+}
+
+impl CheckReport {
+    /// Everything that is wrong.
+    pub fn problems(&self) -> impl Iterator<Item = &String> {
+        let layers = self.manifests.iter().flat_map(|manifest| &manifest.layers);
+        self.problems
+            .iter()
+            .chain(layers.flat_map(|layer| &layer.problems))
+    }
+}
+
+impl LayerCheck {
+    fn problem(&mut self, text: impl Into<String>) {
+        if self.problems.len() < PROBLEMS_MAX {
+            let text = text.into();
+            self.problems.push(format!("layer {}: {text}", self.digest));
+        }
+    }
+}
+
+/// Checks an image, and that it is the conversion of an original where one is given.
+pub async fn check(
+    source: &Source,
+    against: Option<&Source>,
+    platforms: &[PlatformFilter],
+    jobs: NonZero<usize>,
+) -> Result<CheckReport, LoadError> {
+    let image = load(source, platforms).await?;
+    let mut report = CheckReport {
+        digest: image.root.document().digest.to_string(),
+        manifests: Vec::new(),
+        problems: Vec::new(),
+    };
+    for node in image.root.iter() {
+        let Node::Manifest {
+            document,
+            manifest,
+            plan,
+            config,
+        } = node
+        else {
+            continue;
+        };
+        let mut found = ManifestCheck {
+            platform: config
+                .as_ref()
+                .map(|config| platform_text(&config.platform)),
+            digest: document.digest.to_string(),
+            image_id: manifest.config.digest.to_string(),
+            source: manifest.annotations.get(annotation::SOURCE).cloned(),
+            layers: Vec::new(),
+        };
+        if let (ManifestPlan::Layers(_), Some(config)) = (plan, config) {
+            found.layers = check_layers(source, manifest, config, jobs).await;
+        }
+        report.manifests.push(found);
+    }
+    report.problems.extend(attestation_problems(&image));
+    if let Some(original) = against {
+        let original_image = load(original, platforms).await?;
+        let problems = compare(&image, &original_image, original, jobs).await;
+        report.problems.extend(problems);
+    }
+    Ok(report)
+}
+
+async fn check_layers(
+    source: &Source,
+    manifest: &Manifest,
+    config: &ImageConfig,
+    jobs: NonZero<usize>,
+) -> Vec<LayerCheck> {
+    let layers = manifest.layers.iter().zip(&config.rootfs.diff_ids);
+    futures_util::stream::iter(layers)
+        .map(|(layer, diff_id)| check_layer(source, layer, *diff_id))
+        .buffered(jobs.get())
+        .collect()
+        .await
+}
+
+async fn check_layer(source: &Source, layer: &Descriptor, diff_id: Digest) -> LayerCheck {
+    let mut found = LayerCheck {
+        digest: layer.digest.to_string(),
+        ..LayerCheck::default()
+    };
+    if media_type::layer_compression(&layer.media_type).is_none() {
+        return found;
+    }
+    let has_annotation = layer.annotations.contains_key(annotation::INDEX)
+        || layer.annotations.contains_key(annotation::LAYER);
+    let location = larder_location(layer);
+    if has_annotation && location.is_none() {
+        found.problem("its annotations are malformed or speak of another layer");
+    }
+    let blob = match source.blob(&layer.digest).await {
+        Ok(blob) => blob,
+        Err(error) => {
+            found.problem(error.to_string());
+            return found;
+        }
+    };
+    let tail = match location {
+        None => None,
+        Some(location) => {
+            let start = location.offset.min(layer.size);
+            match source.range(&layer.digest, start..layer.size).await {
+                Ok(tail) => Some((location, tail)),
+                Err(error) => {
+                    found.problem(error.to_string());
+                    return found;
+                }
+            }
+        }
+    };
+    let (digest, size) = (layer.digest, layer.size);
+    let expected = layer::Expected {
+        digest,
+        size,
+        diff_id,
+    };
+    blocking(move || match tail {
+        Some((location, tail)) => layer::check_larder(blob, &expected, &location, &tail, found),
+        None => layer::check_plain(blob, &expected, found),
+    })
+    .await
+}
+
+/// Attestations that name no manifest of the image.
+fn attestation_problems(image: &Image) -> Vec<String> {
+    let mut problems = Vec::new();
+    for node in image.root.iter() {
+        let Node::Index { index, .. } = node else {
+            continue;
+        };
+        for entry in index.manifests.iter().filter(|entry| is_attestation(entry)) {
+            let target = entry.annotations.get(crate::plan::ATTESTED);
+            let known = |target: &&String| {
+                index
+                    .manifests
+                    .iter()
+                    .any(|other| other.digest.to_string() == **target)
+            };
+            if target.filter(known).is_none() {
+                problems.push(format!(
+                    "attestation {} names no manifest of the image",
+                    entry.digest
+                ));
+            }
+        }
+    }
+    problems
+}
+
+/// What differs between a converted image and its original.
+async fn compare(
+    image: &Image,
+    original: &Image,
+    source: &Source,
+    jobs: NonZero<usize>,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    for node in original.root.iter() {
+        let Node::Manifest {
+            document,
+            manifest: theirs,
+            config,
+            ..
+        } = node
+        else {
+            continue;
+        };
+        let ours = image.root.iter().find_map(|node| match node {
+            Node::Manifest {
+                document: ours,
+                manifest,
+                ..
+            } => {
+                let made_from = manifest.annotations.get(annotation::SOURCE);
+                let is_it = ours.digest == document.digest
+                    || made_from.is_some_and(|of| *of == document.digest.to_string());
+                is_it.then_some((ours, manifest))
+            }
+            Node::Index { .. } => None,
+        });
+        let Some((ours, manifest)) = ours else {
+            problems.push(format!(
+                "nothing was made from the original's manifest {}",
+                document.digest
+            ));
+            continue;
+        };
+        if ours.digest == document.digest {
+            continue;
+        }
+        if manifest.config.digest != theirs.config.digest {
+            let (new, old) = (manifest.config.digest, theirs.config.digest);
+            problems.push(format!("the image ID is {new}, the original's is {old}"));
+        }
+        if manifest.layers.len() != theirs.layers.len() {
+            let (new, old) = (manifest.layers.len(), theirs.layers.len());
+            problems.push(format!("there are {new} layers, the original has {old}"));
+        }
+        // With equal configs, both sides having the diffIDs means that their tars are equal.
+        if let Some(config) = config {
+            let checks = check_layers(source, theirs, config, jobs).await;
+            let of_original = |problem: &String| format!("the original's {problem}");
+            problems.extend(
+                checks
+                    .iter()
+                    .flat_map(|check| &check.problems)
+                    .map(of_original),
+            );
+        }
+    }
+    problems
+}

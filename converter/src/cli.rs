@@ -1,0 +1,197 @@
+//! The command line: what can be asked, and how answers and failures are told.
+
+mod bars;
+mod convert;
+mod text;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use larder_registry::{Client, ClientOptions};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::access::Access;
+
+/// Exit code for a command line that makes no sense; `sysexits.h` calls it `EX_USAGE`.
+const EXIT_USAGE: u8 = 64;
+
+/// Exit code after an interrupt: 128 and the number of SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// How long threads may take to notice that a command was interrupted: each looks at every
+/// buffer, so this is about a stalled disk.
+const STOP_TIME: Duration = Duration::from_secs(2);
+
+/// Makes container images start before they have arrived.
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Convert an image; it keeps its ID, its layers keep their contents.
+    Convert(convert::Arguments),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Options of all commands that read images.
+#[derive(Debug, Clone, Args)]
+struct AccessArguments {
+    /// Speak plain HTTP to registries; for those on this machine that is the default.
+    #[arg(long)]
+    plain_http: bool,
+    /// Take credentials from this file instead of those of docker and podman.
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
+    /// Directory of per-registry settings in containerd's form (mirrors, private CAs).
+    #[arg(long, value_name = "DIR")]
+    certs_dir: Option<PathBuf>,
+    /// Answer in JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+enum Failure {
+    /// The command line is at fault.
+    Usage(String),
+    /// Something else is.
+    Failed(String),
+    /// The user stopped it.
+    Interrupted,
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl AccessArguments {
+    fn access(&self) -> Result<Access, Failure> {
+        let options = ClientOptions {
+            plain_http: self.plain_http,
+            authfile: self.authfile.clone(),
+            hosts_dir: self.certs_dir.clone(),
+            ..ClientOptions::default()
+        };
+        Ok(Access {
+            client: Client::new(options)?,
+        })
+    }
+}
+
+/// Runs the tool with these arguments, the program's name first.
+pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitCode {
+    start_logging();
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() {
+                EXIT_USAGE.into()
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let json = matches!(&cli.command, Command::Convert(convert) if convert.access.json);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return tell(&Failure::from(error), json),
+    };
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = dispatch(cli.command) => result,
+            () = interrupted() => Err(Failure::Interrupted),
+        }
+    });
+    runtime.shutdown_timeout(STOP_TIME);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => tell(&failure, json),
+    }
+}
+
+async fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Convert(arguments) => convert::run(arguments).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);
+            print(&script)
+        }
+    }
+}
+
+/// Writes to standard output; a reader that has enough, as `head` does, is no failure.
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    use std::io::{ErrorKind, Write as _};
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::Failed(format!(
+            "cannot write to standard output: {error}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    print(&text)
+}
+
+async fn interrupted() {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        // Without handlers the signals end the process, which is as good.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+fn tell(failure: &Failure, json: bool) -> ExitCode {
+    let (text, code) = match failure {
+        Failure::Usage(text) => (text.as_str(), EXIT_USAGE),
+        Failure::Failed(text) => (text.as_str(), 1),
+        Failure::Interrupted => (
+            "interrupted; the destination is as it was",
+            EXIT_INTERRUPTED,
+        ),
+    };
+    eprintln!("larder: {text}");
+    if json {
+        let _ = print_json(&serde_json::json!({ "error": text }));
+    }
+    code.into()
+}
+
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LARDER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // A second run in one process, as in tests, keeps the first one's log.
+    let _ = log.try_init();
+}

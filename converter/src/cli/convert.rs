@@ -1,0 +1,136 @@
+//! `larder convert`.
+
+use std::num::NonZero;
+
+use clap::{Args, ValueEnum};
+use larder_proto::digest::Algorithm;
+use larder_proto::limits;
+
+use super::text::{parse_size, size};
+use super::{AccessArguments, Failure, bars, print, print_json};
+use crate::access::AccessError;
+use crate::cache::Cache;
+use crate::convert::{ConvertError, Referrers, Request, convert};
+use crate::layer::{LEVEL_DEFAULT, LayerOptions};
+use crate::location::Location;
+use crate::plan::PlatformFilter;
+use crate::report::{Action, Report};
+
+/// SOURCE and DEST are each one of
+/// HOST/REPO:TAG (as a source also HOST/REPO@DIGEST), oci:DIR[:TAG], oci-archive:FILE[:TAG];
+/// SOURCE may also be docker-archive:FILE[:REF].
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The image to convert.
+    source: Location,
+    /// Where to put the result; a name that is there is replaced at the very end.
+    #[arg(value_name = "DEST")]
+    destination: Location,
+    /// Only this platform, such as linux/amd64; may be given several times [default: all].
+    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]")]
+    platforms: Vec<PlatformFilter>,
+    /// Compression level, 1 to 19.
+    #[arg(long, default_value_t = LEVEL_DEFAULT, value_name = "N")]
+    level: i32,
+    /// Size of the chunks that are fetched and verified at a time, such as 128K or 1M.
+    #[arg(long, default_value_t = u64::from(limits::CHUNK_TARGET_DEFAULT), value_parser = parse_size, value_name = "BYTES")]
+    chunk_size: u64,
+    /// Digests of chunks; sha256 where a policy asks for it.
+    #[arg(long, value_enum, default_value_t = DigestAlgorithm::Blake3)]
+    digest_algorithm: DigestAlgorithm,
+    /// Threads that compress [default: one per processor]. The result does not depend on it.
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZero<usize>>,
+    /// SBOMs and other artifacts that refer to the image: copy them to the result, or leave them.
+    /// Signatures are never copied: they sign another digest.
+    #[arg(long, value_enum, default_value_t = ReferrersArgument::Skip)]
+    referrers: ReferrersArgument,
+    /// Convert every layer, even if its result is remembered or already there.
+    #[arg(long)]
+    no_cache: bool,
+    #[command(flatten)]
+    pub(super) access: AccessArguments,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DigestAlgorithm {
+    Blake3,
+    Sha256,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ReferrersArgument {
+    Copy,
+    Skip,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let access = arguments.access.access()?;
+    let json = arguments.access.json;
+    let request = request(arguments)?;
+    let report = convert(&request, &access, bars::progress(json)).await;
+    let report = report.map_err(|error| match error {
+        ConvertError::Access(error @ AccessError::NoDestination { .. }) => {
+            Failure::Usage(error.to_string())
+        }
+        error => error.into(),
+    })?;
+    if json {
+        print_json(&report)
+    } else {
+        print(summary(&report).as_bytes())
+    }
+}
+
+fn request(arguments: Arguments) -> Result<Request, Failure> {
+    let algorithm = match arguments.digest_algorithm {
+        DigestAlgorithm::Blake3 => Algorithm::Blake3,
+        DigestAlgorithm::Sha256 => Algorithm::Sha256,
+    };
+    let options = LayerOptions::new(arguments.level, arguments.chunk_size, algorithm)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    let one = NonZero::<usize>::MIN;
+    Ok(Request {
+        source: arguments.source,
+        destination: arguments.destination,
+        platforms: arguments.platforms,
+        options,
+        jobs: arguments
+            .jobs
+            .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(one)),
+        referrers: match arguments.referrers {
+            ReferrersArgument::Copy => Referrers::Copy,
+            ReferrersArgument::Skip => Referrers::Skip,
+        },
+        reuse: !arguments.no_cache,
+        cache: if arguments.no_cache {
+            Cache::new(None, &options)
+        } else {
+            Cache::of_user(&options)
+        },
+    })
+}
+
+fn summary(report: &Report) -> String {
+    let ratio = report.size_after as f64 / (report.size_before.max(1)) as f64;
+    let mut out = String::new();
+    for manifest in &report.manifests {
+        if let Some(reason) = &manifest.copied {
+            out += &format!("manifest {} copied: {reason}\n", manifest.source);
+        }
+    }
+    out += &format!(
+        "{}@{}\nlayers: {} converted, {} reused, {} copied; {} -> {} ({:.0} %); {} sent; {:.1} s\n",
+        report.destination,
+        report.digest,
+        report.count(Action::Converted),
+        report.count(Action::Reused),
+        report.count(Action::Copied),
+        size(report.size_before),
+        size(report.size_after),
+        ratio * 100.0,
+        size(report.uploaded),
+        report.seconds,
+    );
+    out
+}

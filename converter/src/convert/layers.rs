@@ -1,0 +1,321 @@
+//! Settling what becomes of each layer, several at once.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use larder_proto::annotation::IndexLocation;
+use larder_proto::digest::Digest;
+use larder_proto::index::{FOOTER_FRAME_LEN, Footer, Index, open_stored};
+use larder_registry::Reference;
+use larder_registry::oci::Descriptor;
+
+use super::earlier::Earlier;
+use super::{Conversion, ConvertError, Image, Node};
+use crate::cache::Entry;
+use crate::layer::{LayerInput, Outcome, convert_layer};
+use crate::plan::{LayerPlan, ManifestPlan, Replacement};
+use crate::progress::Event;
+use crate::report::{Action, LayerReport};
+use crate::source::blocking;
+use crate::spool;
+
+/// Layers converted at the same time, at most: one inflates while another waits for its source.
+const LAYERS_AT_ONCE: usize = 4;
+
+/// What became of the layers.
+#[derive(Debug, Default)]
+pub(super) struct LayerResults {
+    by_layer: HashMap<Key, Settled>,
+    order: Vec<Key>,
+}
+
+/// A layer as a manifest and its config name it.
+type Key = (Digest, Option<Digest>);
+
+#[derive(Debug)]
+struct Settled {
+    report: LayerReport,
+    new: Option<Replacement>,
+    file: Option<Arc<File>>,
+}
+
+impl LayerResults {
+    /// What takes the place of a layer; `None` if it stays.
+    pub(super) fn replacement(&self, layer: &Descriptor, plan: &LayerPlan) -> Option<Replacement> {
+        self.by_layer.get(&key(layer, plan))?.new
+    }
+
+    /// The new blobs that wait to be pushed.
+    pub(super) fn files(&self) -> impl Iterator<Item = (Digest, u64, Arc<File>)> + '_ {
+        let all = self.order.iter().filter_map(|key| self.by_layer.get(key));
+        all.filter_map(|settled| {
+            let new = settled.new?;
+            Some((new.digest, new.size, Arc::clone(settled.file.as_ref()?)))
+        })
+    }
+
+    pub(super) fn reports(&self) -> Vec<LayerReport> {
+        let all = self.order.iter().filter_map(|key| self.by_layer.get(key));
+        all.map(|settled| settled.report.clone()).collect()
+    }
+
+    /// Tells the cache where the results are now.
+    pub(super) fn remember(&self, conversion: &Conversion) {
+        let place = conversion.destination.repository();
+        let place = place.map(|at| format!("{}/{}", at.registry(), at.name()));
+        for ((layer, _), settled) in &self.by_layer {
+            if let Some(new) = settled.new {
+                let before = conversion.cache.get(layer);
+                let tar_len = settled.report.tar_size.unwrap_or_default();
+                let place = place.as_deref().unwrap_or_default();
+                conversion
+                    .cache
+                    .put(layer, &Entry::converted(&new, tar_len, before, place));
+            }
+        }
+    }
+}
+
+fn key(layer: &Descriptor, plan: &LayerPlan) -> Key {
+    let diff_id = match plan {
+        LayerPlan::Convert { diff_id } | LayerPlan::Reuse { diff_id, .. } => Some(*diff_id),
+        LayerPlan::Copy(_) => None,
+    };
+    (layer.digest, diff_id)
+}
+
+/// Settles every layer of the image, each once.
+pub(super) async fn settle(
+    conversion: &Conversion,
+    image: &Image,
+    earlier: &Earlier,
+) -> Result<LayerResults, ConvertError> {
+    let mut results = LayerResults::default();
+    let mut jobs = Vec::new();
+    for node in image.root.iter() {
+        let Node::Manifest {
+            manifest,
+            plan: ManifestPlan::Layers(plans),
+            ..
+        } = node
+        else {
+            continue;
+        };
+        for (layer, plan) in manifest.layers.iter().zip(plans) {
+            if !results.order.contains(&key(layer, plan)) {
+                results.order.push(key(layer, plan));
+                jobs.push((layer, plan));
+            }
+        }
+    }
+    conversion
+        .progress
+        .event(&Event::Planned { layers: jobs.len() });
+    let at_once = conversion.workers.jobs().get().min(LAYERS_AT_ONCE);
+    let settled = futures_util::stream::iter(jobs)
+        .map(|(layer, plan)| async move {
+            let settled = settle_one(conversion, layer, plan, earlier).await?;
+            conversion.progress.event(&Event::LayerFinished {
+                report: &settled.report,
+            });
+            Ok::<_, ConvertError>((key(layer, plan), settled))
+        })
+        .buffer_unordered(at_once);
+    results.by_layer = settled.try_collect().await?;
+    Ok(results)
+}
+
+async fn settle_one(
+    conversion: &Conversion,
+    layer: &Descriptor,
+    plan: &LayerPlan,
+    earlier: &Earlier,
+) -> Result<Settled, ConvertError> {
+    let diff_id = match plan {
+        LayerPlan::Copy(reason) => return Ok(kept(layer, Action::Copied, reason)),
+        LayerPlan::Reuse { location, diff_id } => {
+            match verify_index(conversion, layer, location, *diff_id).await? {
+                Ok(()) => {
+                    return Ok(kept(
+                        layer,
+                        Action::Reused,
+                        "it is in Larder's form already",
+                    ));
+                }
+                Err(reason) => {
+                    let note = format!(
+                        "layer {} says it is in Larder's form, but {reason}; converting it again",
+                        layer.digest
+                    );
+                    conversion.progress.event(&Event::Note(&note));
+                }
+            }
+            *diff_id
+        }
+        LayerPlan::Convert { diff_id } => *diff_id,
+    };
+    let cached = conversion.cache.get(&layer.digest);
+    if let Some(Entry::Unrepresentable { reason }) = &cached {
+        return Ok(kept(layer, Action::Copied, reason));
+    }
+    let cached = cached.as_ref().and_then(Entry::replacement);
+    if let Some((new, tar_len, places)) = cached {
+        if is_there(conversion, &new, places).await? {
+            return Ok(reused(layer, new, Some(tar_len)));
+        }
+    }
+    if let Some(new) = earlier.get(&layer.digest) {
+        if is_there(conversion, new, &[]).await? {
+            return Ok(reused(layer, *new, None));
+        }
+    }
+    convert(conversion, layer, diff_id).await
+}
+
+/// Whether the destination has a converted layer, or takes it from one of `places`.
+async fn is_there(
+    conversion: &Conversion,
+    new: &Replacement,
+    places: &[String],
+) -> Result<bool, ConvertError> {
+    let destination = &conversion.destination;
+    if destination.has_blob(&new.digest, new.size).await? {
+        return Ok(true);
+    }
+    for place in places.iter().rev() {
+        let Ok(reference) = place.parse::<Reference>() else {
+            continue;
+        };
+        let from = conversion.access.client.repository(&reference);
+        // A repository that is gone or closed to us is only a place that does not help.
+        if matches!(destination.mount(&new.digest, &from).await, Ok(true)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn convert(
+    conversion: &Conversion,
+    layer: &Descriptor,
+    diff_id: Digest,
+) -> Result<Settled, ConvertError> {
+    let Descriptor { digest, size, .. } = *layer;
+    conversion.progress.event(&Event::LayerStarted {
+        layer: digest,
+        size,
+    });
+    let blob = conversion.source.blob(&digest).await?;
+    let dir = conversion.destination.spool_dir();
+    let file = spool::create(&dir).map_err(|error| ConvertError::Local {
+        doing: format!("create a file in {}", dir.display()),
+        error,
+    })?;
+    let (workers, cancel) = (Arc::clone(&conversion.workers), conversion.cancel.clone());
+    let progress = Arc::clone(&conversion.progress);
+    let outcome = blocking(move || {
+        let input = LayerInput {
+            digest,
+            size,
+            diff_id,
+            blob,
+        };
+        let advance = |bytes| {
+            progress.event(&Event::LayerAdvanced {
+                layer: digest,
+                bytes,
+            })
+        };
+        convert_layer(input, &workers, file, &cancel, &advance)
+    })
+    .await?;
+    let new = match outcome {
+        Outcome::Converted(new) => new,
+        Outcome::Unrepresentable(reason) => {
+            conversion.cache.put(
+                &digest,
+                &Entry::Unrepresentable {
+                    reason: reason.clone(),
+                },
+            );
+            return Ok(kept(layer, Action::Copied, &reason));
+        }
+    };
+    let replacement = Replacement {
+        digest: new.digest,
+        size: new.size,
+        location: new.location,
+    };
+    let mut settled = reused(layer, replacement, Some(new.tar_len));
+    settled.report.action = Action::Converted;
+    settled.report.reason = None;
+    settled.report.chunks = Some(new.chunks);
+    settled.file = Some(Arc::new(new.file));
+    Ok(settled)
+}
+
+fn kept(layer: &Descriptor, action: Action, reason: &str) -> Settled {
+    let report = LayerReport {
+        source: layer.digest.to_string(),
+        digest: layer.digest.to_string(),
+        action,
+        reason: Some(reason.into()),
+        size_before: layer.size,
+        size_after: layer.size,
+        tar_size: None,
+        chunks: None,
+    };
+    Settled {
+        report,
+        new: None,
+        file: None,
+    }
+}
+
+fn reused(layer: &Descriptor, new: Replacement, tar_size: Option<u64>) -> Settled {
+    let mut settled = kept(
+        layer,
+        Action::Reused,
+        "its conversion is at the destination already",
+    );
+    settled.report.digest = new.digest.to_string();
+    settled.report.size_after = new.size;
+    settled.report.tar_size = tar_size.filter(|&len| len > 0);
+    settled.new = Some(new);
+    settled
+}
+
+/// Checks that a layer which says it is in Larder's form has the index it names, and the footer.
+async fn verify_index(
+    conversion: &Conversion,
+    layer: &Descriptor,
+    location: &IndexLocation,
+    diff_id: Digest,
+) -> Result<Result<(), String>, ConvertError> {
+    let end = location.offset + location.stored_len + FOOTER_FRAME_LEN;
+    if end != layer.size {
+        return Ok(Err("its annotation points elsewhere".into()));
+    }
+    let tail = conversion
+        .source
+        .range(&layer.digest, location.offset..layer.size)
+        .await?;
+    let (stored, footer) = tail.split_at(tail.len() - FOOTER_FRAME_LEN as usize);
+    let check = || {
+        let footer = Footer::decode(footer, layer.size).map_err(|error| error.to_string())?;
+        if footer.location != *location {
+            return Err("its footer and its annotation disagree".into());
+        }
+        let index = open_stored(stored, location).map_err(|error| error.to_string())?;
+        let index = Index::open(index).map_err(|error| error.to_string())?;
+        larder_proto::erofs::Image::open(index.metadata(), index.tar_len())
+            .map_err(|error| error.to_string())?;
+        if index.diff_id() != diff_id {
+            return Err(format!("its index is for diffID {}", index.diff_id()));
+        }
+        Ok(())
+    };
+    Ok(check())
+}

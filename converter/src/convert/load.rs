@@ -1,0 +1,267 @@
+//! Reading all documents of an image, and deciding what is to happen with each.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use larder_proto::digest::Digest;
+use larder_registry::oci::{Descriptor, ImageIndex, Manifest, media_type};
+
+use crate::access::AccessError;
+use crate::manifest::{CONFIG_BYTES_MAX, Document, ImageConfig, Parsed, is_attestation};
+use crate::plan::{ATTESTED, ManifestPlan, PlanError, PlatformFilter, is_image, plan_manifest};
+use crate::source::Source;
+
+/// Manifests an image may have: every platform Go knows, with an attestation each, four times.
+const MANIFESTS_MAX: usize = 512;
+
+/// Indexes that may be nested in each other; the specification's examples have two.
+const DEPTH_MAX: usize = 4;
+
+/// An image with all its documents.
+#[derive(Debug)]
+pub struct Image {
+    /// The manifest or index that its name stands for.
+    pub root: Node,
+}
+
+/// A document of an image with what belongs to it.
+#[derive(Debug)]
+pub enum Node {
+    /// An index.
+    Index {
+        /// Its bytes.
+        document: Document,
+        /// The same, parsed.
+        index: Box<ImageIndex>,
+        /// Those of its entries that were taken.
+        children: Vec<Node>,
+    },
+    /// A manifest.
+    Manifest {
+        /// Its bytes.
+        document: Document,
+        /// The same, parsed.
+        manifest: Box<Manifest>,
+        /// What is to happen with it.
+        plan: ManifestPlan,
+        /// Its config, for images.
+        config: Option<Box<ImageConfig>>,
+    },
+}
+
+/// Documents that do not make an image.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// One of them cannot be had or is malformed.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// A config is malformed.
+    #[error("the config of manifest {manifest} is malformed: {reason}")]
+    Config {
+        /// The manifest.
+        manifest: Digest,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A config does not fit its manifest.
+    #[error("manifest {manifest}: {error}")]
+    Plan {
+        /// The manifest.
+        manifest: Digest,
+        /// What does not fit.
+        error: PlanError,
+    },
+    /// There is no image for a platform.
+    #[error("there is no image for {wanted}; there is: {found}")]
+    Platform {
+        /// The platforms that were asked for.
+        wanted: String,
+        /// Those there are.
+        found: String,
+    },
+    /// It is no image of this world.
+    #[error(
+        "the image has more than {MANIFESTS_MAX} manifests, or indexes nested deeper than {DEPTH_MAX}"
+    )]
+    TooMany,
+}
+
+impl Node {
+    /// Its bytes.
+    pub fn document(&self) -> &Document {
+        match self {
+            Self::Index { document, .. } | Self::Manifest { document, .. } => document,
+        }
+    }
+
+    /// The node and all below it.
+    pub fn iter(&self) -> Box<dyn Iterator<Item = &Self> + '_> {
+        let below: Box<dyn Iterator<Item = &Self>> = match self {
+            Self::Index { children, .. } => Box::new(children.iter().flat_map(Self::iter)),
+            Self::Manifest { .. } => Box::new(std::iter::empty()),
+        };
+        Box::new(std::iter::once(self).chain(below))
+    }
+}
+
+/// Reads an image's documents, of all platforms or of those that pass a filter.
+pub async fn load(source: &Source, platforms: &[PlatformFilter]) -> Result<Image, LoadError> {
+    let mut loader = Loader {
+        source,
+        platforms,
+        seen: Vec::new(),
+        count: 0,
+    };
+    let document = source.root().await?;
+    let root = loader.node(document, None, 0).await?;
+    root.map(|root| Image { root }).ok_or_else(|| {
+        let texts = |list: Vec<String>| {
+            if list.is_empty() {
+                "none".into()
+            } else {
+                list.join(", ")
+            }
+        };
+        LoadError::Platform {
+            wanted: texts(platforms.iter().map(ToString::to_string).collect()),
+            found: texts(std::mem::take(&mut loader.seen)),
+        }
+    })
+}
+
+struct Loader<'a> {
+    source: &'a Source,
+    platforms: &'a [PlatformFilter],
+    seen: Vec<String>,
+    count: usize,
+}
+
+type NodeFuture<'a> = Pin<Box<dyn Future<Output = Result<Option<Node>, LoadError>> + Send + 'a>>;
+
+impl Loader<'_> {
+    /// The node of a document, or nothing if the platforms exclude it.
+    fn node<'a>(
+        &'a mut self,
+        document: Document,
+        entry: Option<&'a Descriptor>,
+        depth: usize,
+    ) -> NodeFuture<'a> {
+        Box::pin(async move {
+            self.count += 1;
+            if self.count > MANIFESTS_MAX || depth > DEPTH_MAX {
+                return Err(LoadError::TooMany);
+            }
+            match Parsed::parse(&document).map_err(AccessError::from)? {
+                Parsed::Index(index) => self.index(document, index, depth).await,
+                Parsed::Manifest(manifest) => self.manifest(document, manifest, entry).await,
+            }
+        })
+    }
+
+    async fn index(
+        &mut self,
+        document: Document,
+        index: Box<ImageIndex>,
+        depth: usize,
+    ) -> Result<Option<Node>, LoadError> {
+        let mut children: Vec<Node> = Vec::new();
+        let (attestations, images): (Vec<_>, Vec<_>) = index
+            .manifests
+            .iter()
+            .partition(|entry| is_attestation(entry));
+        for entry in images {
+            if self.excludes(entry) {
+                continue;
+            }
+            let below = self.source.document(entry).await?;
+            children.extend(self.node(below, Some(entry), depth + 1).await?);
+        }
+        for entry in attestations {
+            // What speaks of an image that is left out is left out too.
+            let target = entry.annotations.get(ATTESTED);
+            let is_target =
+                |child: &Node| target.is_some_and(|of| *of == child.document().digest.to_string());
+            if self.platforms.is_empty() || children.iter().any(is_target) {
+                let below = self.source.document(entry).await?;
+                children.extend(self.node(below, Some(entry), depth + 1).await?);
+            }
+        }
+        let empty = children.is_empty() && !self.platforms.is_empty();
+        Ok((!empty).then_some(Node::Index {
+            document,
+            index,
+            children,
+        }))
+    }
+
+    /// Whether the platforms exclude an entry by what the index says about it.
+    fn excludes(&mut self, entry: &Descriptor) -> bool {
+        let Some(platform) = &entry.platform else {
+            return false;
+        };
+        if self.platforms.is_empty() || media_type::is_index(&entry.media_type) {
+            return false;
+        }
+        self.seen.push(crate::manifest::platform_text(platform));
+        !self.platforms.iter().any(|filter| filter.admits(platform))
+    }
+
+    async fn manifest(
+        &mut self,
+        document: Document,
+        manifest: Box<Manifest>,
+        entry: Option<&Descriptor>,
+    ) -> Result<Option<Node>, LoadError> {
+        let digest = document.digest;
+        if entry.is_some_and(is_attestation) {
+            let plan = ManifestPlan::Copy("it is an attestation".into());
+            return Ok(Some(Node::Manifest {
+                document,
+                manifest,
+                plan,
+                config: None,
+            }));
+        }
+        if let Err(reason) = is_image(&manifest) {
+            let plan = ManifestPlan::Copy(reason);
+            return Ok(Some(Node::Manifest {
+                document,
+                manifest,
+                plan,
+                config: None,
+            }));
+        }
+        let bytes = self
+            .source
+            .small_blob(&manifest.config, CONFIG_BYTES_MAX)
+            .await?;
+        let config: ImageConfig =
+            serde_json::from_slice(&bytes).map_err(|error| LoadError::Config {
+                manifest: digest,
+                reason: error.to_string(),
+            })?;
+        // An index's word about the platform counts before the config's.
+        if !self.platforms.is_empty() && entry.is_none_or(|entry| entry.platform.is_none()) {
+            self.seen
+                .push(crate::manifest::platform_text(&config.platform));
+            if !self
+                .platforms
+                .iter()
+                .any(|filter| filter.admits(&config.platform))
+            {
+                return Ok(None);
+            }
+        }
+        let plan = plan_manifest(&manifest, &config).map_err(|error| LoadError::Plan {
+            manifest: digest,
+            error,
+        })?;
+        let config = Some(Box::new(config));
+        Ok(Some(Node::Manifest {
+            document,
+            manifest,
+            plan,
+            config,
+        }))
+    }
+}

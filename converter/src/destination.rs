@@ -1,0 +1,195 @@
+//! Writing an image to wherever it shall be.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use larder_proto::digest::Digest;
+use larder_registry::oci::Descriptor;
+use larder_registry::{Reference, Repository};
+
+use crate::access::{Access, AccessError};
+use crate::layout::{ArchiveDestination, LayoutDestination};
+use crate::location::Location;
+use crate::manifest::Document;
+use crate::source::{Source, blocking};
+use crate::spool;
+
+/// An image to be written. Nothing has the image's name before [`Destination::finish`].
+#[derive(Debug, Clone)]
+pub struct Destination(Arc<Kind>);
+
+#[derive(Debug)]
+enum Kind {
+    Registry { repository: Repository, tag: String },
+    Layout(LayoutDestination),
+    Archive(ArchiveDestination),
+}
+
+impl Destination {
+    /// Opens the destination; nothing is written yet.
+    pub fn open(location: &Location, access: &Access) -> Result<Self, AccessError> {
+        let refuse = |reason| AccessError::NoDestination {
+            location: location.clone(),
+            reason,
+        };
+        let kind = match location {
+            Location::Registry(reference) => Kind::Registry {
+                repository: access.client.repository(reference),
+                tag: tag(reference).map_err(refuse)?,
+            },
+            Location::Layout { dir, tag } => {
+                Kind::Layout(LayoutDestination::new(dir, tag.as_deref()))
+            }
+            Location::LayoutArchive { file, tag } => {
+                Kind::Archive(ArchiveDestination::new(file, tag.as_deref())?)
+            }
+            Location::DockerArchive { .. } => {
+                return Err(refuse(
+                    "archives of docker save cannot say where a layer's index is; \
+                     write an oci-archive:, which docker load reads too since version 25",
+                ));
+            }
+        };
+        Ok(Self(Arc::new(kind)))
+    }
+
+    /// The directory for blobs that are on their way here.
+    pub fn spool_dir(&self) -> PathBuf {
+        match &*self.0 {
+            Kind::Layout(layout) => layout.spool_dir(),
+            Kind::Archive(archive) => archive.spool_dir(),
+            Kind::Registry { .. } => spool::default_dir(),
+        }
+    }
+
+    /// The repository, if the destination is a registry.
+    pub fn repository(&self) -> Option<&Repository> {
+        match &*self.0 {
+            Kind::Registry { repository, .. } => Some(repository),
+            _ => None,
+        }
+    }
+
+    /// What the image's name stands for until now, if for anything, and a way to read it.
+    pub async fn existing(&self, access: &Access) -> Option<(Document, Source)> {
+        let source = match &*self.0 {
+            Kind::Registry { repository, tag } => {
+                let text = format!("{}/{}:{tag}", repository.registry(), repository.name());
+                let location = Location::Registry(text.parse().ok()?);
+                Source::open(&location, access).await.ok()?
+            }
+            Kind::Layout(layout) => Source::from(layout.existing()?),
+            Kind::Archive(_) => return None,
+        };
+        Some((source.root().await.ok()?, source))
+    }
+
+    /// Whether a blob of this digest and length is there.
+    pub async fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool, AccessError> {
+        match &*self.0 {
+            Kind::Registry { repository, .. } => Ok(repository
+                .blob_exists(digest)
+                .await?
+                .is_some_and(|found| found == size)),
+            Kind::Layout(layout) => Ok(layout.has_blob(digest, size)),
+            Kind::Archive(archive) => Ok(archive.has_blob(digest)),
+        }
+    }
+
+    /// Lets the registry take a blob from another of its repositories; `false` if it does not.
+    pub async fn mount(&self, digest: &Digest, from: &Repository) -> Result<bool, AccessError> {
+        match &*self.0 {
+            Kind::Registry { repository, .. }
+                if repository.registry() == from.registry() && repository.name() != from.name() =>
+            {
+                Ok(repository.mount_blob(digest, from.name()).await?)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Puts a blob that lies in a nameless file; `advance` is told of bytes sent.
+    pub async fn put_blob(
+        &self,
+        digest: Digest,
+        size: u64,
+        file: Arc<File>,
+        advance: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<(), AccessError> {
+        match &*self.0 {
+            Kind::Registry { repository, .. } => {
+                let _ = (repository, digest, size, file, advance);
+                Ok(())
+            }
+            _ => {
+                let to = Arc::clone(&self.0);
+                blocking(move || match &*to {
+                    Kind::Layout(layout) => layout.put_blob(&digest, size, &file),
+                    Kind::Archive(archive) => archive.put_blob(&digest, &file),
+                    Kind::Registry { .. } => unreachable!("handled above"),
+                })
+                .await?;
+                advance(size);
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts a manifest or index without naming it.
+    pub async fn put_document(&self, document: &Document) -> Result<(), AccessError> {
+        let Document {
+            digest,
+            media_type,
+            bytes,
+        } = document;
+        match &*self.0 {
+            Kind::Registry { repository, .. } => {
+                let name = digest.to_string();
+                repository
+                    .put_manifest(&name, media_type, bytes.clone().into())
+                    .await?;
+            }
+            Kind::Layout(layout) => layout.put_bytes(digest, bytes)?,
+            Kind::Archive(archive) => archive.put_bytes(digest, bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Puts the image's own manifest or index and gives it its name; the last step of all.
+    ///
+    /// `referrers` have been put before; a layout lists them beside the image.
+    pub async fn finish(
+        &self,
+        root: &Document,
+        referrers: &[Descriptor],
+    ) -> Result<(), AccessError> {
+        let Document {
+            media_type, bytes, ..
+        } = root;
+        match &*self.0 {
+            Kind::Registry { repository, tag } => {
+                repository
+                    .put_manifest(tag, media_type, bytes.clone().into())
+                    .await?;
+            }
+            Kind::Layout(layout) => {
+                self.put_document(root).await?;
+                layout.finish(root.descriptor(), referrers)?;
+            }
+            Kind::Archive(archive) => {
+                self.put_document(root).await?;
+                archive.finish(root.descriptor(), referrers)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tag to push to. A digest names bytes that do not exist before the conversion.
+fn tag(reference: &Reference) -> Result<String, &'static str> {
+    match (reference.digest(), reference.tag()) {
+        (None, Some(tag)) => Ok(tag.to_owned()),
+        _ => Err("a converted image gets a digest of its own; name it by a tag"),
+    }
+}
