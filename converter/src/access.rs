@@ -5,7 +5,6 @@ use larder_registry::{Client, RegistryError};
 
 use crate::docker::DockerError;
 use crate::layout::LayoutError;
-use crate::location::Location;
 use crate::manifest::ManifestError;
 
 /// What is needed to reach images.
@@ -66,7 +65,7 @@ pub enum AccessError {
     #[error("{location} cannot be a destination: {reason}")]
     NoDestination {
         /// The destination.
-        location: Location,
+        location: String,
         /// Why.
         reason: &'static str,
     },

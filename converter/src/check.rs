@@ -97,7 +97,7 @@ pub async fn check(
         manifests: Vec::new(),
         problems: Vec::new(),
     };
-    for node in image.root.iter() {
+    for node in image.root.walk() {
         let Node::Manifest {
             document,
             manifest,
@@ -194,7 +194,7 @@ async fn check_layer(source: &Source, layer: &Descriptor, diff_id: Digest) -> La
 /// Attestations that name no manifest of the image.
 fn attestation_problems(image: &Image) -> Vec<String> {
     let mut problems = Vec::new();
-    for node in image.root.iter() {
+    for node in image.root.walk() {
         let Node::Index { index, .. } = node else {
             continue;
         };
@@ -206,7 +206,7 @@ fn attestation_problems(image: &Image) -> Vec<String> {
                     .iter()
                     .any(|other| other.digest.to_string() == **target)
             };
-            if target.filter(known).is_none() {
+            if !target.as_ref().is_some_and(known) {
                 problems.push(format!(
                     "attestation {} names no manifest of the image",
                     entry.digest
@@ -225,7 +225,7 @@ async fn compare(
     jobs: NonZero<usize>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    for node in original.root.iter() {
+    for node in original.root.walk() {
         let Node::Manifest {
             document,
             manifest: theirs,
@@ -235,7 +235,7 @@ async fn compare(
         else {
             continue;
         };
-        let ours = image.root.iter().find_map(|node| match node {
+        let ours = image.root.walk().find_map(|node| match node {
             Node::Manifest {
                 document: ours,
                 manifest,

@@ -1,7 +1,10 @@
 //! The command line: what can be asked, and how answers and failures are told.
 
 mod bars;
+mod check;
 mod convert;
+mod files;
+mod inspect;
 mod text;
 
 use std::ffi::OsString;
@@ -37,6 +40,14 @@ struct Cli {
 enum Command {
     /// Convert an image; it keeps its ID, its layers keep their contents.
     Convert(convert::Arguments),
+    /// Prove that a converted image is sound, and that it equals its original.
+    Check(check::Arguments),
+    /// Show an image's manifests, layers and indexes.
+    Inspect(inspect::Arguments),
+    /// List files of an image; of converted layers only the indexes are fetched.
+    Ls(files::ListArguments),
+    /// Print a file of an image; of converted layers only its chunks are fetched.
+    Cat(files::CatArguments),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -68,6 +79,8 @@ enum Failure {
     Usage(String),
     /// Something else is.
     Failed(String),
+    /// What is wrong was told already; this sums it up.
+    Told(String),
     /// The user stopped it.
     Interrupted,
 }
@@ -106,7 +119,7 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> 
             };
         }
     };
-    let json = matches!(&cli.command, Command::Convert(convert) if convert.access.json);
+    let json = cli.command.wants_json();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -127,9 +140,26 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> 
     }
 }
 
+impl Command {
+    fn wants_json(&self) -> bool {
+        match self {
+            Self::Convert(arguments) => arguments.access.json,
+            Self::Check(arguments) => arguments.access.json,
+            Self::Inspect(arguments) => arguments.access.json,
+            Self::Ls(arguments) => arguments.access.json,
+            Self::Cat(arguments) => arguments.access.json,
+            Self::Completions { .. } => false,
+        }
+    }
+}
+
 async fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Convert(arguments) => convert::run(arguments).await,
+        Command::Check(arguments) => check::run(arguments).await,
+        Command::Inspect(arguments) => inspect::run(arguments).await,
+        Command::Ls(arguments) => files::list(arguments).await,
+        Command::Cat(arguments) => files::cat(arguments).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);
@@ -173,14 +203,14 @@ async fn interrupted() {
 fn tell(failure: &Failure, json: bool) -> ExitCode {
     let (text, code) = match failure {
         Failure::Usage(text) => (text.as_str(), EXIT_USAGE),
-        Failure::Failed(text) => (text.as_str(), 1),
+        Failure::Failed(text) | Failure::Told(text) => (text.as_str(), 1),
         Failure::Interrupted => (
             "interrupted; the destination is as it was",
             EXIT_INTERRUPTED,
         ),
     };
     eprintln!("larder: {text}");
-    if json {
+    if json && !matches!(failure, Failure::Told(_)) {
         let _ = print_json(&serde_json::json!({ "error": text }));
     }
     code.into()

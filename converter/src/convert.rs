@@ -13,7 +13,7 @@ mod layers;
 mod load;
 mod referrers;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Instant;
@@ -172,7 +172,7 @@ pub async fn convert(
 /// The documents of the result, children before what names them.
 pub(crate) struct Documents {
     /// What became of each of the source's documents.
-    pub(crate) new: HashMap<Digest, Descriptor>,
+    pub(crate) new: BTreeMap<Digest, Descriptor>,
     ordered: Vec<Document>,
 }
 
@@ -188,7 +188,7 @@ impl Documents {
 
 fn documents(image: &Image, results: &LayerResults, options: &str) -> Documents {
     let mut out = Documents {
-        new: HashMap::new(),
+        new: BTreeMap::new(),
         ordered: Vec::new(),
     };
     rewrite(&image.root, results, options, &mut out);
@@ -257,5 +257,5 @@ fn manifest_reports(root: &Node, result: &Documents) -> Vec<ManifestReport> {
             },
         }),
     };
-    root.iter().filter_map(report).collect()
+    root.walk().filter_map(report).collect()
 }

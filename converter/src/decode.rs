@@ -61,7 +61,7 @@ impl<R: BufRead> std::fmt::Debug for Decoder<R> {
 }
 
 enum Inner<R: BufRead> {
-    Gzip(MultiGzDecoder<R>),
+    Gzip(Box<MultiGzDecoder<R>>),
     Zstd(zstd::stream::read::Decoder<'static, R>),
     Plain(R),
 }
@@ -82,7 +82,7 @@ pub fn decode<R: Read>(mut blob: R) -> io::Result<Decoder<Buffered<R>>> {
     })?;
     let blob = BufReader::with_capacity(READ_BYTES, io::Cursor::new(head).chain(blob));
     let inner = match encoding {
-        Encoding::Gzip => Inner::Gzip(MultiGzDecoder::new(blob)),
+        Encoding::Gzip => Inner::Gzip(Box::new(MultiGzDecoder::new(blob))),
         Encoding::Zstd => Inner::Zstd(zstd::stream::read::Decoder::with_buffer(blob)?),
         Encoding::Plain => Inner::Plain(blob),
     };
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn damage_and_foreign_compressions_are_named() {
-        let mut blob = gzip(&[1; 100_000]);
+        let mut blob = gzip(&vec![1; 100_000]);
         blob[40] ^= 0xff;
         let error = decoded(&blob).unwrap_err().to_string();
         assert!(error.contains("gzip stream is damaged"), "{error}");

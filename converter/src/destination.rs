@@ -1,12 +1,16 @@
 //! Writing an image to wherever it shall be.
 
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
-use larder_registry::{Reference, Repository};
+use larder_registry::{Reference, Repository, UploadSource};
 
 use crate::access::{Access, AccessError};
 use crate::layout::{ArchiveDestination, LayoutDestination};
@@ -30,7 +34,7 @@ impl Destination {
     /// Opens the destination; nothing is written yet.
     pub fn open(location: &Location, access: &Access) -> Result<Self, AccessError> {
         let refuse = |reason| AccessError::NoDestination {
-            location: location.clone(),
+            location: location.to_string(),
             reason,
         };
         let kind = match location {
@@ -109,30 +113,28 @@ impl Destination {
         }
     }
 
-    /// Puts a blob that lies in a nameless file; `advance` is told of bytes sent.
+    /// Puts a blob that lies in a nameless file; `sent` is told how many bytes have been sent so far; after a broken
+    /// connection that may be fewer again.
     pub async fn put_blob(
         &self,
         digest: Digest,
         size: u64,
         file: Arc<File>,
-        advance: impl Fn(u64) + Send + Sync + 'static,
+        sent: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(), AccessError> {
-        match &*self.0 {
-            Kind::Registry { repository, .. } => {
-                let _ = (repository, digest, size, file, advance);
-                Ok(())
-            }
-            _ => {
-                let to = Arc::clone(&self.0);
-                blocking(move || match &*to {
-                    Kind::Layout(layout) => layout.put_blob(&digest, size, &file),
-                    Kind::Archive(archive) => archive.put_blob(&digest, &file),
-                    Kind::Registry { .. } => unreachable!("handled above"),
-                })
-                .await?;
-                advance(size);
-                Ok(())
-            }
+        if let Kind::Registry { repository, .. } = &*self.0 {
+            let upload = repository.upload_blob(&digest, size, Spooled(file), sent);
+            Ok(Box::pin(upload).await?)
+        } else {
+            let to = Arc::clone(&self.0);
+            blocking(move || match &*to {
+                Kind::Layout(layout) => layout.put_blob(&digest, size, &file),
+                Kind::Archive(archive) => archive.put_blob(&digest, &file),
+                Kind::Registry { .. } => unreachable!("handled above"),
+            })
+            .await?;
+            sent(size);
+            Ok(())
         }
     }
 
@@ -183,6 +185,21 @@ impl Destination {
             }
         }
         Ok(())
+    }
+}
+
+/// A nameless file as the source of an upload.
+struct Spooled(Arc<File>);
+
+impl UploadSource for Spooled {
+    fn read_at(&self, offset: u64, length: usize) -> BoxFuture<'_, io::Result<Bytes>> {
+        let file = Arc::clone(&self.0);
+        Box::pin(blocking(move || {
+            let mut bytes = vec![0; length];
+            let count = file.read_at(&mut bytes, offset)?;
+            bytes.truncate(count);
+            Ok(bytes.into())
+        }))
     }
 }
 

@@ -13,6 +13,8 @@ mod options;
 mod pipeline;
 mod scanning;
 mod tap;
+#[cfg(test)]
+mod tests;
 mod workers;
 mod writing;
 

@@ -42,8 +42,8 @@ pub enum Event<'a> {
     UploadAdvanced {
         /// Its digest.
         blob: Digest,
-        /// Bytes since the last time.
-        bytes: u64,
+        /// Bytes so far; fewer again after a broken connection.
+        sent: u64,
     },
     /// A blob is at the destination.
     UploadFinished {

@@ -13,7 +13,7 @@ use larder_registry::{Reference, Repository};
 use crate::access::{Access, AccessError};
 use crate::docker::DockerSource;
 use crate::files::{Files, Window};
-use crate::layout::LayoutSource;
+use crate::layout::{LayoutError, LayoutSource};
 use crate::location::Location;
 use crate::manifest::{Document, MANIFEST_BYTES_MAX};
 
@@ -30,7 +30,7 @@ enum Kind {
         repository: Repository,
         reference: Reference,
     },
-    Layout(LayoutSource),
+    Layout(Box<LayoutSource>),
     Docker(DockerSource),
 }
 
@@ -46,17 +46,18 @@ impl Source {
                     reference,
                 }
             }
-            Location::Layout { dir, tag } => {
-                Kind::Layout(LayoutSource::open(Files::directory(&dir), tag.as_deref())?)
-            }
+            Location::Layout { dir, tag } => Kind::Layout(Box::new(LayoutSource::open(
+                Files::directory(&dir),
+                tag.as_deref(),
+            )?)),
             // Archives may have to be unpacked or hashed first, which takes its time.
-            Location::LayoutArchive { file, tag } => Kind::Layout(
-                blocking(move || {
-                    let files = Files::archive(&file).map_err(crate::layout::LayoutError::from)?;
+            Location::LayoutArchive { file, tag } => {
+                let open = move || {
+                    let files = Files::archive(&file).map_err(LayoutError::from)?;
                     LayoutSource::open(files, tag.as_deref())
-                })
-                .await?,
-            ),
+                };
+                Kind::Layout(Box::new(blocking(open).await?))
+            }
             Location::DockerArchive { file, reference } => Kind::Docker(
                 blocking(move || DockerSource::open(&file, reference.as_deref())).await?,
             ),
@@ -205,7 +206,7 @@ impl From<LayoutSource> for Source {
     fn from(layout: LayoutSource) -> Self {
         Self {
             location: "the destination".into(),
-            kind: Kind::Layout(layout),
+            kind: Kind::Layout(Box::new(layout)),
         }
     }
 }

@@ -5,9 +5,7 @@ use std::io::{self, Read};
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
 use larder_proto::erofs::Image;
-use larder_proto::index::{
-    Chunk, FOOTER_FRAME_LEN, Footer, Index, SKIPPABLE_HEADER_LEN, open_stored,
-};
+use larder_proto::index::{Chunk, Index};
 use larder_proto::scan::{LayerScan, ScanOptions};
 use larder_proto::tree::difference;
 use larder_proto::verified::Verified;
@@ -16,6 +14,7 @@ use sha2::Digest as _;
 use super::LayerCheck;
 use crate::decode::decode;
 use crate::layer::{Cancel, Tap};
+use crate::tail;
 
 /// Bytes of tar read at a time from a layer that is not in Larder's form.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -77,7 +76,7 @@ pub(super) fn check_larder(
     mut found: LayerCheck,
 ) -> LayerCheck {
     found.larder = true;
-    let index = match open_index(tail, location, expected.size) {
+    let index = match tail::open(tail, location, expected.size) {
         Ok(index) => index,
         Err(problem) => {
             found.problem(problem);
@@ -86,9 +85,6 @@ pub(super) fn check_larder(
     };
     if index.diff_id() != expected.diff_id {
         found.problem(format!("its index is for diffID {}", index.diff_id()));
-    }
-    if index.frames_len() + SKIPPABLE_HEADER_LEN != location.offset {
-        found.problem("there are bytes between its last chunk and its index");
     }
     let mut tap = Tap::new(blob);
     let derived = read_chunks(&mut tap, &index, &mut found);
@@ -101,23 +97,6 @@ pub(super) fn check_larder(
     check_diff_id(expected, derived.diff_id, &mut found);
     compare(&index, derived, &mut found);
     found
-}
-
-fn open_index(tail: &[u8], location: &IndexLocation, size: u64) -> Result<Index<Vec<u8>>, String> {
-    let stored = usize::try_from(location.stored_len)
-        .ok()
-        .and_then(|len| tail.get(..len));
-    let stored = stored.ok_or("its annotation points beyond its end")?;
-    let footer = usize::try_from(FOOTER_FRAME_LEN).ok();
-    let footer = footer
-        .and_then(|len| tail.len().checked_sub(len))
-        .map(|at| &tail[at..]);
-    let footer = Footer::decode(footer.ok_or("it has no footer")?, size);
-    if footer.map_err(|error| error.to_string())?.location != *location {
-        return Err("its footer and its annotation disagree".into());
-    }
-    let index = open_stored(stored, location).map_err(|error| error.to_string())?;
-    Index::open(index).map_err(|error| error.to_string())
 }
 
 /// What the tar itself says.

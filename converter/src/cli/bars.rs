@@ -57,12 +57,6 @@ impl Bars {
         self.running().insert((what, digest), bar);
     }
 
-    fn advance(&self, what: &'static str, digest: Digest, bytes: u64) {
-        if let Some(bar) = self.running().get(&(what, digest)) {
-            bar.inc(bytes);
-        }
-    }
-
     fn finish(&self, what: &'static str, digest: Digest) {
         if let Some(bar) = self.running().remove(&(what, digest)) {
             bar.finish_and_clear();
@@ -82,7 +76,11 @@ impl Progress for Bars {
         match *event {
             Event::Planned { .. } => {}
             Event::LayerStarted { layer, size } => self.start(CONVERT, layer, size),
-            Event::LayerAdvanced { layer, bytes } => self.advance(CONVERT, layer, bytes),
+            Event::LayerAdvanced { layer, bytes } => {
+                if let Some(bar) = self.running().get(&(CONVERT, layer)) {
+                    bar.inc(bytes);
+                }
+            }
             Event::LayerFinished { report } => {
                 if let Ok(layer) = report.source.parse() {
                     self.finish(CONVERT, layer);
@@ -90,7 +88,11 @@ impl Progress for Bars {
                 let _ = self.all.println(line(report));
             }
             Event::UploadStarted { blob, size } => self.start(SEND, blob, size),
-            Event::UploadAdvanced { blob, bytes } => self.advance(SEND, blob, bytes),
+            Event::UploadAdvanced { blob, sent } => {
+                if let Some(bar) = self.running().get(&(SEND, blob)) {
+                    bar.set_position(sent);
+                }
+            }
             Event::UploadFinished { blob } => self.finish(SEND, blob),
             Event::Note(text) => drop(self.all.println(format!("note: {text}"))),
         }

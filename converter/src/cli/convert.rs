@@ -113,16 +113,14 @@ fn request(arguments: Arguments) -> Result<Request, Failure> {
 
 fn summary(report: &Report) -> String {
     let ratio = report.size_after as f64 / (report.size_before.max(1)) as f64;
-    let mut out = String::new();
-    for manifest in &report.manifests {
-        if let Some(reason) = &manifest.copied {
-            out += &format!("manifest {} copied: {reason}\n", manifest.source);
-        }
-    }
-    out += &format!(
-        "{}@{}\nlayers: {} converted, {} reused, {} copied; {} -> {} ({:.0} %); {} sent; {:.1} s\n",
-        report.destination,
-        report.digest,
+    let copied = report.manifests.iter().filter_map(|manifest| {
+        let reason = manifest.copied.as_ref()?;
+        Some(format!("manifest {} copied: {reason}", manifest.source))
+    });
+    let mut lines: Vec<_> = copied.collect();
+    lines.push(format!("{}@{}", report.destination, report.digest));
+    lines.push(format!(
+        "layers: {} converted, {} reused, {} copied; {} -> {} ({:.0} %); {} sent; {:.1} s",
         report.count(Action::Converted),
         report.count(Action::Reused),
         report.count(Action::Copied),
@@ -131,6 +129,6 @@ fn summary(report: &Report) -> String {
         ratio * 100.0,
         size(report.uploaded),
         report.seconds,
-    );
-    out
+    ));
+    lines.join("\n") + "\n"
 }

@@ -29,7 +29,7 @@ pub(super) async fn collect(
     results: &LayerResults,
 ) -> Result<Vec<Waiting>, ConvertError> {
     let mut blobs = Vec::new();
-    for node in image.root.iter() {
+    for node in image.root.walk() {
         let Node::Manifest { manifest, plan, .. } = node else {
             continue;
         };
@@ -81,10 +81,10 @@ async fn fetch_one(
     if conversion.destination.has_blob(&digest, size).await? {
         return Ok(None);
     }
-    if let Some(from) = conversion.source.repository() {
-        if conversion.destination.mount(&digest, from).await? {
-            return Ok(None);
-        }
+    if let Some(from) = conversion.source.repository()
+        && conversion.destination.mount(&digest, from).await?
+    {
+        return Ok(None);
     }
     let reader = conversion.source.blob(&digest).await?;
     let dir = conversion.destination.spool_dir();
@@ -116,10 +116,10 @@ pub(super) async fn push(
                 .progress
                 .event(&Event::UploadStarted { blob, size });
             let progress = Arc::clone(&conversion.progress);
-            let advance = move |bytes| progress.event(&Event::UploadAdvanced { blob, bytes });
+            let sent = move |sent| progress.event(&Event::UploadAdvanced { blob, sent });
             conversion
                 .destination
-                .put_blob(blob, size, file, advance)
+                .put_blob(blob, size, file, sent)
                 .await?;
             conversion.progress.event(&Event::UploadFinished { blob });
             Ok::<_, ConvertError>(())

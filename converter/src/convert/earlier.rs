@@ -31,7 +31,7 @@ pub(super) async fn results(
         return found;
     };
     let options = options.fingerprint();
-    for node in image.root.iter() {
+    for node in image.root.walk() {
         let Node::Manifest {
             document,
             manifest: ours,
@@ -52,7 +52,7 @@ pub(super) async fn results(
                 && theirs.config.digest == ours.config.digest
                 && theirs.layers.len() == ours.layers.len()
         };
-        for theirs in there.root.iter() {
+        for theirs in there.root.walk() {
             let Node::Manifest {
                 manifest: theirs, ..
             } = theirs

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
-use larder_proto::index::{FOOTER_FRAME_LEN, Footer, Index, open_stored};
 use larder_registry::Reference;
 use larder_registry::oci::Descriptor;
 
@@ -19,7 +18,7 @@ use crate::plan::{LayerPlan, ManifestPlan, Replacement};
 use crate::progress::Event;
 use crate::report::{Action, LayerReport};
 use crate::source::blocking;
-use crate::spool;
+use crate::{spool, tail};
 
 /// Layers converted at the same time, at most: one inflates while another waits for its source.
 const LAYERS_AT_ONCE: usize = 4;
@@ -94,7 +93,7 @@ pub(super) async fn settle(
 ) -> Result<LayerResults, ConvertError> {
     let mut results = LayerResults::default();
     let mut jobs = Vec::new();
-    for node in image.root.iter() {
+    for node in image.root.walk() {
         let Node::Manifest {
             manifest,
             plan: ManifestPlan::Layers(plans),
@@ -161,15 +160,15 @@ async fn settle_one(
         return Ok(kept(layer, Action::Copied, reason));
     }
     let cached = cached.as_ref().and_then(Entry::replacement);
-    if let Some((new, tar_len, places)) = cached {
-        if is_there(conversion, &new, places).await? {
-            return Ok(reused(layer, new, Some(tar_len)));
-        }
+    if let Some((new, tar_len, places)) = cached
+        && is_there(conversion, &new, places).await?
+    {
+        return Ok(reused(layer, new, Some(tar_len)));
     }
-    if let Some(new) = earlier.get(&layer.digest) {
-        if is_there(conversion, new, &[]).await? {
-            return Ok(reused(layer, *new, None));
-        }
+    if let Some(new) = earlier.get(&layer.digest)
+        && is_there(conversion, new, &[]).await?
+    {
+        return Ok(reused(layer, *new, None));
     }
     convert(conversion, layer, diff_id).await
 }
@@ -226,7 +225,7 @@ async fn convert(
             progress.event(&Event::LayerAdvanced {
                 layer: digest,
                 bytes,
-            })
+            });
         };
         convert_layer(input, &workers, file, &cancel, &advance)
     })
@@ -294,22 +293,15 @@ async fn verify_index(
     location: &IndexLocation,
     diff_id: Digest,
 ) -> Result<Result<(), String>, ConvertError> {
-    let end = location.offset + location.stored_len + FOOTER_FRAME_LEN;
-    if end != layer.size {
-        return Ok(Err("its annotation points elsewhere".into()));
+    if location.offset > layer.size {
+        return Ok(Err("its annotation points beyond its end".into()));
     }
     let tail = conversion
         .source
         .range(&layer.digest, location.offset..layer.size)
         .await?;
-    let (stored, footer) = tail.split_at(tail.len() - FOOTER_FRAME_LEN as usize);
     let check = || {
-        let footer = Footer::decode(footer, layer.size).map_err(|error| error.to_string())?;
-        if footer.location != *location {
-            return Err("its footer and its annotation disagree".into());
-        }
-        let index = open_stored(stored, location).map_err(|error| error.to_string())?;
-        let index = Index::open(index).map_err(|error| error.to_string())?;
+        let index = tail::open(&tail, location, layer.size)?;
         larder_proto::erofs::Image::open(index.metadata(), index.tar_len())
             .map_err(|error| error.to_string())?;
         if index.diff_id() != diff_id {

@@ -95,9 +95,9 @@ impl Node {
     }
 
     /// The node and all below it.
-    pub fn iter(&self) -> Box<dyn Iterator<Item = &Self> + '_> {
+    pub fn walk(&self) -> Box<dyn Iterator<Item = &Self> + '_> {
         let below: Box<dyn Iterator<Item = &Self>> = match self {
-            Self::Index { children, .. } => Box::new(children.iter().flat_map(Self::iter)),
+            Self::Index { children, .. } => Box::new(children.iter().flat_map(Self::walk)),
             Self::Manifest { .. } => Box::new(std::iter::empty()),
         };
         Box::new(std::iter::once(self).chain(below))

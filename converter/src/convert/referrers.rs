@@ -51,7 +51,7 @@ pub(super) async fn prepare(
         return Ok(prepared);
     };
     let (mut signed, mut left) = (Vec::new(), 0);
-    for node in image.root.iter() {
+    for node in image.root.walk() {
         let old = node.document().digest;
         let Some(new) = result.new.get(&old).filter(|new| new.digest != old) else {
             continue;

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use super::Window;
 use crate::decode::{Encoding, decode};
 
-const BLOCK: u64 = 512;
+const BLOCK_LEN: usize = 512;
+const BLOCK: u64 = BLOCK_LEN as u64;
 
 /// Entries an archive may have: a hundred images of a hundred layers, three entries each.
 const ENTRIES_MAX: usize = 30_000;
@@ -122,7 +123,7 @@ fn walk(archive: &Window, path: &Path) -> Result<BTreeMap<String, Entry>, Archiv
                 error,
             },
         };
-        let mut header = [0; BLOCK as usize];
+        let mut header = [0; BLOCK_LEN];
         if at == archive.len() {
             // Some writers leave the final zero blocks out.
             return Ok(entries);
@@ -211,7 +212,7 @@ fn pax_records(mut text: &[u8]) -> Vec<(&[u8], &[u8])> {
     }
 }
 
-fn checksum_matches(header: &[u8; BLOCK as usize]) -> bool {
+fn checksum_matches(header: &[u8; BLOCK_LEN]) -> bool {
     let sum: u64 = header
         .iter()
         .enumerate()
@@ -230,7 +231,7 @@ fn checksum_matches(header: &[u8; BLOCK as usize]) -> bool {
 fn number(field: &[u8]) -> Option<u64> {
     if field[0] & 0x80 != 0 {
         let (head, tail) = field.split_at(field.len() - 8);
-        let fits = head.iter().all(|&byte| byte & 0x7f == 0);
+        let fits = head.iter().all(|&byte| matches!(byte, 0 | 0x80));
         return fits
             .then(|| tail.try_into().map(u64::from_be_bytes).ok())
             .flatten();
@@ -239,7 +240,7 @@ fn number(field: &[u8]) -> Option<u64> {
     u64::from_str_radix(digits.trim(), 8).ok()
 }
 
-fn name(header: &[u8; BLOCK as usize]) -> String {
+fn name(header: &[u8; BLOCK_LEN]) -> String {
     let name = text(&header[..100]);
     let prefix = if &header[257..262] == b"ustar" {
         text(&header[345..500])

@@ -22,8 +22,8 @@ const FLIGHT_BYTES_MIN: usize = 8 << 20;
 pub(super) struct Frame {
     pub(super) stored: Vec<u8>,
     pub(super) len: u32,
-    pub(super) frame: ChunkDigest,
-    pub(super) content: ChunkDigest,
+    pub(super) stored_digest: ChunkDigest,
+    pub(super) content_digest: ChunkDigest,
     _share: Share,
 }
 
@@ -113,11 +113,11 @@ fn work(options: LayerOptions, jobs: &Mutex<Receiver<Job>>) {
             share,
             reply,
         } = job;
-        let result = frame.map(|(stored, frame, content)| Frame {
+        let result = frame.map(|(stored, stored_digest, content_digest)| Frame {
             stored,
             len: u32::try_from(chunk.len()).expect("CHUNK_BYTES_MAX fits 32 bits"),
-            frame,
-            content,
+            stored_digest,
+            content_digest,
             _share: share,
         });
         // Nobody listens when the layer was given up; the frame is then of no use.

@@ -40,8 +40,8 @@ impl BlobWriter {
                 len: frame.len,
                 stored_offset: self.len,
                 stored_len: stored_len.expect("FRAME_BYTES_MAX fits 32 bits"),
-                frame: frame.frame,
-                content: frame.content,
+                frame: frame.stored_digest,
+                content: frame.content_digest,
             });
             self.write(&frame.stored)?;
         }

@@ -13,7 +13,8 @@ use super::{DEFAULT_TAG, LayoutError, MARKER, blob_name, named};
 use crate::files::Window;
 use crate::spool;
 
-const BLOCK: u64 = 512;
+const BLOCK_LEN: usize = 512;
+const BLOCK: u64 = BLOCK_LEN as u64;
 
 /// Bytes gathered before they are written: headers are small, blobs pass through.
 const WRITE_BYTES: usize = 256 << 10;
@@ -90,7 +91,7 @@ impl ArchiveDestination {
         let mut complete = || {
             tar.entry("index.json", index.len() as u64, &index[..])?;
             tar.entry("oci-layout", MARKER.len() as u64, MARKER.as_bytes())?;
-            tar.out.write_all(&[0; 2 * BLOCK as usize])?;
+            tar.out.write_all(&[0; 2 * BLOCK_LEN])?;
             tar.out.flush()?;
             // A nameless file cannot replace one that has the name; a named one can.
             let dir = tempfile::Builder::new()
@@ -110,13 +111,13 @@ impl Tar {
         let copied = io::copy(&mut bytes, &mut self.out)?;
         debug_assert_eq!(copied, size);
         let padding = usize::try_from(size.next_multiple_of(BLOCK) - size).unwrap_or(0);
-        self.out.write_all(&[0; BLOCK as usize][..padding])
+        self.out.write_all(&[0; BLOCK_LEN][..padding])
     }
 }
 
 /// A ustar header: mode 0644, owned by root, from 1970; `name` and `link` below 100 bytes.
-pub fn tar_entry(name: &str, kind: u8, link: &str, size: u64) -> [u8; BLOCK as usize] {
-    let mut header = [0; BLOCK as usize];
+pub fn tar_entry(name: &str, kind: u8, link: &str, size: u64) -> [u8; BLOCK_LEN] {
+    let mut header = [0; BLOCK_LEN];
     let mut put = |at: usize, text: &[u8]| header[at..at + text.len()].copy_from_slice(text);
     put(0, &name.as_bytes()[..name.len().min(99)]);
     put(100, b"0000644\0");

@@ -1,6 +1,6 @@
 //! Making the converted documents out of the source's.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use larder_proto::annotation::{self, IndexLocation};
 use larder_proto::digest::Digest;
@@ -68,7 +68,7 @@ pub fn rewrite_manifest(
 pub fn rewrite_index(
     source: &Document,
     index: &ImageIndex,
-    new: &HashMap<Digest, Descriptor>,
+    new: &BTreeMap<Digest, Descriptor>,
 ) -> Document {
     let kept = |old: &Descriptor| {
         new.get(&old.digest)

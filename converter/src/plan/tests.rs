@@ -1,6 +1,6 @@
 //! What conversion promises about documents.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
@@ -241,7 +241,7 @@ fn an_index_follows_its_manifests_and_attestations_follow_what_they_attest() {
     let source = two_platforms();
     let (document, list) = index(&source);
     assert!(is_attestation(&list.manifests[2]));
-    let new = HashMap::from([
+    let new = BTreeMap::from([
         (digest("amd"), became(media::OCI_MANIFEST, "new amd")),
         (
             digest("attestation"),

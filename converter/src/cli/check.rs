@@ -1,0 +1,74 @@
+//! `larder check`.
+
+use std::num::NonZero;
+
+use clap::Args;
+
+use super::{AccessArguments, Failure, print, print_json};
+use crate::check::{CheckReport, check};
+use crate::location::Location;
+use crate::plan::PlatformFilter;
+use crate::source::Source;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The image to check.
+    image: Location,
+    /// The image it was converted from: same image ID, same layers bit for bit.
+    #[arg(long, value_name = "ORIGINAL")]
+    against: Option<Location>,
+    /// Only this platform; may be given several times [default: all].
+    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]")]
+    platforms: Vec<PlatformFilter>,
+    #[command(flatten)]
+    pub(super) access: AccessArguments,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let access = arguments.access.access()?;
+    let source = Source::open(&arguments.image, &access).await?;
+    let original = match &arguments.against {
+        Some(original) => Some(Source::open(original, &access).await?),
+        None => None,
+    };
+    let jobs = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+    let report = check(&source, original.as_ref(), &arguments.platforms, jobs).await?;
+    if arguments.access.json {
+        print_json(&report)?;
+    } else {
+        print(text(&report).as_bytes())?;
+    }
+    let problems = report.problems().count();
+    // The report itself says what; this is for the exit code.
+    if problems == 0 {
+        Ok(())
+    } else {
+        Err(Failure::Told(format!("{problems} problems found")))
+    }
+}
+
+fn text(report: &CheckReport) -> String {
+    let mut lines = vec![format!("image {}", report.digest)];
+    for manifest in &report.manifests {
+        let platform = manifest.platform.as_deref().unwrap_or("not an image");
+        let (digest, id) = (&manifest.digest, &manifest.image_id);
+        lines.push(format!("manifest {digest} ({platform}), image ID {id}"));
+        for layer in &manifest.layers {
+            let form = match (layer.problems.is_empty(), layer.larder) {
+                (false, _) => "BAD".into(),
+                (true, true) => format!("ok, {} chunks", layer.chunks),
+                (true, false) => "ok, not converted".into(),
+            };
+            lines.push(format!("  layer {}: {form}", layer.digest));
+        }
+    }
+    lines.extend(
+        report
+            .problems()
+            .map(|problem| format!("problem: {problem}")),
+    );
+    if report.problems().next().is_none() {
+        lines.push("everything is as it should be".into());
+    }
+    lines.join("\n") + "\n"
+}

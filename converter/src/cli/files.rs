@@ -1,0 +1,238 @@
+//! `larder ls` and `larder cat`.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
+
+use clap::Args;
+use larder_proto::tree::{Kind, Node};
+use serde::Serialize;
+
+use super::{AccessArguments, Failure, print, print_json};
+use crate::convert::load;
+use crate::location::Location;
+use crate::plan::PlatformFilter;
+use crate::source::Source;
+use crate::view::{Found, View, choose_platform, copy_content, open_view};
+
+#[derive(Debug, Args)]
+pub(super) struct ListArguments {
+    /// The image.
+    image: Location,
+    /// The file or directory.
+    #[arg(default_value = "/")]
+    path: OsString,
+    /// Mode, links, owner, size and time of each file.
+    #[arg(short, long)]
+    long: bool,
+    /// The platform to look at [default: this machine's].
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<PlatformFilter>,
+    #[command(flatten)]
+    pub(super) access: AccessArguments,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CatArguments {
+    /// The image.
+    image: Location,
+    /// The file.
+    path: OsString,
+    /// The platform to look at [default: this machine's].
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<PlatformFilter>,
+    #[command(flatten)]
+    pub(super) access: AccessArguments,
+}
+
+/// A file, for programs.
+#[derive(Debug, Serialize)]
+struct Entry {
+    name: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    mode: String,
+    links: usize,
+    uid: u32,
+    gid: u32,
+    size: u64,
+    mtime: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<(u32, u32)>,
+}
+
+pub(super) async fn list(arguments: ListArguments) -> Result<(), Failure> {
+    let (_, view) = open(
+        &arguments.image,
+        &arguments.access,
+        arguments.platform.as_ref(),
+    )
+    .await?;
+    let path = arguments.path.as_bytes();
+    let found = view.find(path, false)?;
+    let entries: Vec<_> = match view.node(&found).kind {
+        Kind::Directory(_) => view
+            .list(&found)
+            .iter()
+            .map(|(name, found)| entry(&view, found, name))
+            .collect(),
+        _ => vec![entry(&view, &found, path)],
+    };
+    if arguments.access.json {
+        return print_json(&entries);
+    }
+    let line = |entry: &Entry| {
+        if arguments.long {
+            long(entry)
+        } else {
+            format!("{}\n", entry.name)
+        }
+    };
+    print(entries.iter().map(line).collect::<String>().as_bytes())
+}
+
+pub(super) async fn cat(arguments: CatArguments) -> Result<(), Failure> {
+    let (source, view) = open(
+        &arguments.image,
+        &arguments.access,
+        arguments.platform.as_ref(),
+    )
+    .await?;
+    let found = view.find(arguments.path.as_bytes(), true)?;
+    let mut out = Output(std::io::stdout());
+    match copy_content(&source, &view, &found, &mut out).await {
+        Err(crate::view::ContentError::Write(error))
+            if error.kind() == std::io::ErrorKind::BrokenPipe =>
+        {
+            Ok(())
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Standard output without the line buffering that files with many newlines suffer from.
+struct Output(std::io::Stdout);
+
+impl std::io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.lock().flush()
+    }
+}
+
+async fn open(
+    image: &Location,
+    access: &AccessArguments,
+    platform: Option<&PlatformFilter>,
+) -> Result<(Source, View), Failure> {
+    let source = Source::open(image, &access.access()?).await?;
+    let image = load(&source, &[]).await?;
+    let view = open_view(&source, choose_platform(&image, platform)?).await?;
+    Ok((source, view))
+}
+
+fn entry(view: &View, found: &Found, name: &[u8]) -> Entry {
+    let node = view.node(found);
+    let (kind, size, target, device) = match &node.kind {
+        Kind::Directory(_) => ("directory", 0, None, None),
+        Kind::Regular { size, .. } => ("file", *size, None, None),
+        Kind::Symlink(target) => ("symlink", target.len() as u64, Some(lossy(target)), None),
+        Kind::CharDevice(number) => ("char device", 0, None, Some((number.major, number.minor))),
+        Kind::BlockDevice(number) => ("block device", 0, None, Some((number.major, number.minor))),
+        Kind::Fifo => ("fifo", 0, None, None),
+        Kind::Socket => ("socket", 0, None, None),
+    };
+    Entry {
+        name: lossy(name),
+        kind,
+        mode: mode(node),
+        links: view.links(found),
+        uid: node.uid,
+        gid: node.gid,
+        size,
+        mtime: node.mtime.seconds,
+        target,
+        device,
+    }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The ten letters of `ls -l`.
+fn mode(node: &Node) -> String {
+    let kind = match node.kind {
+        Kind::Directory(_) => 'd',
+        Kind::Regular { .. } => '-',
+        Kind::Symlink(_) => 'l',
+        Kind::CharDevice(_) => 'c',
+        Kind::BlockDevice(_) => 'b',
+        Kind::Fifo => 'p',
+        Kind::Socket => 's',
+    };
+    let mut out = String::from(kind);
+    let specials = [(0o4000, 's', 'S'), (0o2000, 's', 'S'), (0o1000, 't', 'T')];
+    for (shift, (special, with, without)) in [6, 3, 0].into_iter().zip(specials) {
+        let bits = node.mode >> shift;
+        out.push(if bits & 4 == 0 { '-' } else { 'r' });
+        out.push(if bits & 2 == 0 { '-' } else { 'w' });
+        out.push(match (node.mode & special != 0, bits & 1 != 0) {
+            (true, true) => with,
+            (true, false) => without,
+            (false, true) => 'x',
+            (false, false) => '-',
+        });
+    }
+    out
+}
+
+fn long(entry: &Entry) -> String {
+    let size = match entry.device {
+        Some((major, minor)) => format!("{major}, {minor}"),
+        None => entry.size.to_string(),
+    };
+    let target = entry
+        .target
+        .as_ref()
+        .map(|target| format!(" -> {target}"))
+        .unwrap_or_default();
+    format!(
+        "{} {:>3} {:>5} {:>5} {:>10} {} {}{target}\n",
+        entry.mode,
+        entry.links,
+        entry.uid,
+        entry.gid,
+        size,
+        super::text::time(entry.mtime),
+        entry.name,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_read_as_ls_writes_them() {
+        for (bits, text) in [
+            (0o755, "drwxr-xr-x"),
+            (0o4755, "drwsr-xr-x"),
+            (0o2644, "drw-r-Sr--"),
+            (0o1777, "drwxrwxrwt"),
+            (0o1000, "d--------T"),
+        ] {
+            assert_eq!(
+                mode(&Node {
+                    mode: bits,
+                    ..Node::directory()
+                }),
+                text
+            );
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! `larder inspect`.
+
+use clap::Args;
+
+use super::text::size;
+use super::{AccessArguments, Failure, print, print_json};
+use crate::convert::load;
+use crate::inspect::{ImageReport, LayerDetails, inspect};
+use crate::location::Location;
+use crate::source::Source;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The image.
+    image: Location,
+    #[command(flatten)]
+    pub(super) access: AccessArguments,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let access = arguments.access.access()?;
+    let source = Source::open(&arguments.image, &access).await?;
+    let image = load(&source, &[]).await?;
+    let report = inspect(&source, &image).await;
+    if arguments.access.json {
+        print_json(&report)
+    } else {
+        print(text(&report).as_bytes())
+    }
+}
+
+fn text(report: &ImageReport) -> String {
+    let mut lines = vec![
+        format!("image     {}", report.digest),
+        format!("type      {}", report.media_type),
+    ];
+    for manifest in &report.manifests {
+        lines.push(format!("\nmanifest  {}", manifest.digest));
+        let optional = [
+            ("platform", manifest.platform.as_ref()),
+            ("image ID", Some(&manifest.image_id)),
+            ("made from", manifest.source.as_ref()),
+            ("options", manifest.options.as_ref()),
+            ("note", manifest.other.as_ref()),
+        ];
+        let given = optional
+            .iter()
+            .filter_map(|(name, value)| Some((name, (*value)?)));
+        lines.extend(given.map(|(name, value)| format!("{name:<9} {value}")));
+        lines.extend(manifest.layers.iter().map(|layer| {
+            format!(
+                "  {} {:>10}  {}",
+                layer.digest,
+                size(layer.size),
+                form(layer)
+            )
+        }));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn form(layer: &LayerDetails) -> String {
+    match (&layer.larder, &layer.problem) {
+        (Some(index), _) => format!(
+            "larder: tar {}, {} chunks of {}, {} files, index {}",
+            size(index.tar_size),
+            index.chunks,
+            size(index.chunk_size.into()),
+            index.inodes,
+            size(index.index_stored_size),
+        ),
+        (None, Some(problem)) => format!("BAD: {problem}"),
+        (None, None) => layer.media_type.clone(),
+    }
+}

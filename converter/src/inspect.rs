@@ -1,0 +1,162 @@
+//! What is known of an image without reading its layers: documents and indexes.
+
+use larder_proto::annotation;
+use larder_proto::digest::Algorithm;
+use larder_proto::erofs::Image;
+use serde::Serialize;
+
+use crate::convert::{Image as Loaded, Node};
+use crate::manifest::platform_text;
+use crate::plan::{ManifestPlan, OPTIONS};
+use crate::source::Source;
+use crate::view::open_index;
+
+/// An image.
+#[derive(Debug, Serialize)]
+pub struct ImageReport {
+    /// Digest of its manifest or index.
+    pub digest: String,
+    /// Media type of that.
+    pub media_type: String,
+    /// Its manifests.
+    pub manifests: Vec<ManifestDetails>,
+}
+
+/// One manifest.
+#[derive(Debug, Serialize)]
+pub struct ManifestDetails {
+    /// Platform, for images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// Digest of the manifest.
+    pub digest: String,
+    /// Digest of the config, which is the image's ID.
+    pub image_id: String,
+    /// Digest of the manifest it was converted from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The options of that conversion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<String>,
+    /// Why it is not an image with layers Larder can convert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other: Option<String>,
+    /// Its layers, the lowest first.
+    pub layers: Vec<LayerDetails>,
+}
+
+/// One layer.
+#[derive(Debug, Serialize)]
+pub struct LayerDetails {
+    /// Digest of the blob.
+    pub digest: String,
+    /// Media type.
+    pub media_type: String,
+    /// Length of the blob, bytes.
+    pub size: u64,
+    /// What its index says, if it has one that can be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub larder: Option<IndexDetails>,
+    /// Why an index it claims to have cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// The index of a layer.
+#[derive(Debug, Serialize)]
+pub struct IndexDetails {
+    /// Digest of the tar.
+    pub diff_id: String,
+    /// Length of the tar, bytes.
+    pub tar_size: u64,
+    /// Chunks.
+    pub chunks: usize,
+    /// Size they were cut at, bytes.
+    pub chunk_size: u32,
+    /// Algorithm of their digests.
+    pub digest_algorithm: &'static str,
+    /// Files of every kind, hard links counted once.
+    pub inodes: u64,
+    /// Directories that no entry of the tar describes.
+    pub implied_directories: usize,
+    /// Length of the stored index, bytes.
+    pub index_stored_size: u64,
+    /// Length of the index, bytes.
+    pub index_size: u64,
+}
+
+/// Describes an image; of each layer in Larder's form the index is read.
+pub async fn inspect(source: &Source, image: &Loaded) -> ImageReport {
+    let root = image.root.document();
+    let mut report = ImageReport {
+        digest: root.digest.to_string(),
+        media_type: root.media_type.clone(),
+        manifests: Vec::new(),
+    };
+    for node in image.root.walk() {
+        let Node::Manifest {
+            document,
+            manifest,
+            plan,
+            config,
+        } = node
+        else {
+            continue;
+        };
+        let mut details = ManifestDetails {
+            platform: config
+                .as_ref()
+                .map(|config| platform_text(&config.platform)),
+            digest: document.digest.to_string(),
+            image_id: manifest.config.digest.to_string(),
+            source: manifest.annotations.get(annotation::SOURCE).cloned(),
+            options: manifest.annotations.get(OPTIONS).cloned(),
+            other: match plan {
+                ManifestPlan::Copy(reason) => Some(reason.clone()),
+                ManifestPlan::Layers(_) => None,
+            },
+            layers: Vec::new(),
+        };
+        for layer in &manifest.layers {
+            let (larder, problem) = match open_index(source, layer).await {
+                Ok(None) => (None, None),
+                Ok(Some(index)) => match index_details(layer, &index) {
+                    Ok(details) => (Some(details), None),
+                    Err(problem) => (None, Some(problem)),
+                },
+                Err(error) => (None, Some(error.to_string())),
+            };
+            details.layers.push(LayerDetails {
+                digest: layer.digest.to_string(),
+                media_type: layer.media_type.clone(),
+                size: layer.size,
+                larder,
+                problem,
+            });
+        }
+        report.manifests.push(details);
+    }
+    report
+}
+
+fn index_details(
+    layer: &larder_registry::oci::Descriptor,
+    index: &larder_proto::index::Index<Vec<u8>>,
+) -> Result<IndexDetails, String> {
+    let image = Image::open(index.metadata(), index.tar_len()).map_err(|e| e.to_string())?;
+    let location = crate::plan::larder_location(layer).ok_or("it has no location")?;
+    Ok(IndexDetails {
+        diff_id: index.diff_id().to_string(),
+        tar_size: index.tar_len(),
+        chunks: index.chunk_count(),
+        chunk_size: index.chunk_target(),
+        digest_algorithm: match index.algorithm() {
+            Algorithm::Blake3 => "blake3",
+            Algorithm::Sha256 => "sha256",
+        },
+        inodes: image.inode_count(),
+        implied_directories: index.implied().count(),
+        index_stored_size: location.stored_len,
+        index_size: location.len,
+    })
+}
