@@ -22,7 +22,6 @@ use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
 
 pub use load::{Image, LoadError, Node, load};
-pub use referrers::Referrers;
 
 use crate::access::{Access, AccessError};
 use crate::cache::Cache;
@@ -49,8 +48,6 @@ pub struct Request {
     pub options: LayerOptions,
     /// Threads that compress.
     pub jobs: NonZero<usize>,
-    /// What to do with what refers to the image.
-    pub referrers: Referrers,
     /// Whether what an earlier conversion left at the destination may be used again.
     pub reuse: bool,
     /// What is remembered of earlier conversions.
@@ -132,21 +129,14 @@ pub async fn convert(
     let results = layers::settle(&conversion, &image, &earlier).await?;
     let waiting = blobs::collect(&conversion, &image, &results).await?;
     let result = documents(&image, &results, &request.options.fingerprint());
-    let referrers =
-        referrers::prepare(&conversion, &image, &result, request.referrers, &mut notes).await?;
-    let uploaded = blobs::push(&conversion, &results, waiting, referrers.blobs).await?;
+    referrers::tell(&conversion, &image, &result, &mut notes).await;
+    let uploaded = blobs::push(&conversion, &results, waiting).await?;
     let root = result.root();
     if existing.is_none_or(|(document, _)| document.digest != root.digest) {
         for document in result.below_root() {
             conversion.destination.put_document(document).await?;
         }
-        for document in &referrers.documents {
-            conversion.destination.put_document(document).await?;
-        }
-        conversion
-            .destination
-            .finish(root, &referrers.entries)
-            .await?;
+        conversion.destination.finish(root, &[]).await?;
     }
     results.remember(&conversion);
     for note in &notes {
@@ -163,7 +153,6 @@ pub async fn convert(
         size_after: layers.iter().map(|layer| layer.size_after).sum(),
         layers,
         uploaded,
-        referrers: referrers.documents.len(),
         notes,
         seconds: begun.elapsed().as_secs_f64(),
     })

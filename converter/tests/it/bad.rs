@@ -328,7 +328,7 @@ fn a_bomb_converts_in_bounded_memory() {
 #[test]
 fn an_interrupt_leaves_nothing() {
     let world = World::new();
-    zeros(&world, 20);
+    zeros(&world, 2);
     let mut child = world
         .command(CONVERT)
         .stderr(Stdio::null())

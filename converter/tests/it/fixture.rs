@@ -184,15 +184,20 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// A base layer: a few directories, a link, a large file.
 pub(crate) fn base() -> Vec<u8> {
-    let lines: String = (0..60_000)
-        .map(|line| format!("line {line} of the large file\n"))
+    let lines: Vec<_> = (0..60_000)
+        .map(|line| {
+            format!(
+                "line {line} of the large file
+"
+            )
+        })
         .collect();
     TarBuilder::new()
         .entry(Entry::directory("etc/"))
         .entry(Entry::file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"))
         .entry(Entry::file("etc/old", "old\n"))
         .entry(Entry::directory("usr/"))
-        .entry(Entry::file("usr/large", lines))
+        .entry(Entry::file("usr/large", lines.concat()))
         .entry(
             Entry::file("usr/tool", "#!/bin/sh\n")
                 .mode(0o4755)

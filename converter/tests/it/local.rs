@@ -4,14 +4,14 @@ use std::fs;
 
 use larder_proto::digest::Digest;
 use larder_test_support::tar::{Entry, TarBuilder};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::*;
 
 const CONVERT: &str = "convert oci:@source oci:@dest";
 
 /// An image of two layers, of which the second changes, removes and adds.
-fn two_layers(world: &World) -> serde_json::Value {
+fn two_layers(world: &World) -> Value {
     let (base, change) = (base(), change());
     let layers = [world.layer(GZIP, &gzip(&base)), world.layer(PLAIN, &change)];
     world.image("amd64", &layers, &[&base, &change])
@@ -132,14 +132,17 @@ fn nothing_is_converted_twice() {
     assert_eq!(counts(CONVERT), (2, 0, true));
 }
 
-/// Promise: whole indexes: every platform, nested indexes, attestations that go on naming what
-/// they attest, and things that are no images copied as they are.
-#[test]
-fn an_index_is_converted_whole() {
-    let world = World::new();
+struct Platforms {
+    amd: Value,
+    attestation: Value,
+    chart: Value,
+}
+
+/// An index of two platforms that share a layer, one of them nested, an attestation and a chart.
+fn platforms(world: &World) -> Platforms {
     let (base, change) = (base(), change());
     let shared = world.layer(GZIP, &gzip(&base));
-    let amd = world.image("amd64", &[shared.clone()], &[&base]);
+    let amd = world.image("amd64", std::slice::from_ref(&shared), &[&base]);
     let arm = world.image(
         "arm64",
         &[shared, world.layer(ZSTD, &zstd(&change))],
@@ -159,7 +162,7 @@ fn an_index_is_converted_whole() {
         let value = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
         world.put(MANIFEST, &value)
     };
-    let with = |mut entry: serde_json::Value, key: &str, value: serde_json::Value| {
+    let with = |mut entry: Value, key: &str, value: Value| {
         entry[key] = value;
         entry
     };
@@ -187,6 +190,23 @@ fn an_index_is_converted_whole() {
         }),
     );
     world.tag(&root);
+    Platforms {
+        amd,
+        attestation,
+        chart,
+    }
+}
+
+/// Promise: whole indexes: every platform, nested indexes, attestations that go on naming what
+/// they attest, and things that are no images copied as they are.
+#[test]
+fn an_index_is_converted_whole() {
+    let world = World::new();
+    let Platforms {
+        amd,
+        attestation,
+        chart,
+    } = platforms(&world);
 
     let report = world.larder(&format!("{CONVERT} --json")).json();
     assert_eq!(
