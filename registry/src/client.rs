@@ -1,7 +1,6 @@
 //! The client, and the repositories it opens.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use larder_proto::digest::Digest;
 use reqwest::Response;
@@ -15,7 +14,7 @@ use crate::error::{Cause, RegistryError};
 use crate::exchange::{self, Call, Payload};
 use crate::hosts::Hosts;
 use crate::options::ClientOptions;
-use crate::plan::Plan;
+use crate::plan::{Plan, Plans};
 use crate::redirect::{self, Target, Targets};
 use crate::reference::{Reference, is_tag};
 
@@ -34,8 +33,7 @@ pub(crate) struct Shared {
     pub(crate) options: ClientOptions,
     pub(crate) sessions: Sessions,
     pub(crate) targets: Targets,
-    hosts: Hosts,
-    plans: Mutex<HashMap<String, Arc<Plan>>>,
+    plans: Plans,
 }
 
 impl Client {
@@ -49,12 +47,11 @@ impl Client {
         let targets = Targets::new(Arc::clone(&clock));
         let sessions = Sessions::new(credentials, clock, options.timeouts.answer);
         let hosts = Hosts::new(&options).map_err(ClientError)?;
-        let plans = Mutex::default();
+        let plans = Plans::new(hosts);
         Ok(Self(Arc::new(Shared {
             options,
             sessions,
             targets,
-            hosts,
             plans,
         })))
     }
@@ -66,18 +63,6 @@ impl Client {
             registry: reference.registry().into(),
             name: reference.repository().into(),
         }))
-    }
-}
-
-impl Shared {
-    fn plan(&self, registry: &str) -> Result<Arc<Plan>, Cause> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plan) = plans.get(registry) {
-            return Ok(Arc::clone(plan));
-        }
-        let plan = Arc::new(self.hosts.plan(registry).map_err(Cause::Local)?);
-        plans.insert(registry.into(), Arc::clone(&plan));
-        Ok(plan)
     }
 }
 
@@ -110,12 +95,11 @@ impl Repository {
         &self.0.shared
     }
 
-    #[expect(
-        clippy::unused_async,
-        reason = "reading hosts.toml leaves the executor"
-    )]
     pub(crate) async fn plan(&self) -> Result<Arc<Plan>, Cause> {
-        self.0.shared.plan(&self.0.registry)
+        self.shared()
+            .plans
+            .get(self.registry(), &self.shared().options)
+            .await
     }
 
     pub(crate) fn error(&self, doing: &str, cause: Cause) -> RegistryError {

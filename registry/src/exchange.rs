@@ -155,35 +155,43 @@ pub(crate) async fn send(
 pub(crate) fn broken(error: &reqwest::Error, host: &str) -> Cause {
     let host = host.to_owned();
     let detail = transport::chain(error);
-    let mut next: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = next {
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| {
-            let io = error.downcast_ref::<std::io::Error>();
-            io.and_then(std::io::Error::get_ref)
-                .and_then(|inner| inner.downcast_ref())
-        });
-        match tls {
-            Some(rustls::Error::InvalidMessage(_)) => {
-                let detail = "it speaks no TLS; allow plain HTTP (--plain-http) if that is right";
-                return Cause::Untrusted {
-                    host,
-                    detail: detail.into(),
-                };
+    match tls_error(error) {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            let detail = "it speaks no TLS; allow plain HTTP (--plain-http) if that is right";
+            Cause::Untrusted {
+                host,
+                detail: detail.into(),
             }
-            Some(rustls::Error::InvalidCertificate(why)) => {
-                let detail = format!("its certificate is not acceptable: {why:?}");
-                return Cause::Untrusted { host, detail };
-            }
-            Some(other) => {
-                return Cause::Untrusted {
-                    host,
-                    detail: other.to_string(),
-                };
-            }
-            None => next = error.source(),
         }
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            let detail = format!("its certificate is not acceptable: {why:?}");
+            Cause::Untrusted { host, detail }
+        }
+        Some(other) => Cause::Untrusted {
+            host,
+            detail: other.to_string(),
+        },
+        None => Cause::Connection { host, detail },
     }
-    Cause::Connection { host, detail }
+}
+
+/// The TLS error in a chain of errors, however often it is wrapped into I/O errors: those hide
+/// what they wrap from `source`.
+fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        let wrapped = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// Whether two URLs are on the same server, so that credentials for one may go to the other.

@@ -1,6 +1,8 @@
-//! What is configured for each registry's host.
+//! What is configured for each registry's host: containerd's `certs.d`, and our own options.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use url::Url;
@@ -12,57 +14,189 @@ use crate::reference::Reference;
 use crate::retry::Budget;
 use crate::transport::{Transport, Trust, is_loopback, read_pem};
 
-/// The configuration of all hosts.
-#[derive(Debug)]
+mod file;
+mod trust;
+
+use file::{HostsFile, Section};
+
+/// All that is configured, read from its files when asked.
+#[derive(Debug, Clone)]
 pub(crate) struct Hosts {
-    options: ClientOptions,
-    authorities: Vec<Vec<u8>>,
+    plain_http: bool,
+    dir: Option<PathBuf>,
+    extra_ca: Vec<PathBuf>,
+    connect: Duration,
+}
+
+/// The endpoints of one registry as configured: mirrors in order, the registry itself last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Setup(Vec<EndpointSetup>);
+
+/// One endpoint as configured; equal ones need not be made anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct EndpointSetup {
+    base: Url,
+    host: String,
+    namespace: Option<String>,
+    headers: HeaderMap,
+    capabilities: Capabilities,
+    trust: Trust,
+    connect: Duration,
 }
 
 impl Hosts {
+    /// Checks the files that were named; what `certs.d` holds is read when a registry is asked.
     pub(crate) fn new(options: &ClientOptions) -> Result<Self, String> {
-        let authorities = options
-            .extra_ca
-            .iter()
-            .map(read_pem)
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            options: options.clone(),
-            authorities,
-        })
+        let hosts = Self {
+            plain_http: options.plain_http,
+            dir: options.hosts_dir.clone(),
+            extra_ca: options.extra_ca.clone(),
+            connect: options.timeouts.connect,
+        };
+        hosts.extra_authorities().map(|_| hosts)
     }
 
-    /// The endpoints of `registry`.
-    pub(crate) fn plan(&self, registry: &str) -> Result<Plan, String> {
-        let budget = Arc::new(Budget::new(&*self.options.clock));
-        let host = Reference::api_host(registry);
-        let wrong = |error| format!("{registry} is no host: {error}");
-        let mut base = Url::parse(&format!("https://{host}/v2/")).map_err(wrong)?;
-        if self.options.plain_http || is_loopback(&base) {
-            base = Url::parse(&format!("http://{host}/v2/")).map_err(wrong)?;
+    fn extra_authorities(&self) -> Result<Vec<Vec<u8>>, String> {
+        self.extra_ca.iter().map(|path| read_pem(path)).collect()
+    }
+
+    /// Reads what is configured for `registry` now.
+    pub(crate) fn read(&self, registry: &str) -> Result<Setup, String> {
+        let Some(dir) = self
+            .dir
+            .as_deref()
+            .and_then(|root| file::directory(root, registry))
+        else {
+            return Ok(Setup(vec![self.server(
+                registry,
+                None,
+                &Section::default(),
+                None,
+            )?]));
+        };
+        let Some(file) = HostsFile::read(&dir)? else {
+            // Docker's older layout: certificates only.
+            let trust = trust::from_directory(&dir)?;
+            return Ok(Setup(vec![self.server(
+                registry,
+                None,
+                &Section::default(),
+                Some(trust),
+            )?]));
+        };
+        let mut endpoints = Vec::new();
+        for (address, section) in &file.hosts {
+            let trust = trust::from_section(&dir, section)?;
+            endpoints.push(self.endpoint(registry, address, section, trust)?);
         }
-        let trust = Trust {
-            authorities: self.authorities.clone(),
-            ..Trust::default()
+        let trust = trust::from_section(&dir, &file.root)?;
+        let server = file.server.as_deref();
+        endpoints.push(self.server(registry, server, &file.root, Some(trust))?);
+        Ok(Setup(endpoints))
+    }
+
+    /// The registry itself.
+    fn server(
+        &self,
+        registry: &str,
+        address: Option<&str>,
+        section: &Section,
+        trust: Option<Trust>,
+    ) -> Result<EndpointSetup, String> {
+        let trust = trust.unwrap_or_default();
+        if let Some(address) = address {
+            return self.endpoint(registry, address, section, trust);
+        }
+        let host = Reference::api_host(registry);
+        let address = format!("https://{host}");
+        let url =
+            Url::parse(&address).map_err(|error| format!("{registry} is no host: {error}"))?;
+        // Nobody sets up TLS for this machine's loopback without saying so in certs.d.
+        let plain = self.plain_http || (is_loopback(&url) && trust == Trust::default());
+        let address = if plain {
+            format!("http://{host}")
+        } else {
+            address
         };
-        let server = Endpoint {
+        self.endpoint(registry, &address, section, trust)
+    }
+
+    fn endpoint(
+        &self,
+        registry: &str,
+        address: &str,
+        section: &Section,
+        mut trust: Trust,
+    ) -> Result<EndpointSetup, String> {
+        let base = base(address, section.override_path)?;
+        let authority = base.authority();
+        let itself = authority == Reference::api_host(registry) || authority == registry;
+        trust.authorities.extend(self.extra_authorities()?);
+        Ok(EndpointSetup {
+            host: if itself { registry } else { authority }.to_owned(),
+            namespace: (!itself).then(|| registry.to_owned()),
+            headers: section.headers()?,
+            capabilities: section.capabilities(),
+            trust,
+            connect: section.connect()?.unwrap_or(self.connect),
             base,
-            host: registry.into(),
-            namespace: None,
-            headers: HeaderMap::new(),
-            capabilities: Capabilities {
-                pull: true,
-                resolve: true,
-            },
-            transport: Transport::new(trust, self.options.timeouts.connect),
-            timeouts: self.options.timeouts.clone(),
-            clock: Arc::clone(&self.options.clock),
-            passed_over_until: Mutex::new(None),
-        };
-        Ok(Plan {
-            mirrors: Vec::new(),
-            server: Arc::new(server),
-            budget,
         })
     }
 }
+
+impl Setup {
+    /// Makes the endpoints, for a registry whose retries `budget` pays.
+    pub(crate) fn plan(&self, options: &ClientOptions, budget: Arc<Budget>) -> Plan {
+        let endpoint = |setup: &EndpointSetup| {
+            Arc::new(Endpoint {
+                base: setup.base.clone(),
+                host: setup.host.clone(),
+                namespace: setup.namespace.clone(),
+                headers: setup.headers.clone(),
+                capabilities: setup.capabilities,
+                transport: Transport::new(setup.trust.clone(), setup.connect),
+                timeouts: options.timeouts.clone(),
+                clock: Arc::clone(&options.clock),
+                passed_over_until: Mutex::new(None),
+            })
+        };
+        Plan {
+            endpoints: self.0.iter().map(endpoint).collect(),
+            budget,
+        }
+    }
+}
+
+/// The API's root of an address: with a scheme, and with `/v2` unless the path is to be kept.
+fn base(address: &str, keep_path: bool) -> Result<Url, String> {
+    let wrong = |error: &dyn std::fmt::Display| format!("{address:?} is no address: {error}");
+    let full = if address.contains("://") {
+        address.into()
+    } else {
+        format!("https://{address}")
+    };
+    let mut url = Url::parse(&full).map_err(|error| wrong(&error))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(wrong(&"it needs http or https and a host"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("an address in hosts.toml holds a password; use the credential files".into());
+    }
+    if url.host_str() == Some("docker.io") {
+        let host = Reference::api_host("docker.io");
+        url.set_host(Some(host)).map_err(|error| wrong(&error))?;
+    }
+    let path = url.path().trim_end_matches('/').to_owned();
+    let versioned = keep_path || path.ends_with("/v2");
+    url.set_path(&if versioned {
+        format!("{path}/")
+    } else {
+        format!("{path}/v2/")
+    });
+    url.set_query(None);
+    url.set_fragment(None);
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,7 @@ mod options;
 mod plan;
 mod redirect;
 mod reference;
+mod referrers;
 pub mod retry;
 mod secret;
 mod transport;

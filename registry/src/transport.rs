@@ -1,6 +1,6 @@
 //! HTTP clients with the right trust for each host.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -155,7 +155,7 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
 pub(crate) const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads a PEM file of at most [`PEM_BYTES_MAX`].
-pub(crate) fn read_pem(path: &PathBuf) -> Result<Vec<u8>, String> {
+pub(crate) fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     let size =
         std::fs::metadata(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     if size.len() > PEM_BYTES_MAX {

@@ -142,8 +142,13 @@ impl Repository {
     /// it does expire, hence no error.
     pub(crate) async fn cancel_upload(&self, endpoint: &Endpoint, location: Url) {
         let call = call_at(endpoint, Method::DELETE, location);
-        if let Err(cause) = self.send(endpoint, &call).await {
-            tracing::debug!(%cause, "upload not cancelled");
+        match self.send(endpoint, &call).await {
+            Ok(response) if response.status().is_success() => {}
+            Ok(response) => {
+                let refusal = self.refusal(endpoint, response).await;
+                tracing::debug!(%refusal, "upload not cancelled");
+            }
+            Err(cause) => tracing::debug!(%cause, "upload not cancelled"),
         }
     }
 }

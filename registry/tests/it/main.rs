@@ -8,6 +8,10 @@
 mod faults;
 mod fetch;
 mod login;
+mod mirrors;
 mod push;
+mod real;
 mod redirects;
+mod referrers;
+mod tls;
 mod world;

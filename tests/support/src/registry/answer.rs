@@ -180,6 +180,9 @@ async fn before(fault: Option<&Fault>, asked: &mut Asked, state: &Shared) -> Opt
                 None => reply,
             });
         }
+        Fault::Challenge(text) => {
+            return Some(Reply::error(401, "FAULT").header("www-authenticate", text));
+        }
         Fault::RedirectLoop => {
             let number = lock(state).next();
             let place = format!("{}?loop={number}", asked.path);

@@ -1,0 +1,262 @@
+//! containerd's `hosts.toml`.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use crate::endpoint::Capabilities;
+
+/// Largest hosts.toml, bytes: ten mirrors need two kilobytes.
+const FILE_BYTES_MAX: u64 = 256 << 10;
+
+/// Mirrors tried for one registry at most: each may cost a timeout before the next is tried.
+const MIRRORS_MAX: usize = 16;
+
+/// The longest time to wait for a connection that is believed.
+const DIAL_TIMEOUT_MAX: Duration = Duration::from_mins(1);
+
+/// A hosts.toml with its hosts in the order of the file, which is the order to try them in.
+#[derive(Debug)]
+pub(super) struct HostsFile {
+    pub(super) server: Option<String>,
+    pub(super) root: Section,
+    pub(super) hosts: Vec<(String, Section)>,
+}
+
+/// What can be said about one host. Unknown keys are ignored, as containerd does: some
+/// distributions add their own.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Section {
+    #[serde(default)]
+    capabilities: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) ca: Option<OneOrMany>,
+    #[serde(default)]
+    pub(super) client: Option<Client>,
+    #[serde(default)]
+    pub(super) skip_verify: bool,
+    #[serde(default)]
+    pub(super) override_path: bool,
+    #[serde(default)]
+    header: BTreeMap<String, OneOrMany>,
+    #[serde(default)]
+    dial_timeout: Option<String>,
+}
+
+/// A text or a list of texts.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    pub(super) fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// Client certificates: files that hold both, or pairs of a certificate and a key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Client {
+    Files(OneOrMany),
+    Pairs(Vec<OneOrMany>),
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default)]
+    server: Option<String>,
+    #[serde(flatten)]
+    root: Section,
+    #[serde(default)]
+    host: BTreeMap<String, Section>,
+}
+
+/// The directory for `registry` below `root`: by its name, its name with the port as `_port_`, or
+/// the default for all.
+pub(super) fn directory(root: &Path, registry: &str) -> Option<PathBuf> {
+    let mut names = Vec::new();
+    if let Some((host, port)) = registry.rsplit_once(':') {
+        names.push(format!("{host}_{port}_"));
+    }
+    names.extend([registry.to_owned(), "_default".to_owned()]);
+    names
+        .into_iter()
+        .map(|name| root.join(name))
+        .find(|path| path.is_dir())
+}
+
+impl HostsFile {
+    /// Reads the file in `dir`; `None` if there is none.
+    pub(super) fn read(dir: &Path) -> Result<Option<Self>, String> {
+        let path = dir.join("hosts.toml");
+        let wrong =
+            |reason: &dyn std::fmt::Display| format!("cannot use {}: {reason}", path.display());
+        match std::fs::metadata(&path) {
+            Ok(found) if found.len() > FILE_BYTES_MAX => {
+                return Err(wrong(&format!("it has more than {FILE_BYTES_MAX} bytes")));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(wrong(&error)),
+        }
+        let text = std::fs::read_to_string(&path).map_err(|error| wrong(&error))?;
+        Self::parse(&text).map(Some).map_err(|error| wrong(&error))
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        // The whole error would quote the line, which may hold a header with a secret.
+        let brief = |error: toml::de::Error| {
+            let line = error
+                .span()
+                .map(|span| text[..span.start.min(text.len())].lines().count());
+            format!(
+                "{} (near line {})",
+                error.message(),
+                line.unwrap_or(0).max(1)
+            )
+        };
+        let raw: Raw = toml::from_str(text).map_err(brief)?;
+        let places = places(text);
+        let mut hosts: Vec<_> = raw.host.into_iter().collect();
+        hosts.sort_by_key(|(name, _)| places.get(name).copied());
+        if hosts.len() > MIRRORS_MAX {
+            return Err(format!("it has more than {MIRRORS_MAX} hosts"));
+        }
+        Ok(Self {
+            server: raw.server,
+            root: raw.root,
+            hosts,
+        })
+    }
+}
+
+/// Where in the text each host is first named.
+fn places(text: &str) -> BTreeMap<String, usize> {
+    let Ok(document) = toml::de::DeTable::parse(text) else {
+        return BTreeMap::new();
+    };
+    let hosts = document
+        .get_ref()
+        .get("host")
+        .and_then(|hosts| hosts.get_ref().as_table());
+    let place =
+        |key: &toml::Spanned<toml::de::DeString<'_>>| (key.get_ref().to_string(), key.span().start);
+    hosts
+        .map(|hosts| hosts.keys().map(place).collect())
+        .unwrap_or_default()
+}
+
+impl Section {
+    /// All capabilities, unless some are listed.
+    pub(super) fn capabilities(&self) -> Capabilities {
+        let has = |name: &str| {
+            let listed = self
+                .capabilities
+                .as_ref()
+                .filter(|listed| !listed.is_empty());
+            listed.is_none_or(|listed| listed.iter().any(|one| one == name))
+        };
+        Capabilities {
+            pull: has("pull"),
+            resolve: has("resolve"),
+        }
+    }
+
+    /// The headers to add to every request.
+    pub(super) fn headers(&self) -> Result<HeaderMap, String> {
+        let mut headers = HeaderMap::new();
+        for (name, values) in &self.header {
+            let wrong =
+                || format!("{name:?} in hosts.toml is no header, or has a value that is none");
+            let key = HeaderName::try_from(name).map_err(|_| wrong())?;
+            for value in values.as_slice() {
+                let mut value = HeaderValue::try_from(value).map_err(|_| wrong())?;
+                // Whatever it is for, it may be a secret.
+                value.set_sensitive(true);
+                headers.append(key.clone(), value);
+            }
+        }
+        Ok(headers)
+    }
+
+    /// The time to wait for a connection, if it is set.
+    pub(super) fn connect(&self) -> Result<Option<Duration>, String> {
+        let Some(text) = &self.dial_timeout else {
+            return Ok(None);
+        };
+        let parsed = duration(text).filter(|time| !time.is_zero());
+        let parsed =
+            parsed.ok_or_else(|| format!("dial_timeout {text:?} is no time such as \"1s\""))?;
+        Ok(Some(parsed.min(DIAL_TIMEOUT_MAX)))
+    }
+}
+
+/// Reads a duration as Go writes it: `1m30s`, `1.5s`, `200ms`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text.trim();
+    let mut total = Duration::ZERO;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let end = rest
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(rest.len());
+        let seconds = match &rest[..end] {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        rest = &rest[end..];
+        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
+    }
+    Some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, millis) in [
+            ("1s", Some(1000)),
+            ("1m30s", Some(90_000)),
+            ("1.5s", Some(1500)),
+            ("200ms", Some(200)),
+            ("1h", Some(3_600_000)),
+            ("5", None),
+            ("s", None),
+            ("1x", None),
+            ("1s2", None),
+            ("-1s", None),
+            ("", None),
+            ("1.2.3s", None),
+            ("99999999999999999999999999h", None),
+        ] {
+            assert_eq!(
+                duration(text).map(|time| time.as_millis()),
+                millis,
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The certificates that `certs.d` names.
+
+use std::path::{Path, PathBuf};
+
+use super::file::{Client, OneOrMany, Section};
+use crate::transport::{Trust, read_pem};
+
+/// What a section of a hosts.toml in `dir` says; relative paths are relative to `dir`.
+pub(super) fn from_section(dir: &Path, section: &Section) -> Result<Trust, String> {
+    let read = |name: &String| read_pem(&dir.join(name));
+    let authorities = section.ca.iter().flat_map(OneOrMany::as_slice).map(read);
+    let identities = match &section.client {
+        None => Vec::new(),
+        Some(Client::Files(files)) => files
+            .as_slice()
+            .iter()
+            .map(read)
+            .collect::<Result<_, _>>()?,
+        Some(Client::Pairs(pairs)) => {
+            let pair = |pair: &OneOrMany| match pair.as_slice() {
+                [both] => read(both),
+                [certificate, key] => Ok(join(read(certificate)?, &read(key)?)),
+                _ => Err(format!(
+                    "a client entry in {} is no [certificate, key]",
+                    dir.display()
+                )),
+            };
+            pairs.iter().map(pair).collect::<Result<_, _>>()?
+        }
+    };
+    Ok(Trust {
+        authorities: authorities.collect::<Result<_, _>>()?,
+        identities,
+        skip_verify: section.skip_verify,
+    })
+}
+
+/// What a directory without hosts.toml holds, in Docker's layout: `*.crt` are authorities,
+/// `*.cert` and `*.key` are ours.
+pub(super) fn from_directory(dir: &Path) -> Result<Trust, String> {
+    let wrong = |error: std::io::Error| format!("cannot read {}: {error}", dir.display());
+    let mut files: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(wrong)? {
+        files.push(entry.map_err(wrong)?.path());
+    }
+    files.sort();
+    let mut trust = Trust::default();
+    for path in &files {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("crt") => trust.authorities.push(read_pem(path)?),
+            Some("cert") => {
+                let key = read_pem(&path.with_extension("key"))?;
+                trust.identities.push(join(read_pem(path)?, &key));
+            }
+            _ => {}
+        }
+    }
+    Ok(trust)
+}
+
+/// A certificate and its key as one PEM text.
+fn join(mut certificate: Vec<u8>, key: &[u8]) -> Vec<u8> {
+    certificate.push(b'\n');
+    certificate.extend_from_slice(key);
+    certificate
+}

@@ -1,0 +1,222 @@
+//! Mirrors from hosts.toml: in order, for reads only, and never a single point of failure.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder_proto::digest::Digest;
+use larder_registry::oci::media_type;
+use larder_registry::{ClientOptions, Repository};
+use larder_test_support::registry::{FakeRegistry, Fault, On};
+
+use crate::world::{TestClock, noise, open, options};
+
+const SIZE: u64 = 50_000;
+
+/// A registry named `r.test` that exists only through its hosts.toml.
+struct World {
+    mirrors: [FakeRegistry; 2],
+    server: FakeRegistry,
+    digest: Digest,
+    bytes: Vec<u8>,
+    repository: Repository,
+    clock: TestClock,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let mirrors = [FakeRegistry::start().await, FakeRegistry::start().await];
+        let server = FakeRegistry::start().await;
+        let bytes = noise(50_000);
+        let mut digest = Digest::of(b"");
+        for registry in mirrors.iter().chain([&server]) {
+            digest = registry.push_blob(bytes.clone());
+            registry.push_manifest(
+                "team/app",
+                "v1",
+                media_type::OCI_MANIFEST,
+                "{\"layers\":[]}",
+            );
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("r.test")).unwrap();
+        let clock = TestClock::new();
+        let hosts_dir = Some(dir.path().into());
+        let world = options(&clock);
+        let repository = open("r.test/team/app:v1", ClientOptions { hosts_dir, ..world });
+        let world = Self {
+            mirrors,
+            server,
+            digest,
+            bytes,
+            repository,
+            clock,
+            dir,
+        };
+        world.configure("");
+        world
+    }
+
+    /// Writes hosts.toml; `extra` is for the first mirror.
+    fn configure(&self, extra: &str) {
+        let [first, second] = &self.mirrors;
+        let (first, second, server) = (first.host(), second.host(), self.server.host());
+        let text = format!(
+            "server = \"http://{server}\"\n[host.\"http://{first}\"]\n{extra}\n\
+             [host.\"http://{second}\"]\ncapabilities = [\"pull\"]\n"
+        );
+        std::fs::write(self.dir.path().join("r.test/hosts.toml"), text).unwrap();
+    }
+
+    async fn read(&self) {
+        let read = self.repository.blob_range(&self.digest, 0..SIZE).await;
+        assert!(read.unwrap() == self.bytes);
+    }
+
+    /// Requests to the first mirror, the second, and the server since the last look.
+    fn counts(&self) -> [usize; 3] {
+        [&self.mirrors[0], &self.mirrors[1], &self.server].map(|registry| {
+            let count = registry.requests().len();
+            registry.clear_requests();
+            count
+        })
+    }
+}
+
+#[tokio::test]
+async fn the_first_mirror_answers_and_is_told_whose_image_it_is() {
+    let world = World::new().await;
+    world.read().await;
+    let seen = world.mirrors[0].requests();
+    assert_eq!(seen[0].query, "ns=r.test");
+    world.repository.manifest("v1").await.unwrap();
+    assert_eq!(world.counts(), [2, 0, 0]);
+}
+
+/// Whatever is wrong with a mirror, the next one is asked at once.
+#[tokio::test]
+async fn the_next_one_is_asked_whatever_is_wrong_with_the_first() {
+    for fault in [
+        Fault::Status(404, None),
+        Fault::Status(401, None),
+        Fault::Status(403, None),
+        Fault::Status(503, Some("30".into())),
+        Fault::StallBeforeHeaders,
+        Fault::ShortBody,
+        Fault::LongBody,
+        Fault::WrongContentRange,
+        Fault::Portal,
+        Fault::RedirectLoop,
+    ] {
+        let world = World::new().await;
+        world.mirrors[0].set_fault(fault.clone());
+        world.read().await;
+        let [_, second, server] = world.counts();
+        assert_eq!((second, server), (1, 0), "{fault:?}");
+        world.mirrors[1].set_fault(fault.clone());
+        world.read().await;
+        assert_eq!(world.counts()[2], 1, "{fault:?}");
+        assert_eq!(world.clock.waits(), [], "{fault:?}");
+    }
+}
+
+/// One slow read in thirty seconds, not one in each.
+#[tokio::test]
+async fn a_broken_mirror_is_passed_over_for_a_while() {
+    let world = World::new().await;
+    world.mirrors[0].set_fault(Fault::Status(500, None));
+    for _ in 0..10 {
+        world.read().await;
+    }
+    assert_eq!(world.counts(), [1, 10, 0]);
+    world.mirrors[0].clear_faults();
+    world.clock.advance(Duration::from_secs(31));
+    world.read().await;
+    assert_eq!(world.counts(), [1, 0, 0]);
+}
+
+#[tokio::test]
+async fn capabilities_say_who_resolves_and_pushes() {
+    let world = World::new().await;
+    world.configure("capabilities = [\"pull\", \"push\"]");
+    world.repository.head_manifest("v1").await.unwrap();
+    assert_eq!(world.counts(), [0, 0, 1]);
+    let bytes = Bytes::from(noise(1000));
+    let digest = Digest::of(&bytes);
+    world.mirrors[0].push_blob(bytes.clone());
+    world
+        .repository
+        .upload_blob(&digest, 1000, bytes.clone(), |_| ())
+        .await
+        .unwrap();
+    let kind = media_type::OCI_MANIFEST;
+    world
+        .repository
+        .put_manifest("v2", kind, "{\"layers\":[]}".into())
+        .await
+        .unwrap();
+    let [first, second, _] = world.counts();
+    assert_eq!((first, second), (0, 0));
+    assert_eq!(world.server.blob("team/app", &digest), Some(bytes));
+}
+
+#[tokio::test]
+async fn headers_and_paths_are_as_configured() {
+    let world = World::new().await;
+    let host = world.mirrors[0].host();
+    let header = format!("[host.\"http://{host}\".header]\nx-registry = \"https://r.test\"");
+    world.configure(&header);
+    world.read().await;
+    let seen = world.mirrors[0].requests();
+    assert_eq!(seen[0].headers["x-registry"], "https://r.test");
+    // A header is for its own host; not for the next, and not for where it redirects.
+    world.mirrors[0].set_fault(Fault::RedirectTo(format!(
+        "http://{}/x",
+        world.server.host()
+    )));
+    world.read().await;
+    assert!(
+        !world.server.requests()[0]
+            .headers
+            .contains_key("x-registry")
+    );
+    assert!(
+        !world.mirrors[1].requests()[0]
+            .headers
+            .contains_key("x-registry")
+    );
+}
+
+/// hosts.toml is read again while the client lives; a broken edit changes nothing.
+#[tokio::test]
+async fn a_changed_file_takes_effect_without_a_restart() {
+    let world = World::new().await;
+    world.read().await;
+    let file = world.dir.path().join("r.test/hosts.toml");
+    std::fs::write(&file, "server = ").unwrap();
+    world.clock.advance(Duration::from_secs(31));
+    world.read().await;
+    assert_eq!(world.counts(), [2, 0, 0]);
+    std::fs::write(
+        &file,
+        format!("server = \"http://{}\"\n", world.server.host()),
+    )
+    .unwrap();
+    world.clock.advance(Duration::from_secs(31));
+    world.read().await;
+    assert_eq!(world.counts(), [0, 0, 1]);
+}
+
+/// What no mirror has and the registry has not either is not there; that is no failure.
+#[tokio::test]
+async fn absence_is_the_servers_to_declare() {
+    let world = World::new().await;
+    let nothing = Digest::of(b"nothing");
+    assert_eq!(world.repository.blob_exists(&nothing).await.unwrap(), None);
+    assert_eq!(world.counts(), [1, 1, 1]);
+    world
+        .server
+        .fault_times(1, On::All, Fault::Status(500, None));
+    assert_eq!(world.repository.blob_exists(&nothing).await.unwrap(), None);
+    assert_eq!(world.counts(), [2, 2, 2]);
+}
