@@ -1,13 +1,17 @@
 //! The containerd proxy snapshotter.
 //!
 //! containerd asks over a Unix socket ([`service`]) for snapshots ([`snapshots`]), which are kept
-//! in a transactional store ([`store`]) and described as mounts ([`mounts`]).
+//! in a transactional store ([`store`]) and described as mounts ([`mounts`]). Layers with an index
+//! are loaded lazily ([`lazy`]) by the data plane ([`plane`]).
 
 pub mod cli;
 pub mod config;
+pub mod containerd;
 pub mod filter;
+pub mod lazy;
 pub mod mounts;
 mod notify;
+pub mod plane;
 pub mod service;
 pub mod snapshots;
 pub mod socket;

@@ -16,8 +16,9 @@ use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
 
 use crate::filter::Filter;
+use crate::lazy::{LayerRequest, Lazy};
 use crate::mounts::{OverlayOptions, mounts};
-use crate::store::{Chain, Content, Kind, New, Record, Store, StoreError, Usage};
+use crate::store::{Chain, Content, Kind, New, REF_LABEL, Record, Store, StoreError, Usage};
 use crate::usage;
 
 /// Labels of a snapshot.
@@ -30,10 +31,10 @@ pub enum SnapshotError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A layer is not mounted now; asking again later helps.
-    #[error("layer {name:?} is not mounted: {reason}")]
+    #[error("layer {id} is not mounted: {reason}; it is fetched again, ask later")]
     Unavailable {
-        /// Name of the layer's snapshot.
-        name: String,
+        /// Names its directory.
+        id: u64,
         /// Why it is not.
         reason: String,
     },
@@ -45,6 +46,9 @@ pub enum SnapshotError {
         /// What went wrong.
         source: io::Error,
     },
+    /// The state of before the start could not be read.
+    #[error("restore the layers of this node: {0}")]
+    Restore(Box<crate::lazy::Reason>),
     /// The process is ending.
     #[error("the snapshotter is shutting down")]
     Interrupted,
@@ -69,18 +73,27 @@ pub struct Snapshots {
 
 #[derive(Debug)]
 struct Inner {
-    store: Store,
+    store: Arc<Store>,
+    /// Absent in tests of ordinary snapshots.
+    lazy: Option<Arc<Lazy>>,
     options: OverlayOptions,
     /// Wakes the reaper.
     removed: Arc<Notify>,
 }
 
 impl Snapshots {
-    /// Serves the snapshots of `store`; frees what a crash or an earlier removal left.
-    pub fn start(store: Store) -> Result<Self, StoreError> {
+    /// Serves the snapshots of `store`: mounts lazily loaded layers again, and frees what a crash
+    /// or an earlier removal left.
+    pub async fn start(store: Store, lazy: Option<Arc<Lazy>>) -> Result<Self, SnapshotError> {
+        let store = Arc::new(store);
         let orphans = store.orphans()?;
+        if let Some(lazy) = &lazy {
+            let restored = lazy.restore(&store).await;
+            restored.map_err(|reason| SnapshotError::Restore(Box::new(reason)))?;
+        }
         let inner = Inner {
             store,
+            lazy,
             options: OverlayOptions::probe(),
             removed: Arc::new(Notify::new()),
         };
@@ -91,6 +104,16 @@ impl Snapshots {
         Ok(snapshots)
     }
 
+    /// Lazy loading, if it is there.
+    pub fn lazy(&self) -> Option<&Arc<Lazy>> {
+        self.inner.lazy.as_ref()
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.inner.store
+    }
+
     /// Makes an active snapshot and says how to mount it.
     pub async fn prepare(
         &self,
@@ -98,6 +121,21 @@ impl Snapshots {
         parent: String,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
+        if let (Some(lazy), Some(chain)) = (&self.inner.lazy, labels.get(REF_LABEL)) {
+            let request = LayerRequest {
+                namespace: namespace(&key).to_owned(),
+                chain: chain.clone(),
+                parent: parent.clone(),
+                labels: labels.clone(),
+            };
+            match lazy.prepare(&self.inner.store, request).await {
+                // containerd then looks for the committed snapshot and adopts it.
+                Ok(()) => return Err(StoreError::Exists(key).into()),
+                Err(reason) => {
+                    tracing::info!(%chain, %reason, "layer is unpacked in the ordinary way");
+                }
+            }
+        }
         self.create(key, parent, Kind::Active, labels).await
     }
 
@@ -127,7 +165,7 @@ impl Snapshots {
             })
         };
         let chain = self.blocking(make).await?;
-        Ok(self.mounts_of(&chain))
+        self.mounts_of(&chain)
     }
 
     /// Says again how to mount an active snapshot or a view.
@@ -140,11 +178,28 @@ impl Snapshots {
             }
         };
         let chain = self.blocking(find).await?;
-        Ok(self.mounts_of(&chain))
+        self.mounts_of(&chain)
     }
 
-    fn mounts_of(&self, chain: &Chain) -> Vec<Mount> {
-        mounts(self.inner.store.directories(), chain, &self.inner.options)
+    fn mounts_of(&self, chain: &Chain) -> Result<Vec<Mount>, SnapshotError> {
+        for layer in &chain.parents {
+            let missing = self
+                .inner
+                .lazy
+                .as_ref()
+                .and_then(|lazy| lazy.missing(layer.id));
+            if let Some(reason) = missing {
+                return Err(SnapshotError::Unavailable {
+                    id: layer.id,
+                    reason,
+                });
+            }
+        }
+        Ok(mounts(
+            self.inner.store.directories(),
+            chain,
+            &self.inner.options,
+        ))
     }
 
     /// Turns an active snapshot into a committed one. Its files are counted afterwards: containerd
@@ -215,7 +270,7 @@ impl Snapshots {
             return Ok(usage);
         }
         if let Content::Layer { .. } = record.content {
-            return Ok(Usage::default());
+            return Ok(self.layer_usage(&record));
         }
         // When the request is given up, the flag's guard is dropped with this future.
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -235,6 +290,16 @@ impl Snapshots {
         Ok(usage)
     }
 
+    /// What a lazily loaded layer takes now; containerd asks once, early, and never again.
+    fn layer_usage(&self, record: &Record) -> Usage {
+        let progress = self.inner.lazy.as_ref().zip(record.layer());
+        let progress = progress.and_then(|(lazy, layer)| lazy.plane().progress(&layer));
+        Usage {
+            bytes: progress.map_or(0, |progress| progress.bytes_present),
+            inodes: 1,
+        }
+    }
+
     /// Frees what removed snapshots left, soon.
     pub fn cleanup(&self) {
         self.inner.removed.notify_one();
@@ -249,4 +314,11 @@ impl Snapshots {
         let called = spawn_blocking(move || call(&inner.store)).await;
         Ok(called.map_err(|_| SnapshotError::Interrupted)??)
     }
+}
+
+/// containerd's keys begin with the namespace: `<namespace>/<number>/<client's key>`. The header
+/// that also names it is missing from many calls.
+fn namespace(key: &str) -> &str {
+    key.split_once('/')
+        .map_or("default", |(namespace, _)| namespace)
 }

@@ -22,7 +22,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     let store = Store::open(&config.root)?;
     // Requests queue on the socket while the state is restored.
     let (listener, _bound) = socket::bind(&config.address)?;
-    let snapshots = Snapshots::start(store)?;
+    let snapshots = Snapshots::start(store, None).await?;
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let mut drained = stopped.clone();
     let serving = Server::builder()

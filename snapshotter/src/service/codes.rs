@@ -14,7 +14,9 @@ impl From<SnapshotError> for Status {
         let code = match &error {
             SnapshotError::Store(error) => code(error),
             SnapshotError::Unavailable { .. } => Code::Unavailable,
-            SnapshotError::Usage { .. } | SnapshotError::Interrupted => Code::Internal,
+            SnapshotError::Usage { .. }
+            | SnapshotError::Restore(_)
+            | SnapshotError::Interrupted => Code::Internal,
         };
         let mut message = error.to_string();
         message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));

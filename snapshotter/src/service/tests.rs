@@ -24,11 +24,13 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.sock");
         let (listener, bound) = socket::bind(&path).unwrap();
-        let snapshots = Snapshots::start(Store::open(dir.path()).unwrap()).unwrap();
+        let snapshots = Snapshots::start(Store::open(dir.path()).unwrap(), None)
+            .await
+            .unwrap();
         let server = Server::builder().add_service(Service::server(snapshots));
         tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
         let client = SnapshotsClient::new(socket::Connector::channel(path));
@@ -151,7 +153,7 @@ fn code(result: Result<(), Status>) -> Code {
 }
 
 async fn world_with_one_of_each() -> World {
-    let world = World::new();
+    let world = World::new().await;
     world.prepare("base-key", "").await.unwrap();
     world.commit("base", "base-key", "").await.unwrap();
     world.prepare("active", "base").await.unwrap();
@@ -257,7 +259,7 @@ async fn errors_while_using_snapshots_have_the_codes_of_the_contract() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_mask_means_all_labels() {
-    let world = World::new();
+    let world = World::new().await;
     world.prepare("key", "").await.unwrap();
     for (paths, expected) in [
         (Some(&["labels.new"][..]), &["new", "prepared"][..]),
@@ -278,7 +280,7 @@ async fn an_empty_mask_means_all_labels() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listing_streams_at_most_100_per_message() {
-    let world = World::new();
+    let world = World::new().await;
     for number in 0..205 {
         world.prepare(&format!("ns/{number:03}"), "").await.unwrap();
     }
@@ -296,7 +298,7 @@ async fn a_listing_streams_at_most_100_per_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_counts_own_files_and_is_fixed_at_commit() {
-    let world = World::new();
+    let world = World::new().await;
     world.prepare("key", "").await.unwrap();
     let fs = world.dir.path().join("snapshots/1/fs");
     std::fs::write(fs.join("file"), vec![7; 10_000]).unwrap();
@@ -310,7 +312,7 @@ async fn usage_counts_own_files_and_is_fixed_at_commit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn removed_snapshots_leave_no_file() {
-    let world = World::new();
+    let world = World::new().await;
     world.prepare("key", "").await.unwrap();
     let path = world.dir.path().join("snapshots/1");
     assert!(path.exists());
@@ -333,7 +335,7 @@ async fn removed_snapshots_leave_no_file() {
 /// Promise: 32 parallel Prepare calls of one key give one mount and 31 times AlreadyExists.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_32_parallel_prepares_one_wins() {
-    let world = std::sync::Arc::new(World::new());
+    let world = std::sync::Arc::new(World::new().await);
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..32 {
         let world = std::sync::Arc::clone(&world);

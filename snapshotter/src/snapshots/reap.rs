@@ -4,10 +4,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::{Inner, Snapshots};
-use crate::store::Store;
 
 /// How long what could not be freed waits for the next try, unless something else is removed.
 const RETRY: Duration = Duration::from_mins(1);
@@ -28,34 +28,57 @@ async fn reap(inner: Weak<Inner>, removed: Arc<Notify>, mut orphans: Vec<u64>) {
         let Some(inner) = inner.upgrade() else {
             return;
         };
-        let left = std::mem::take(&mut orphans);
-        let freed = tokio::task::spawn_blocking(move || free(&inner.store, left)).await;
-        match freed {
-            Ok(left) => orphans = left,
-            Err(_) => return,
+        orphans = free(&inner, std::mem::take(&mut orphans)).await;
+        if let Some(lazy) = &inner.lazy
+            && let Err(error) = lazy.sweep(&inner.store).await
+        {
+            tracing::warn!(%error, "cannot free layers that no snapshot uses");
         }
     }
 }
 
-/// Deletes the directories of removed snapshots and of `orphans`; returns the orphans left.
-fn free(store: &Store, orphans: Vec<u64>) -> Vec<u64> {
-    let delete = |id: &u64| match store.directories().delete(*id) {
-        Ok(()) => true,
-        Err(error) => {
+/// Frees removed snapshots and `orphans`; returns the orphans left.
+async fn free(inner: &Inner, orphans: Vec<u64>) -> Vec<u64> {
+    let mut left = Vec::new();
+    for id in orphans {
+        if !delete(inner, id).await {
+            left.push(id);
+        }
+    }
+    let store = Arc::clone(&inner.store);
+    let removed = spawn_blocking(move || store.removed()).await;
+    let removed = removed.ok().and_then(Result::ok).unwrap_or_default();
+    let mut freed = Vec::new();
+    for id in removed {
+        if delete(inner, id).await {
+            freed.push(id);
+        }
+    }
+    if !freed.is_empty() {
+        let store = Arc::clone(&inner.store);
+        let forgotten = spawn_blocking(move || store.forget(&freed)).await;
+        if let Ok(Err(error)) = forgotten {
+            tracing::warn!(%error, "cannot note that removed snapshots were freed");
+        }
+    }
+    left
+}
+
+/// Unmounts and deletes one snapshot's directory; says whether nothing is left.
+async fn delete(inner: &Inner, id: u64) -> bool {
+    if let Some(lazy) = &inner.lazy
+        && let Err(error) = lazy.release(&inner.store, id).await
+    {
+        tracing::warn!(id, %error, "a removed layer is still mounted; trying again later");
+        return false;
+    }
+    let directories = inner.store.directories().clone();
+    match spawn_blocking(move || directories.delete(id)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
             tracing::warn!(id, %error, "a removed snapshot still takes space; trying again later");
             false
         }
-    };
-    let left = orphans.into_iter().filter(|id| !delete(id)).collect();
-    let removed = store.removed().unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot read which snapshots were removed");
-        Vec::new()
-    });
-    let freed: Vec<u64> = removed.into_iter().filter(delete).collect();
-    if !freed.is_empty()
-        && let Err(error) = store.forget(&freed)
-    {
-        tracing::warn!(%error, "cannot note that removed snapshots were freed");
+        Err(_) => false,
     }
-    left
 }

@@ -1,0 +1,281 @@
+//! Lazily loaded layers: found, mounted and committed while containerd prepares to download them.
+//!
+//! Whatever stands in the way is a [`Reason`], never an error: the layer is then unpacked in the
+//! ordinary way, and the log says why.
+
+mod flight;
+mod implied;
+mod locate;
+mod lookup;
+mod restore;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use larder_proto::annotation::LocationError;
+use larder_proto::digest::Digest;
+use tokio::sync::RwLock;
+use tokio::time::{Instant as Moment, timeout_at};
+
+use crate::config::Config;
+use crate::containerd::{Containerd, ContentError};
+use crate::plane::{Plane, PlaneError, Wanted};
+use crate::snapshots::Labels;
+use crate::store::{Content, LayerFacts, Owner, Record, Store, StoreError};
+use flight::Flights;
+use implied::Parent;
+use lookup::Lookup;
+pub use lookup::chain_ids;
+
+/// Why a layer is not loaded lazily.
+#[derive(Debug, thiserror::Error)]
+pub enum Reason {
+    /// The manifest has no index annotation.
+    #[error("the layer has no index: the image was not converted, or this layer could not be")]
+    NotConverted,
+    /// Neither labels nor content store know the layer.
+    #[error("no label names the layer, and containerd's content store has no manifest of it")]
+    Unknown,
+    /// Nobody says where the blob is.
+    #[error("no label says which repository the layer is in")]
+    NoOrigin,
+    /// Ours and containerd's labels name different layers.
+    #[error("the labels larder.layer and cri.layer-digest name different layers")]
+    Contradiction,
+    /// A label that cannot be read.
+    #[error("{0}")]
+    Labels(String),
+    /// The index annotation cannot be read.
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    /// containerd's content store did not answer.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// Another image brought another index for the same chain.
+    #[error("another image loads the same layers lazily with another index, not proved yet")]
+    Contested,
+    /// The data plane refused.
+    #[error(transparent)]
+    Plane(#[from] PlaneError),
+    /// Attributes of parents could not be read.
+    #[error("read the parents' directories: {0}")]
+    Parents(std::io::Error),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It took too long; the work goes on for the next try.
+    #[error("not ready within {0:?}; the next pull may be luckier")]
+    Late(Duration),
+    /// The process is ending.
+    #[error("the snapshotter is shutting down")]
+    Interrupted,
+}
+
+/// A Prepare that may be answered lazily.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerRequest {
+    /// containerd namespace, from the key.
+    pub(crate) namespace: String,
+    /// The chain the layer completes.
+    pub(crate) chain: String,
+    /// Backend name of its parent, or empty.
+    pub(crate) parent: String,
+    /// All labels of the request.
+    pub(crate) labels: Labels,
+}
+
+/// Loads layers lazily.
+#[derive(Debug)]
+pub struct Lazy {
+    plane: Arc<dyn Plane>,
+    lookup: Lookup,
+    deadline: Duration,
+    flights: Flights<(String, String)>,
+    /// Held for reading while a layer is added and mounted, for writing while one is freed.
+    gate: RwLock<()>,
+    /// Layers without a snapshot, since when.
+    unused: Mutex<HashMap<Digest, Instant>>,
+    /// Snapshots whose layer could not be mounted at the start, and why.
+    missing: Mutex<HashMap<u64, String>>,
+}
+
+impl Lazy {
+    /// Lazy loading on `plane`.
+    pub fn new(plane: Arc<dyn Plane>, config: &Config) -> Self {
+        let containerd = Containerd::new(config.containerd.clone());
+        Self {
+            plane,
+            lookup: Lookup::new(containerd, config.registry.ports.clone()),
+            deadline: config.prepare_deadline,
+            flights: Flights::default(),
+            gate: RwLock::default(),
+            unused: Mutex::default(),
+            missing: Mutex::default(),
+        }
+    }
+
+    /// The data plane.
+    pub fn plane(&self) -> &Arc<dyn Plane> {
+        &self.plane
+    }
+
+    /// Makes a committed snapshot of the requested layer, or finds one; else says why not.
+    pub(crate) async fn prepare(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        request: LayerRequest,
+    ) -> Result<(), Reason> {
+        let (lazy, store) = (Arc::clone(self), Arc::clone(store));
+        // A task of its own: a request that is given up must not leave a mount without a record.
+        let work = tokio::spawn(async move { lazy.attempt(&store, &request).await });
+        work.await.map_err(|_| Reason::Interrupted)?
+    }
+
+    async fn attempt(&self, store: &Arc<Store>, request: &LayerRequest) -> Result<(), Reason> {
+        let deadline = Moment::now() + self.deadline;
+        let late = |_| Reason::Late(self.deadline);
+        let flight = (request.chain.clone(), request.parent.clone());
+        let _flight = timeout_at(deadline, self.flights.enter(flight))
+            .await
+            .map_err(late)?;
+        let there = blocking(store, {
+            let (chain, parent) = (request.chain.clone(), request.parent.clone());
+            move |store| store.completing(&chain, &parent)
+        });
+        let there = there.await?;
+        if !there.is_empty() && there.iter().all(|(_, record)| self.trusted(record)) {
+            return Ok(());
+        }
+        let located = timeout_at(deadline, locate::locate(&self.lookup, request)).await;
+        let wanted = located.map_err(late)??;
+        if !there.is_empty() {
+            let same = |record: &Record| record.layer() == Some(wanted.index.digest);
+            let shared = |(_, record): &(_, Record)| self.trusted(record) || same(record);
+            return if there.iter().all(shared) {
+                Ok(())
+            } else {
+                Err(Reason::Contested)
+            };
+        }
+        let _gate = timeout_at(deadline, self.gate.read()).await.map_err(late)?;
+        let adding = tokio::spawn({
+            let (plane, wanted) = (Arc::clone(&self.plane), wanted.clone());
+            async move { plane.add(&wanted).await }
+        });
+        let added = timeout_at(deadline, adding).await.map_err(late)?;
+        added.map_err(|_| Reason::Interrupted)??;
+        self.establish(store, request, &wanted).await
+    }
+
+    /// Whether anybody may use a snapshot that is there: containerd checked what it unpacked
+    /// itself; a lazily loaded layer is a claim of the manifest that brought it.
+    #[expect(
+        clippy::unused_self,
+        reason = "the proof of a complete layer will be asked here"
+    )]
+    fn trusted(&self, record: &Record) -> bool {
+        record.layer().is_none()
+    }
+
+    /// Mounts an added layer and records it.
+    async fn establish(
+        &self,
+        store: &Arc<Store>,
+        request: &LayerRequest,
+        wanted: &Wanted,
+    ) -> Result<(), Reason> {
+        let index = wanted.index.digest;
+        let parent = request.parent.clone();
+        let plane = Arc::clone(&self.plane);
+        let (id, implied) = spawn(store, move |store| {
+            let parents = parents(store, &parent)?;
+            let implied = implied::implied(plane.as_ref(), &plane.implied(&index), &parents);
+            Ok((store.reserve()?, implied.map_err(Reason::Parents)?))
+        })
+        .await?;
+        let target = store.fs(id);
+        let mounted = self.plane.mount(&index, &target, &implied).await;
+        let recorded = match mounted {
+            Ok(()) => self.record(store, request, wanted, id, implied).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(reason) = recorded {
+            drop(self.plane.unmount(&target).await);
+            drop(store.directories().delete(id));
+            return Err(reason);
+        }
+        Ok(())
+    }
+
+    async fn record(
+        &self,
+        store: &Arc<Store>,
+        request: &LayerRequest,
+        wanted: &Wanted,
+        id: u64,
+        implied: Vec<crate::store::ImpliedEntry>,
+    ) -> Result<(), Reason> {
+        let root = self.plane.node(&wanted.index.digest, b"");
+        let content = Content::Layer {
+            index: wanted.index.digest.to_string(),
+            owner: root.map_or(Owner::ROOT, |root| root.owner),
+        };
+        let facts = LayerFacts {
+            blob: wanted.blob.to_string(),
+            location: wanted.index.to_string(),
+            origins: wanted.origins.clone(),
+            namespace: request.namespace.clone(),
+            implied,
+        };
+        let LayerRequest {
+            namespace,
+            chain,
+            parent,
+            labels,
+        } = request.clone();
+        // Not the chain alone: the same chain may be needed on two parents, and a clash of names
+        // would make containerd look for a snapshot that is not there.
+        let name = format!("{namespace}/{id}/lazy {chain}");
+        blocking(store, move |store| {
+            store.adopt(id, &name, &parent, labels, content, &facts)
+        })
+        .await?;
+        Ok(())
+    }
+}
+
+/// The layers below a new one, topmost first, with what their directories look like.
+fn parents(store: &Store, parent: &str) -> Result<Vec<Parent>, StoreError> {
+    let mut parents = Vec::new();
+    for record in store.parents(parent)? {
+        parents.push(match record.layer() {
+            None => Parent::Directory(store.fs(record.id)),
+            Some(index) => {
+                let facts = store.layer_facts(record.id)?;
+                let implied = facts.map(|facts| facts.implied).unwrap_or_default();
+                Parent::Layer { index, implied }
+            }
+        });
+    }
+    Ok(parents)
+}
+
+async fn blocking<T: Send + 'static>(
+    store: &Arc<Store>,
+    call: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, Reason> {
+    spawn(store, move |store| Ok(call(store)?)).await
+}
+
+async fn spawn<T: Send + 'static>(
+    store: &Arc<Store>,
+    call: impl FnOnce(&Store) -> Result<T, Reason> + Send + 'static,
+) -> Result<T, Reason> {
+    let store = Arc::clone(store);
+    let called = tokio::task::spawn_blocking(move || call(&store)).await;
+    called.map_err(|_| Reason::Interrupted)?
+}
+
+#[cfg(test)]
+mod tests;

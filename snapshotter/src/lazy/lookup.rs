@@ -1,0 +1,222 @@
+//! Finds in containerd's content store what the labels of a Prepare do not say.
+//!
+//! While an image is pulled, its manifest and config are already there: the config's diff ids
+//! chain to the snapshot that is wanted, and the labels of the manifest name the repositories it
+//! came from. Reading is safe within Prepare; containerd holds no lock of its database then.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use larder_proto::annotation;
+use larder_proto::digest::Digest;
+use larder_registry::oci::{Descriptor, Manifest};
+use serde::Deserialize;
+
+use crate::containerd::{Blob, Containerd, ContentError};
+use crate::store::Origin;
+
+/// Longest manifest or config that is read, bytes; registries accept no longer manifests.
+const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
+
+/// Manifests read for one look-up, newest first. A pull's own manifest is among the very newest.
+const MANIFESTS_MAX: usize = 64;
+
+/// Parsed manifests kept, so that the layers of one pull share the reading: some pulls at once.
+const PARSED_MAX: usize = 32;
+
+/// containerd puts this on every manifest whose children it knows.
+const CONFIG_FILTER: &str = r#"labels."containerd.io/gc.ref.content.config""#;
+
+/// containerd records here which repositories of a registry a blob came from.
+const SOURCE_PREFIX: &str = "containerd.io/distribution.source.";
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Key<'a> {
+    /// The layer that completes this chain.
+    Chain(&'a str),
+    /// The layer with this digest.
+    Layer(&'a Digest),
+}
+
+/// A layer of an image containerd knows.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    /// Its descriptor in the manifest.
+    pub(super) descriptor: Descriptor,
+    /// Where it can be fetched.
+    pub(super) origins: Vec<Origin>,
+}
+
+/// A manifest with the chains its layers complete.
+#[derive(Debug)]
+struct Image {
+    manifest: Digest,
+    layers: Vec<(String, Descriptor)>,
+}
+
+/// The look-up, with what it remembers.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    containerd: Containerd,
+    /// Host as containerd's labels name it → host with port.
+    ports: BTreeMap<String, String>,
+    parsed: Mutex<VecDeque<Arc<Image>>>,
+}
+
+#[derive(Deserialize)]
+struct ImageConfig {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Vec<DiffId>,
+}
+
+/// A digest in its text form; one that is not SHA-256 makes the config unusable for us.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct DiffId(Digest);
+
+impl TryFrom<String> for DiffId {
+    type Error = larder_proto::digest::DigestError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
+}
+
+impl Lookup {
+    pub(super) fn new(containerd: Containerd, ports: BTreeMap<String, String>) -> Self {
+        Self {
+            containerd,
+            ports,
+            parsed: Mutex::default(),
+        }
+    }
+
+    /// The newest layer that answers to `key`, one with an index if there is any.
+    pub(super) async fn find(
+        &self,
+        namespace: &str,
+        key: Key<'_>,
+    ) -> Result<Option<Found>, ContentError> {
+        let marked = self.containerd.blobs(namespace, CONFIG_FILTER).await?;
+        if let Some(found) = self.search(namespace, key, marked).await? {
+            return Ok(Some(found));
+        }
+        // The mark is set only after the children were read; until then any small blob that came
+        // from a registry may be the manifest.
+        let mut all = self.containerd.blobs(namespace, "").await?;
+        all.retain(|blob| {
+            blob.labels
+                .keys()
+                .any(|label| label.starts_with(SOURCE_PREFIX))
+        });
+        self.search(namespace, key, all).await
+    }
+
+    async fn search(
+        &self,
+        namespace: &str,
+        key: Key<'_>,
+        mut blobs: Vec<Blob>,
+    ) -> Result<Option<Found>, ContentError> {
+        blobs.retain(|blob| blob.len <= DOCUMENT_BYTES_MAX);
+        blobs.sort_by_key(|blob| std::cmp::Reverse(blob.created));
+        let mut plain = None;
+        for blob in blobs.iter().take(MANIFESTS_MAX) {
+            let Some(image) = self.image(namespace, &blob.digest).await else {
+                continue;
+            };
+            let wanted = |(chain, layer): &&(String, Descriptor)| match key {
+                Key::Chain(wanted) => chain == wanted,
+                Key::Layer(wanted) => layer.digest == *wanted,
+            };
+            let Some((_, layer)) = image.layers.iter().find(wanted) else {
+                continue;
+            };
+            let found = Found {
+                descriptor: layer.clone(),
+                origins: self.origins(blob),
+            };
+            if found.descriptor.annotations.contains_key(annotation::INDEX) {
+                return Ok(Some(found));
+            }
+            plain = plain.or(Some(found));
+        }
+        Ok(plain)
+    }
+
+    /// The image a manifest describes; nothing if it is none, or its config is not there yet.
+    async fn image(&self, namespace: &str, manifest: &Digest) -> Option<Arc<Image>> {
+        let known = |parsed: &VecDeque<Arc<Image>>| {
+            parsed
+                .iter()
+                .find(|image| image.manifest == *manifest)
+                .cloned()
+        };
+        if let Some(image) = known(&self.parsed.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Some(image);
+        }
+        let image = Arc::new(self.parse(namespace, manifest).await?);
+        let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        parsed.truncate(PARSED_MAX - 1);
+        parsed.push_front(Arc::clone(&image));
+        Some(image)
+    }
+
+    async fn parse(&self, namespace: &str, digest: &Digest) -> Option<Image> {
+        let read = |digest: Digest| async move {
+            let read = self
+                .containerd
+                .read(namespace, &digest, DOCUMENT_BYTES_MAX)
+                .await;
+            read.inspect_err(|error| tracing::debug!(%digest, %error, "skipped in look-up"))
+                .ok()
+        };
+        let manifest: Manifest = serde_json::from_slice(&read(*digest).await?).ok()?;
+        let config = read(manifest.config.digest).await?;
+        let config: ImageConfig = serde_json::from_slice(&config).ok()?;
+        let diffs: Vec<Digest> = config.rootfs.diff_ids.into_iter().map(|id| id.0).collect();
+        if diffs.len() != manifest.layers.len() {
+            return None;
+        }
+        let layers = chain_ids(&diffs).into_iter().zip(manifest.layers).collect();
+        Some(Image {
+            manifest: *digest,
+            layers,
+        })
+    }
+
+    fn origins(&self, blob: &Blob) -> Vec<Origin> {
+        let mut origins: Vec<Origin> = Vec::new();
+        for (label, repositories) in &blob.labels {
+            let Some(host) = label.strip_prefix(SOURCE_PREFIX) else {
+                continue;
+            };
+            let host = self.ports.get(host).map_or(host, String::as_str);
+            origins.extend(repositories.split(',').map(|repository| Origin {
+                host: host.to_owned(),
+                repository: repository.trim().to_owned(),
+            }));
+        }
+        origins.sort_by(|a, b| (&a.host, &a.repository).cmp(&(&b.host, &b.repository)));
+        origins
+    }
+}
+
+/// The chain id after each layer, lowest first.
+pub fn chain_ids(diffs: &[Digest]) -> Vec<String> {
+    let mut chains: Vec<String> = Vec::with_capacity(diffs.len());
+    for diff in diffs {
+        let chain = match chains.last() {
+            None => diff.to_string(),
+            Some(below) => Digest::of(format!("{below} {diff}").as_bytes()).to_string(),
+        };
+        chains.push(chain);
+    }
+    chains
+}

@@ -1,0 +1,156 @@
+//! The life of lazily loaded layers after their Prepare: mounted again at the next start, freed
+//! with their last snapshot.
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use larder_proto::digest::Digest;
+
+use super::{Lazy, Reason, blocking};
+use crate::plane::{PlaneError, Wanted};
+use crate::store::{Record, Store};
+
+/// Mounts made at once at the start: enough to hide the waiting, few enough for one core.
+const MOUNTING_MAX: usize = 8;
+
+/// How long a layer may be without snapshot before its bytes are freed: a pull that fell back
+/// because of a slow registry may be repeated, and then finds its index here.
+const UNUSED_GRACE: Duration = Duration::from_mins(10);
+
+/// Pause between attempts to fetch again the index of a layer that the store lost.
+const FETCH_PAUSE: Duration = Duration::from_secs(10);
+
+impl Lazy {
+    /// Mounts every recorded layer at its place, without the network. What cannot be mounted
+    /// makes its snapshots unavailable until its index was fetched again.
+    pub(crate) async fn restore(self: &Arc<Self>, store: &Arc<Store>) -> Result<(), Reason> {
+        let layers = blocking(store, Store::layers).await?;
+        let mounting = layers.into_iter().map(|(name, record)| async move {
+            let mounted = self.mount_again(store, &record).await;
+            mounted.err().map(|error| (name, record, error))
+        });
+        let mounting = futures_util::stream::iter(mounting).buffer_unordered(MOUNTING_MAX);
+        let failed: Vec<_> = mounting
+            .filter_map(|failed| async { failed })
+            .collect()
+            .await;
+        for (name, record, error) in failed {
+            tracing::warn!(snapshot = name, %error, "a layer is not back; fetching its index again");
+            self.set_missing(record.id, Some(error.to_string()));
+            tokio::spawn(Arc::clone(self).refetch(Arc::clone(store), record));
+        }
+        Ok(())
+    }
+
+    async fn mount_again(&self, store: &Arc<Store>, record: &Record) -> Result<(), PlaneError> {
+        let refuse = |why: &str| PlaneError(why.to_owned());
+        let id = record.id;
+        let facts = blocking(store, move |store| store.layer_facts(id)).await;
+        let facts = facts.map_err(|error| PlaneError(error.to_string()))?;
+        let facts = facts.ok_or_else(|| refuse("the database lost what is known of the layer"))?;
+        let wanted = Wanted::from_facts(&facts).ok_or_else(|| refuse("its facts are damaged"))?;
+        if !self.plane.attach(&wanted) {
+            return Err(refuse("its index is not in the store"));
+        }
+        self.plane
+            .mount(&wanted.index.digest, &store.fs(id), &facts.implied)
+            .await
+    }
+
+    /// Fetches the index of a lost layer until it is back or its snapshot is gone.
+    async fn refetch(self: Arc<Self>, store: Arc<Store>, record: Record) {
+        let id = record.id;
+        loop {
+            let facts = blocking(&store, move |store| store.layer_facts(id)).await;
+            let Ok(Some(facts)) = facts else {
+                self.set_missing(id, None);
+                return;
+            };
+            if let Some(wanted) = Wanted::from_facts(&facts) {
+                let _gate = self.gate.read().await;
+                let added = self.plane.add(&wanted).await;
+                if added.is_ok() && self.mount_again(&store, &record).await.is_ok() {
+                    tracing::info!(id, "a lost layer is back");
+                    self.set_missing(id, None);
+                    return;
+                }
+            }
+            tokio::time::sleep(FETCH_PAUSE).await;
+        }
+    }
+
+    fn set_missing(&self, id: u64, reason: Option<String>) {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        match reason {
+            Some(reason) => missing.insert(id, reason),
+            None => missing.remove(&id),
+        };
+    }
+
+    /// Why the layer of snapshot `id` is not mounted, if it is not.
+    pub(crate) fn missing(&self, id: u64) -> Option<String> {
+        self.missing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
+    }
+
+    /// Unmounts the layer of a removed snapshot and frees the layer if it was the last one.
+    pub(crate) async fn release(&self, store: &Arc<Store>, id: u64) -> Result<(), Reason> {
+        let facts = blocking(store, move |store| store.layer_facts(id)).await?;
+        let Some(facts) = facts else {
+            return Ok(());
+        };
+        self.plane.unmount(&store.fs(id)).await?;
+        blocking(store, move |store| store.forget_layer(id)).await?;
+        if let Some(wanted) = Wanted::from_facts(&facts) {
+            self.free(store, &[wanted.index.digest]).await?;
+        }
+        Ok(())
+    }
+
+    /// Frees layers that no snapshot has used for a while.
+    pub(crate) async fn sweep(&self, store: &Arc<Store>) -> Result<(), Reason> {
+        let used = used(store).await?;
+        let overdue: Vec<Digest> = {
+            let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+            let idle: Vec<Digest> = self
+                .plane
+                .layers()
+                .into_iter()
+                .filter(|layer| !used.contains(layer))
+                .collect();
+            unused.retain(|layer, _| idle.contains(layer));
+            let since = |layer: &Digest| *unused.entry(*layer).or_insert_with(Instant::now);
+            let mut since = since;
+            idle.into_iter()
+                .filter(|layer| since(layer).elapsed() > UNUSED_GRACE)
+                .collect()
+        };
+        self.free(store, &overdue).await
+    }
+
+    /// Frees those of `layers` that no snapshot uses. While a layer is being added, nothing is
+    /// freed: the sweep comes back to it.
+    async fn free(&self, store: &Arc<Store>, layers: &[Digest]) -> Result<(), Reason> {
+        let Ok(_gate) = self.gate.try_write() else {
+            return Ok(());
+        };
+        let used = used(store).await?;
+        for layer in layers.iter().filter(|layer| !used.contains(*layer)) {
+            self.plane.remove(layer).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn used(store: &Arc<Store>) -> Result<HashSet<Digest>, Reason> {
+    let layers = blocking(store, Store::layers).await?;
+    Ok(layers
+        .iter()
+        .filter_map(|(_, record)| record.layer())
+        .collect())
+}

@@ -1,0 +1,462 @@
+//! The remote protocol against a data plane that only remembers what it was told.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::BoxFuture;
+use larder_proto::annotation::{self, IndexLocation};
+
+use super::*;
+use crate::config::Overrides;
+use crate::plane::{Node, NodeKind, Progress};
+use crate::snapshots::{SnapshotError, Snapshots};
+use crate::store::{ImpliedEntry, REF_LABEL};
+
+type Tree = BTreeMap<Vec<u8>, Node>;
+
+/// Remembers layers and mounts; `delay` and `refuse` make it slow and unwilling.
+#[derive(Debug, Default)]
+pub(super) struct FakePlane {
+    trees: Mutex<HashMap<Digest, Tree>>,
+    mounts: Mutex<BTreeMap<PathBuf, Digest>>,
+    added: AtomicUsize,
+    delay: Option<Duration>,
+    refuse: Vec<Digest>,
+}
+
+impl FakePlane {
+    pub(super) fn add_directory(&self, index: Digest, path: &[u8], mode: u16) {
+        let node = Node {
+            kind: NodeKind::Directory,
+            mode,
+            owner: Owner::ROOT,
+            xattrs: Vec::new(),
+        };
+        let mut trees = self.trees.lock().unwrap();
+        trees.entry(index).or_default().insert(path.to_vec(), node);
+    }
+}
+
+impl Plane for FakePlane {
+    fn add<'a>(&'a self, wanted: &'a Wanted) -> BoxFuture<'a, Result<(), PlaneError>> {
+        Box::pin(async move {
+            tokio::time::sleep(self.delay.unwrap_or_default()).await;
+            if self.refuse.contains(&wanted.index.digest) {
+                return Err(PlaneError("the registry answers 503".to_owned()));
+            }
+            self.added.fetch_add(1, Ordering::Relaxed);
+            self.add_directory(wanted.index.digest, b"", 0o755);
+            Ok(())
+        })
+    }
+
+    fn attach(&self, wanted: &Wanted) -> bool {
+        self.trees
+            .lock()
+            .unwrap()
+            .contains_key(&wanted.index.digest)
+    }
+
+    fn implied(&self, _: &Digest) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
+    fn node(&self, index: &Digest, path: &[u8]) -> Option<Node> {
+        self.trees.lock().unwrap().get(index)?.get(path).cloned()
+    }
+
+    fn mount<'a>(
+        &'a self,
+        index: &'a Digest,
+        target: &'a Path,
+        _: &'a [ImpliedEntry],
+    ) -> BoxFuture<'a, Result<(), PlaneError>> {
+        let taken = self
+            .mounts
+            .lock()
+            .unwrap()
+            .insert(target.to_owned(), *index);
+        assert_eq!(taken, None, "mounted twice at {}", target.display());
+        Box::pin(async { Ok(()) })
+    }
+
+    fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), PlaneError>> {
+        self.mounts.lock().unwrap().remove(target);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn remove<'a>(&'a self, index: &'a Digest) -> BoxFuture<'a, Result<(), PlaneError>> {
+        self.trees.lock().unwrap().remove(index);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn layers(&self) -> Vec<Digest> {
+        self.trees.lock().unwrap().keys().copied().collect()
+    }
+
+    fn progress(&self, _: &Digest) -> Option<Progress> {
+        None
+    }
+
+    fn driver(&self) -> (String, String) {
+        ("fake".to_owned(), "a test".to_owned())
+    }
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    plane: Arc<FakePlane>,
+    snapshots: Snapshots,
+}
+
+impl World {
+    async fn new(plane: FakePlane) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self::start(dir, Arc::new(plane)).await
+    }
+
+    async fn start(dir: tempfile::TempDir, plane: Arc<FakePlane>) -> Self {
+        let file = dir.path().join("config.toml");
+        let containerd = dir.path().join("no-containerd.sock");
+        let text = format!(
+            "prepare_deadline_ms = 300\n[containerd]\naddress = {:?}\n",
+            containerd.display()
+        );
+        std::fs::write(&file, text).unwrap();
+        let config = Config::load(Some(&file), &Overrides::default()).unwrap();
+        let lazy = Lazy::new(Arc::clone(&plane) as Arc<dyn Plane>, &config);
+        let store = Store::open(dir.path()).unwrap();
+        let snapshots = Snapshots::start(store, Some(Arc::new(lazy))).await.unwrap();
+        Self {
+            dir,
+            plane,
+            snapshots,
+        }
+    }
+
+    /// Prepares as containerd's unpacker does; true for AlreadyExists.
+    async fn prepare(&self, key: &str, parent: &str, labels: Labels) -> bool {
+        match self
+            .snapshots
+            .prepare(key.to_owned(), parent.to_owned(), labels)
+            .await
+        {
+            Ok(_) => false,
+            Err(SnapshotError::Store(StoreError::Exists(_))) => true,
+            Err(error) => panic!("{key}: {error}"),
+        }
+    }
+
+    /// The committed snapshots containerd would adopt.
+    fn adoptable(&self, chain: &str, parent: &str) -> Vec<String> {
+        let found = self.snapshots.store().completing(chain, parent).unwrap();
+        found.into_iter().map(|(name, _)| name).collect()
+    }
+
+    fn mounted(&self) -> usize {
+        self.plane.mounts.lock().unwrap().len()
+    }
+
+    async fn settle(&self, done: impl Fn() -> bool) {
+        let wait = async {
+            while !done() {
+                self.snapshots.cleanup();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .unwrap();
+    }
+}
+
+fn location(index: &str) -> IndexLocation {
+    let digest = Digest::of(index.as_bytes());
+    IndexLocation {
+        offset: 1,
+        stored_len: 2,
+        len: 3,
+        digest,
+    }
+}
+
+/// Labels of a layer of a converted image, as CRI sends them.
+fn labels(chain: &str, index: &str) -> Labels {
+    [
+        (REF_LABEL, chain.to_owned()),
+        (annotation::INDEX, location(index).to_string()),
+        (annotation::LAYER, Digest::of(chain.as_bytes()).to_string()),
+        (
+            "containerd.io/snapshot/cri.image-ref",
+            "registry.test:5000/app:1".to_owned(),
+        ),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+fn plain(chain: &str) -> Labels {
+    let digest = Digest::of(chain.as_bytes()).to_string();
+    [
+        (REF_LABEL, chain.to_owned()),
+        ("containerd.io/snapshot/cri.layer-digest", digest),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// Promise: after AlreadyExists, containerd finds exactly one snapshot with label and parent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lazy_layer_is_committed_where_containerd_looks_for_it() {
+    let world = World::new(FakePlane::default()).await;
+    assert!(
+        world
+            .prepare("k8s.io/1/extract-1 c1", "", labels("c1", "i1"))
+            .await
+    );
+    let base = world.adoptable("c1", "");
+    assert_eq!(base.len(), 1);
+    assert!(base[0].starts_with("k8s.io/"), "{}", base[0]);
+    let info = world.snapshots.stat(base[0].clone()).await.unwrap();
+    assert_eq!(info.labels, labels("c1", "i1"), "all labels are kept");
+    assert!(
+        world
+            .prepare("k8s.io/2/extract-2 c2", &base[0], labels("c2", "i2"))
+            .await
+    );
+    assert_eq!(world.adoptable("c2", &base[0]).len(), 1);
+    assert!(world.adoptable("c2", "").is_empty());
+    assert_eq!(world.mounted(), 2);
+}
+
+/// Promise: 32 parallel Prepare of one layer load it once, and each may adopt it.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_32_parallel_prepares_of_one_layer_all_share_one_mount() {
+    let plane = FakePlane {
+        delay: Some(Duration::from_millis(50)),
+        ..FakePlane::default()
+    };
+    let world = Arc::new(World::new(plane).await);
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..32 {
+        let world = Arc::clone(&world);
+        calls.spawn(async move {
+            world
+                .prepare(&format!("ns{number}/1/x"), "", labels("c", "i"))
+                .await
+        });
+    }
+    assert!(calls.join_all().await.into_iter().all(|exists| exists));
+    assert_eq!(world.adoptable("c", "").len(), 1);
+    assert_eq!(
+        (world.mounted(), world.plane.added.load(Ordering::Relaxed)),
+        (1, 1)
+    );
+}
+
+/// Promise: a layer that cannot be lazy in the middle of a lazy chain is unpacked, the next one
+/// is lazy again on top of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_falls_back_in_the_middle_of_a_lazy_chain() {
+    let world = World::new(FakePlane::default()).await;
+    assert!(world.prepare("n/1/a", "", labels("c1", "i1")).await);
+    let base = world.adoptable("c1", "").remove(0);
+    assert!(!world.prepare("n/2/b", &base, plain("c2")).await);
+    let commit =
+        world
+            .snapshots
+            .commit("n/3/c2".into(), "n/2/b".into(), plain("c2"), String::new());
+    commit.await.unwrap();
+    assert!(world.prepare("n/4/c", "n/3/c2", labels("c3", "i3")).await);
+    let top = world.adoptable("c3", "n/3/c2").remove(0);
+    let mounts = world
+        .snapshots
+        .prepare("n/5/run".into(), top, Labels::new())
+        .await
+        .unwrap();
+    let lowers = mounts[0].options.last().unwrap().split(':').count();
+    assert_eq!(lowers, 3);
+}
+
+/// Promise: what containerd itself unpacked is shared with every namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unpacked_layer_serves_a_second_namespace_at_once() {
+    let world = World::new(FakePlane::default()).await;
+    assert!(!world.prepare("a/1/x", "", plain("c1")).await);
+    let commit =
+        world
+            .snapshots
+            .commit("a/2/c1".into(), "a/1/x".into(), plain("c1"), String::new());
+    commit.await.unwrap();
+    assert!(world.prepare("b/1/x", "", plain("c1")).await);
+    assert_eq!(world.adoptable("c1", ""), ["a/2/c1"]);
+}
+
+/// Promise: a lying index of one image cannot reach another image with the same chain.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unproved_layer_is_not_shared_with_an_image_that_did_not_name_its_index() {
+    let world = World::new(FakePlane::default()).await;
+    assert!(world.prepare("a/1/x", "", labels("c1", "lying")).await);
+    assert!(
+        world.prepare("b/1/x", "", labels("c1", "lying")).await,
+        "the same claim is shared"
+    );
+    assert!(!world.prepare("c/1/x", "", labels("c1", "honest")).await);
+    assert!(!world.prepare("d/1/x", "", plain("c1")).await);
+    assert_eq!(world.adoptable("c1", "").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_or_failing_registry_means_an_ordinary_unpack_in_time() {
+    let plane = FakePlane {
+        delay: Some(Duration::from_millis(900)),
+        ..FakePlane::default()
+    };
+    let world = World::new(plane).await;
+    let begin = Instant::now();
+    assert!(!world.prepare("n/1/x", "", labels("c1", "i1")).await);
+    assert!(
+        begin.elapsed() < Duration::from_millis(800),
+        "{:?}",
+        begin.elapsed()
+    );
+    world
+        .settle(|| world.plane.added.load(Ordering::Relaxed) == 1)
+        .await;
+    assert_eq!(
+        world.mounted(),
+        0,
+        "late work prepares the index and nothing else"
+    );
+    let refuse = vec![location("i1").digest];
+    let world = World::new(FakePlane {
+        refuse,
+        ..FakePlane::default()
+    })
+    .await;
+    assert!(!world.prepare("n/1/x", "", labels("c1", "i1")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_labels_mean_an_ordinary_unpack() {
+    let world = World::new(FakePlane::default()).await;
+    let mut contradicting = labels("c1", "i1");
+    let other = Digest::of(b"other").to_string();
+    contradicting.insert("containerd.io/snapshot/cri.layer-digest".to_owned(), other);
+    let mut damaged = labels("c1", "i1");
+    damaged.insert(annotation::INDEX.to_owned(), "1:2".to_owned());
+    let mut nowhere = labels("c1", "i1");
+    nowhere.remove("containerd.io/snapshot/cri.image-ref");
+    let alone = Labels::from([(REF_LABEL.to_owned(), "c1".to_owned())]);
+    for (number, labels) in [contradicting, damaged, nowhere, alone]
+        .into_iter()
+        .enumerate()
+    {
+        assert!(
+            !world.prepare(&format!("n/{number}/x"), "", labels).await,
+            "{number}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removal_unmounts_and_frees_the_layer() {
+    let world = World::new(FakePlane::default()).await;
+    assert!(world.prepare("n/1/x", "", labels("c1", "i1")).await);
+    let name = world.adoptable("c1", "").remove(0);
+    let fs = world
+        .snapshots
+        .store()
+        .fs(world.snapshots.stat(name.clone()).await.unwrap().id);
+    world.snapshots.remove(name).await.unwrap();
+    world
+        .settle(|| !fs.exists() && world.plane.layers().is_empty())
+        .await;
+    assert_eq!(world.mounted(), 0);
+}
+
+/// Promise: after a kill every layer is mounted again at the same path, without the network.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_mounts_every_layer_where_it_was() {
+    let world = World::new(FakePlane::default()).await;
+    assert!(world.prepare("n/1/x", "", labels("c1", "i1")).await);
+    let base = world.adoptable("c1", "").remove(0);
+    assert!(world.prepare("n/2/x", &base, labels("c2", "i2")).await);
+    let top = world.adoptable("c2", &base).remove(0);
+    let before = world
+        .snapshots
+        .prepare("n/3/run".into(), top, Labels::new())
+        .await
+        .unwrap();
+    let World {
+        dir,
+        plane,
+        snapshots,
+    } = world;
+    let mounts = std::mem::take(&mut *plane.mounts.lock().unwrap());
+    drop_snapshots(snapshots).await;
+    let world = World::start(dir, plane).await;
+    assert_eq!(*world.plane.mounts.lock().unwrap(), mounts);
+    assert_eq!(
+        world.snapshots.mounts("n/3/run".into()).await.unwrap(),
+        before
+    );
+    assert_eq!(
+        world.plane.added.load(Ordering::Relaxed),
+        2,
+        "nothing was fetched again"
+    );
+}
+
+/// Promise: a layer whose index was lost makes its children unavailable until it is fetched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_layer_is_unavailable_and_comes_back() {
+    let world = World::new(FakePlane::default()).await;
+    assert!(world.prepare("n/1/x", "", labels("c1", "i1")).await);
+    let base = world.adoptable("c1", "").remove(0);
+    world
+        .snapshots
+        .prepare("n/2/run".into(), base, Labels::new())
+        .await
+        .unwrap();
+    let World { dir, snapshots, .. } = world;
+    drop_snapshots(snapshots).await;
+    let slow = FakePlane {
+        delay: Some(Duration::from_millis(200)),
+        ..FakePlane::default()
+    };
+    let world = World::start(dir, Arc::new(slow)).await;
+    let gone = world.snapshots.mounts("n/2/run".into()).await;
+    assert!(
+        matches!(gone, Err(SnapshotError::Unavailable { .. })),
+        "{gone:?}"
+    );
+    world.settle(|| world.mounted() == 1).await;
+    let mut back = world.snapshots.mounts("n/2/run".into()).await;
+    for _ in 0..100 {
+        if back.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        back = world.snapshots.mounts("n/2/run".into()).await;
+    }
+    assert!(back.is_ok(), "{back:?}");
+}
+
+/// Waits until the database is closed: the reaper's task may still hold it for a moment.
+async fn drop_snapshots(snapshots: Snapshots) {
+    let store = Arc::downgrade(snapshots.store());
+    drop(snapshots);
+    while store.strong_count() > 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[test]
+fn chain_ids_follow_the_image_specification() {
+    let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+    let chained = Digest::of(format!("{a} {b}").as_bytes()).to_string();
+    assert_eq!(chain_ids(&[a, b]), [a.to_string(), chained]);
+    assert!(chain_ids(&[]).is_empty());
+}

@@ -1,0 +1,124 @@
+//! What the snapshotter needs of the data plane, so that its logic can be tested without a kernel.
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use futures_util::future::BoxFuture;
+use larder_proto::annotation::IndexLocation;
+use larder_proto::digest::Digest;
+
+use crate::store::{ImpliedEntry, LayerFacts, Origin, Owner};
+
+/// A layer that should be loaded lazily.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Digest of the layer's blob.
+    pub blob: Digest,
+    /// Where in the blob its index is.
+    pub index: IndexLocation,
+    /// Where the blob can be fetched, best first.
+    pub origins: Vec<Origin>,
+}
+
+impl Wanted {
+    /// The layer that stored facts describe; nothing if they are not ours.
+    pub fn from_facts(facts: &LayerFacts) -> Option<Self> {
+        Some(Self {
+            blob: facts.blob.parse().ok()?,
+            index: facts.location.parse().ok()?,
+            origins: facts.origins.clone(),
+        })
+    }
+}
+
+/// One entry of a layer's tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// What it is.
+    pub kind: NodeKind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub owner: Owner,
+    /// Extended attributes.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What an entry is, as far as resolving paths cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A directory.
+    Directory,
+    /// A symbolic link with its target.
+    Symlink(Vec<u8>),
+    /// Anything else, whiteouts included.
+    Other,
+}
+
+/// How a layer fares.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the layer's tar.
+    pub bytes_total: u64,
+    /// Of those, bytes on this node.
+    pub bytes_present: u64,
+    /// Whether all of them are here.
+    pub complete: bool,
+    /// Where missing bytes come from.
+    pub sources: Vec<SourceProgress>,
+}
+
+/// How one source fares.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceProgress {
+    /// Host and repository.
+    pub name: String,
+    /// Bytes fetched since the process started.
+    pub bytes_fetched: u64,
+    /// Last failure, or empty.
+    pub failure: String,
+}
+
+/// A failure of the data plane, in words for the log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PlaneError(pub String);
+
+/// The data plane. Layers are named by the digest of their stored index.
+pub trait Plane: Send + Sync + Debug {
+    /// Fetches and checks the index of a layer unless it is in the store. Idempotent; parallel
+    /// calls for one layer share the work.
+    fn add<'a>(&'a self, wanted: &'a Wanted) -> BoxFuture<'a, Result<(), PlaneError>>;
+
+    /// Gives sources to a layer that is in the store; false if it is not. Never uses the network.
+    fn attach(&self, wanted: &Wanted) -> bool;
+
+    /// Directories the layer implies, without a leading slash, parents first.
+    fn implied(&self, index: &Digest) -> Vec<Vec<u8>>;
+
+    /// The entry at `path`, without a leading slash; the root for the empty path.
+    fn node(&self, index: &Digest, path: &[u8]) -> Option<Node>;
+
+    /// Mounts a layer, its implied directories as `implied` says.
+    fn mount<'a>(
+        &'a self,
+        index: &'a Digest,
+        target: &'a Path,
+        implied: &'a [ImpliedEntry],
+    ) -> BoxFuture<'a, Result<(), PlaneError>>;
+
+    /// Undoes [`Plane::mount`]; nothing mounted at `target` is no error.
+    fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), PlaneError>>;
+
+    /// Frees a layer that is mounted nowhere any more; an unknown one is no error.
+    fn remove<'a>(&'a self, index: &'a Digest) -> BoxFuture<'a, Result<(), PlaneError>>;
+
+    /// All layers in the store.
+    fn layers(&self) -> Vec<Digest>;
+
+    /// How a layer fares, if it is in the store.
+    fn progress(&self, index: &Digest) -> Option<Progress>;
+
+    /// The driver and why it was chosen.
+    fn driver(&self) -> (String, String);
+}
