@@ -1,6 +1,7 @@
 //! Blobs: whether they exist, some of their bytes, all of their bytes.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use larder_proto::digest::Digest;
@@ -77,6 +78,18 @@ impl Repository {
         digest: &Digest,
         range: Range<u64>,
     ) -> Result<Bytes, RegistryError> {
+        self.blob_range_from(digest, range)
+            .await
+            .map(|(bytes, _)| bytes)
+    }
+
+    /// As [`Repository::blob_range`], and says who sent the bytes, for a caller who can check
+    /// them: see [`Origin::distrust`].
+    pub async fn blob_range_from(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> Result<(Bytes, Origin), RegistryError> {
         let doing = format!("fetch bytes {}-{} of blob {digest}", range.start, range.end);
         let length = range.end.checked_sub(range.start).unwrap_or(u64::MAX);
         if length > RANGE_BYTES_MAX {
@@ -88,13 +101,22 @@ impl Repository {
             };
             return Err(self.error(&doing, cause));
         }
-        if length == 0 {
-            return Ok(Bytes::new());
-        }
         let attempts = self.attempts(Purpose::Pull, doing, length).await?;
-        partial::Partial::new(self, *digest, range)
-            .fetch(attempts)
-            .await
+        let (bytes, endpoint) = if length == 0 {
+            (Bytes::new(), attempts.endpoint())
+        } else {
+            partial::Partial::new(self, *digest, range)
+                .fetch(attempts)
+                .await?
+        };
+        Ok((
+            bytes,
+            Origin {
+                repository: self.clone(),
+                endpoint,
+                digest: *digest,
+            },
+        ))
     }
 
     /// The whole blob as a stream, resumed when its connection breaks.
@@ -187,7 +209,15 @@ impl Repository {
         }
     }
 
-    /// Asks for a blob from `offset` up to `end`, by the remembered way if there is one.
+    fn place(&self, endpoint: &Endpoint, digest: &Digest) -> Place {
+        Place {
+            base: endpoint.base.clone(),
+            repository: self.name().into(),
+            digest: *digest,
+        }
+    }
+
+    /// Asks for a blob or for a range of it, by the remembered way if there is one.
     ///
     /// The answer may have any status, and comes with the host it came from.
     async fn fetch(
@@ -200,11 +230,7 @@ impl Repository {
         if let Some(range) = range {
             call.headers.insert(RANGE, range);
         }
-        let place = Place {
-            base: endpoint.base.clone(),
-            repository: self.name().into(),
-            digest: *digest,
-        };
+        let place = self.place(endpoint, digest);
         let targets = &self.shared().targets;
         if let Some(target) = targets.get(&place) {
             let host = target.url.authority().to_owned();
@@ -242,6 +268,29 @@ impl Repository {
             });
         }
         Ok((response, host))
+    }
+}
+
+/// Who sent some bytes of a blob.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    repository: Repository,
+    endpoint: Arc<Endpoint>,
+    digest: Digest,
+}
+
+impl Origin {
+    /// The registry or mirror, as `host` or `host:port`.
+    pub fn host(&self) -> &str {
+        &self.endpoint.host
+    }
+
+    /// Reports that the bytes were wrong. A mirror is passed over for a while, so that asking
+    /// again reaches the next one; a remembered redirect is forgotten.
+    pub fn distrust(&self) {
+        let place = self.repository.place(&self.endpoint, &self.digest);
+        self.repository.shared().targets.forget(&place);
+        self.endpoint.pass_over();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Redirects of reads: followed with care, and remembered until they expire.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -24,12 +25,24 @@ const HOPS_MAX: usize = 5;
 const TARGETS_MAX: usize = 4096;
 
 /// Where a blob's bytes were last found.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) url: Url,
     /// Whether the way there never left the endpoint, so that its credentials may be sent.
     pub(crate) own: bool,
     expires: SystemTime,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whoever has a signed URL can read the blob.
+        write!(
+            f,
+            "Target({}, until {:?})",
+            self.url.authority(),
+            self.expires
+        )
+    }
 }
 
 /// The targets of one client.

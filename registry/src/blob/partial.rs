@@ -1,6 +1,7 @@
 //! Some bytes of a blob.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use larder_proto::digest::Digest;
@@ -42,20 +43,26 @@ impl<'a> Partial<'a> {
         }
     }
 
-    pub(super) async fn fetch(mut self, mut attempts: Attempts) -> Result<Bytes, RegistryError> {
+    /// The bytes, and the endpoint that all of them came from.
+    pub(super) async fn fetch(
+        mut self,
+        mut attempts: Attempts,
+    ) -> Result<(Bytes, Arc<Endpoint>), RegistryError> {
         loop {
             let endpoint = attempts.endpoint();
             match attempts.run(self.attempt(&endpoint)).await {
                 Ok(()) => {
                     attempts.succeeded();
-                    return Ok(self.got.freeze());
+                    return Ok((self.got.freeze(), endpoint));
                 }
                 Err(cause) => {
-                    if !cause.is_transient() {
-                        // Whoever answers like this may have lied before, too.
+                    let honest = cause.is_transient();
+                    attempts.failed(cause).await?;
+                    // Bytes of two endpoints are not mixed: if they turn out wrong, somebody has
+                    // to be blamed. Nor are those kept that came before a wrong answer.
+                    if !honest || !Arc::ptr_eq(&endpoint, &attempts.endpoint()) {
                         self.got.clear();
                     }
-                    attempts.failed(cause).await?;
                 }
             }
         }

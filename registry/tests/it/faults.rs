@@ -297,3 +297,18 @@ async fn no_call_outlives_its_deadline() {
         begun.elapsed()
     );
 }
+
+/// A registry that goes away and comes back is found again, whoever was connected.
+#[tokio::test]
+async fn a_registry_that_comes_back_is_found_again() {
+    let (registry, digest, bytes, repository, _) = world().await;
+    repository.blob_range(&digest, 0..10).await.unwrap();
+    registry.set_down(true);
+    let error = repository.blob_range(&digest, 0..10).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    registry.set_down(false);
+    assert_eq!(
+        repository.blob_range(&digest, 0..10).await.unwrap(),
+        bytes[..10]
+    );
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use larder_proto::digest::Digest;
 use larder_registry::{ClientOptions, Repository};
-use larder_test_support::registry::{Auth, FakeRegistry, Fault, On, Seen, Settings};
+use larder_test_support::registry::{Auth, Cdn, FakeRegistry, Fault, On, Seen, Settings};
 
 use crate::world::{TestClock, authfile, login, noise, options, repository};
 
@@ -110,6 +110,32 @@ async fn wrong_or_missing_credentials_are_refused_after_two_requests() {
             registry.requests()
         );
         assert_eq!(clock.waits(), []);
+    }
+}
+
+/// Nothing that prints shows a password, a token or a signed URL.
+#[tokio::test]
+async fn what_prints_shows_no_secret() {
+    let auth = tokens();
+    let cdn = Some(Cdn {
+        query: "X-Signature=hunter3".into(),
+        ..Cdn::default()
+    });
+    let registry = FakeRegistry::start_with(Settings {
+        auth,
+        cdn,
+        ..Settings::default()
+    })
+    .await;
+    let digest = registry.push_blob(noise(1000));
+    let repository = as_anna(&registry, &TestClock::new());
+    repository.blob_range(&digest, 0..10).await.unwrap();
+    registry.fault(On::Cdn, Fault::Status(500, None));
+    let error = repository.blob_range(&digest, 0..10).await.unwrap_err();
+    let printed = format!("{repository:?} {error:?} {error}");
+    assert!(printed.contains("Sensitive"), "{printed}");
+    for secret in ["hunter", "token-", "aHVudGVy"] {
+        assert!(!printed.contains(secret), "{secret} in {printed}");
     }
 }
 

@@ -220,3 +220,48 @@ async fn absence_is_the_servers_to_declare() {
     assert_eq!(world.repository.blob_exists(&nothing).await.unwrap(), None);
     assert_eq!(world.counts(), [2, 2, 2]);
 }
+
+/// A mirror that lies is found out by whoever knows the digests, and is asked no more for a while.
+#[tokio::test]
+async fn a_lying_mirror_can_be_reported() {
+    let world = World::new().await;
+    world.mirrors[0].set_fault(Fault::FlippedBit);
+    let (bytes, origin) = world
+        .repository
+        .blob_range_from(&world.digest, 0..SIZE)
+        .await
+        .unwrap();
+    assert!(bytes != world.bytes);
+    assert_eq!(origin.host(), world.mirrors[0].host());
+    origin.distrust();
+    world.read().await;
+    world.read().await;
+    assert_eq!(world.counts(), [1, 2, 0]);
+    // The last in the list is asked all the same: there is nobody else.
+    world.mirrors[0].clear_faults();
+    for registry in [&world.mirrors[1], &world.server] {
+        let (_, origin) = world
+            .repository
+            .blob_range_from(&world.digest, 0..SIZE)
+            .await
+            .unwrap();
+        assert_eq!(origin.host(), registry.host());
+        origin.distrust();
+    }
+    world.read().await;
+    assert_eq!(world.counts(), [0, 1, 2]);
+}
+
+/// Bytes of a mirror that broke off are not joined with another's.
+#[tokio::test]
+async fn bytes_of_two_endpoints_are_not_mixed() {
+    let world = World::new().await;
+    world.mirrors[0].set_fault(Fault::ShortBody);
+    world.read().await;
+    let ranges: Vec<_> = world.mirrors[1]
+        .requests()
+        .into_iter()
+        .map(|r| r.range)
+        .collect();
+    assert_eq!(ranges, [Some(format!("bytes=0-{}", SIZE - 1))]);
+}

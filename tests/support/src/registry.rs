@@ -27,6 +27,7 @@ pub use settings::{Auth, Cdn, Settings};
 pub use state::Seen;
 
 use state::{Rule, Shared, State};
+use wire::Gate;
 
 /// A registry in memory. Dropping it closes its ports.
 #[derive(Debug)]
@@ -34,24 +35,34 @@ pub struct FakeRegistry {
     state: Shared,
     address: SocketAddr,
     servers: Vec<JoinHandle<()>>,
+    gate: Gate,
 }
 
 impl FakeRegistry {
     /// An empty registry without log-in, on a free loopback port.
+    #[expect(clippy::unused_async, reason = "tests await what talks to the network")]
     pub async fn start() -> Self {
-        Self::start_with(Settings::default()).await
+        Self::start_now(Settings::default())
     }
 
     /// An empty registry as `settings` say.
+    #[expect(clippy::unused_async, reason = "tests await what talks to the network")]
     pub async fn start_with(settings: Settings) -> Self {
+        Self::start_now(settings)
+    }
+
+    /// The same for tests that have no runtime. It answers from threads of its own, so a test may
+    /// block while it waits for an answer.
+    pub fn start_now(settings: Settings) -> Self {
         let tls = settings.tls.clone();
-        let listener = wire::bind(tls.as_ref()).await;
+        let gate = Gate::default();
+        let listener = wire::bind(tls.as_ref(), &gate);
         let address = listener.address();
         let mut state = State::new(settings);
         state.origin = listener.origin();
         let mut listeners = vec![(listener, false)];
         if state.settings.cdn.is_some() {
-            let cdn = wire::bind(tls.as_ref()).await;
+            let cdn = wire::bind(tls.as_ref(), &gate);
             state.cdn_origin = cdn.origin();
             listeners.push((cdn, true));
         }
@@ -62,7 +73,13 @@ impl FakeRegistry {
             state,
             address,
             servers,
+            gate,
         }
+    }
+
+    /// Breaks all connections and lets nobody in, until told otherwise.
+    pub fn set_down(&self, down: bool) {
+        self.gate.set_down(down);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -203,5 +220,6 @@ impl Drop for FakeRegistry {
         for server in &self.servers {
             server.abort();
         }
+        self.gate.set_down(true);
     }
 }

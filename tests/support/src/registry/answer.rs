@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 
 use super::fault::Fault;
 use super::state::{Asked, Seen, Shared, State};
-use super::wire::{Bound, Connection};
-use super::{blobs, manifests, tokens, uploads};
+use super::wire::Connection;
+use super::{blobs, manifests, tokens, uploads, wire};
 
 /// Largest request body, bytes; tests stay far below.
 const BODY_BYTES_MAX: usize = 1 << 30;
@@ -69,7 +69,7 @@ impl Reply {
     }
 }
 
-pub(super) fn serve(listener: Bound, state: Shared, cdn: bool) -> JoinHandle<()> {
+pub(super) fn serve(listener: wire::Bound, state: Shared, cdn: bool) -> JoinHandle<()> {
     let service = move |ConnectInfo(connection): ConnectInfo<Connection>, request: Request| {
         let state = Shared::clone(&state);
         async move { Ok::<_, Infallible>(answer(&state, &connection, cdn, request).await) }
@@ -85,7 +85,8 @@ pub(super) fn serve(listener: Bound, state: Shared, cdn: bool) -> JoinHandle<()>
     };
     let router = Router::new().fallback(handler);
     let router = router.into_make_service_with_connect_info::<Connection>();
-    tokio::spawn(async move {
+    wire::threads().spawn(async move {
+        let listener = listener.listen();
         // Ends when the registry is dropped.
         let _ = axum::serve(listener, router).await;
     })

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
 use tokio_rustls::TlsAcceptor;
 
 use crate::certificates::Certificates;
@@ -19,30 +20,100 @@ use crate::certificates::Certificates;
 /// How long a TLS handshake may take before the next connection is accepted.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
 
-/// A bound listener.
+/// The threads that answer for all fake registries of a test process.
+pub(super) fn threads() -> &'static Runtime {
+    static THREADS: OnceLock<Runtime> = OnceLock::new();
+    let start = || {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build();
+        runtime.expect("start the threads of the fake registries")
+    };
+    THREADS.get_or_init(start)
+}
+
+/// Whether anybody is let in, and who is inside.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Gate(Arc<GateState>);
+
+#[derive(Debug, Default)]
+struct GateState {
+    down: AtomicBool,
+    inside: Mutex<Vec<Weak<Lever>>>,
+}
+
+impl Gate {
+    /// Opens or closes the gate; closing it throws everybody out.
+    pub(super) fn set_down(&self, down: bool) {
+        self.0.down.store(down, Ordering::Release);
+        if down {
+            let inside = self.0.inside.lock().unwrap_or_else(PoisonError::into_inner);
+            for lever in inside.iter().filter_map(Weak::upgrade) {
+                Connection(lever).reset();
+            }
+        }
+    }
+
+    /// Lets a connection in, unless the gate is closed.
+    fn admit(&self, connection: &Connection) -> bool {
+        let mut inside = self.0.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.retain(|lever| lever.strong_count() > 0);
+        inside.push(Arc::downgrade(&connection.0));
+        !self.0.down.load(Ordering::Acquire)
+    }
+}
+
+/// A bound socket on which nobody is answered yet.
 pub(super) struct Bound {
+    socket: std::net::TcpListener,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    gate: Gate,
+}
+
+/// A listener that answers.
+pub(super) struct Listening {
     listener: TcpListener,
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
+    gate: Gate,
 }
 
 /// A listener on a free loopback port.
-pub(super) async fn bind(tls: Option<&Certificates>) -> Bound {
-    let listener = TcpListener::bind(("127.0.0.1", 0))
-        .await
-        .expect("bind a loopback port");
-    let address = listener
-        .local_addr()
-        .expect("a bound socket has an address");
+pub(super) fn bind(tls: Option<&Certificates>, gate: &Gate) -> Bound {
+    let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind a loopback port");
+    socket
+        .set_nonblocking(true)
+        .expect("a socket can be non-blocking");
+    let address = socket.local_addr().expect("a bound socket has an address");
     let tls = tls.map(|certificates| TlsAcceptor::from(certificates.server_config()));
     Bound {
-        listener,
+        socket,
         address,
         tls,
+        gate: gate.clone(),
     }
 }
 
 impl Bound {
+    /// Begins to answer, on the runtime that calls.
+    pub(super) fn listen(self) -> Listening {
+        let Self {
+            socket,
+            address,
+            tls,
+            gate,
+        } = self;
+        let listener = TcpListener::from_std(socket).expect("listen on a bound socket");
+        Listening {
+            listener,
+            address,
+            tls,
+            gate,
+        }
+    }
+
     pub(super) const fn address(&self) -> SocketAddr {
         self.address
     }
@@ -96,7 +167,7 @@ impl Connection {
     }
 }
 
-impl Listener for Bound {
+impl Listener for Listening {
     type Io = Stream;
     type Addr = SocketAddr;
 
@@ -107,10 +178,16 @@ impl Listener for Bound {
             };
             let _ = tcp.set_nodelay(true);
             let connection = Connection::default();
+            if !self.gate.admit(&connection) {
+                connection.reset();
+            }
             let plain = Resettable {
                 tcp,
                 connection: connection.clone(),
             };
+            if plain.connection.check().is_err() {
+                continue;
+            }
             let Some(tls) = &self.tls else {
                 return (
                     Stream {
@@ -138,8 +215,8 @@ impl Listener for Bound {
     }
 }
 
-impl Connected<IncomingStream<'_, Bound>> for Connection {
-    fn connect_info(stream: IncomingStream<'_, Bound>) -> Self {
+impl Connected<IncomingStream<'_, Listening>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, Listening>) -> Self {
         stream.io().connection.clone()
     }
 }
