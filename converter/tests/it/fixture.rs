@@ -64,7 +64,7 @@ impl World {
         self.dir.path().join(name)
     }
 
-    /// The command with these arguments; `@` stands for the test's directory.
+    /// The command with these arguments; `@` stands for the test's directory, except in digests.
     pub(crate) fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
         let dir = format!("{}/", self.dir.path().display());
@@ -72,7 +72,8 @@ impl World {
             .args(
                 arguments
                     .split_whitespace()
-                    .map(|argument| argument.replace('@', &dir)),
+                    .map(|argument| argument.replace("@sha256:", "\0").replace('@', &dir))
+                    .map(|argument| argument.replace('\0', "@sha256:")),
             )
             .env("XDG_CACHE_HOME", self.path("cache"))
             .env("TMPDIR", self.path("tmp"));

@@ -5,4 +5,8 @@ mod bad;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod interop;
+#[cfg(test)]
 mod local;
+#[cfg(test)]
+mod registry;
