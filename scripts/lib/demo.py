@@ -1,0 +1,86 @@
+"""The demonstration: the same image started lazily and pulled the ordinary way, side by side."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+
+import rig
+
+TRANSPORTS = ("docker:", "oci:", "oci-archive:", "docker-archive:", "dir:", "containers-storage:")
+
+
+def say(text):
+    print(f"==> {text}", file=sys.stderr, flush=True)
+
+
+def main():
+    words = argparse.ArgumentParser()
+    words.add_argument("--programs", required=True)
+    words.add_argument("--rate", default="200mbit")
+    words.add_argument("--fs-driver", default="auto", choices=("auto", "erofs", "fuse"))
+    words.add_argument("--containerd", help="folder of another containerd's programs")
+    words.add_argument("image")
+    args = words.parse_args()
+    source = args.image if args.image.startswith(TRANSPORTS) else f"docker://{args.image}"
+    work = tempfile.mkdtemp(prefix="larder-demo-")
+    link = None
+    try:
+        link = rig.Link(work, args.rate)
+        link.start_registry(work)
+        return compare(args, source, work, link)
+    except rig.RigError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if link:
+            link.close()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def compare(args, source, work, link):
+    say(f"pushing {source} to a registry behind {args.rate}")
+    inner = "127.0.0.1:5000/demo/image"
+    link.inside("skopeo", "copy", "--quiet", "--dest-tls-verify=false", source, f"docker://{inner}:original")
+    say("converting it")
+    program = os.path.join(args.programs, "larder")
+    print(link.inside(program, "convert", "--plain-http", f"{inner}:original", f"{inner}:larder"), end="")
+    manifest, config = rig.image_of(link, "demo/image", "larder")
+    labels = config.get("config", {}).get("Labels") or {}
+    ready = labels.get("larder.ready", "")
+    results = {}
+    for name, lazy in (("original", False), ("larder", True)):
+        node = rig.Node(work, args.programs, lazy, args.fs_driver, args.containerd)
+        try:
+            say(f"containerd {node.version}, {node.snapshotter}: pull and run")
+            node.start(link.address)
+            results[name] = rig.cold_start(link, node, f"{link.address}/demo/image:{name}", ready)
+            blobs = node.blobs()
+            if lazy:
+                landed = [layer["digest"] for layer in manifest["layers"] if layer["digest"] in blobs]
+        finally:
+            node.close()
+    show(results, manifest)
+    if landed:
+        print(f"demo: layers were downloaded into the content store: {', '.join(landed)}", file=sys.stderr)
+        return 1
+    if results["original"]["said"] != results["larder"]["said"]:
+        print(f"demo: the containers said different things: {results}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def show(results, manifest):
+    size = sum(layer["size"] for layer in manifest["layers"])
+    print(f"\nimage: {size / 1e6:.1f} MB in {len(manifest['layers'])} layers")
+    print(f"it says: {results['larder']['said'].strip().splitlines()[-1:]}\n")
+    print(f"{'':28}{'ordinary pull':>16}{'Larder':>16}")
+    rows = (("pull returns after, s", "pull_seconds", 1), ("ready after, s", "seconds", 1), ("moved until ready, MB", "bytes", 1e6))
+    for label, key, unit in rows:
+        print(f"{label:28}{results['original'][key] / unit:16.2f}{results['larder'][key] / unit:16.2f}")
+    print(f"{'layers in content store':28}{'all':>16}{'none':>16}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""A registry behind a slow link, and nodes that start containers from it: what demo and bench measure on."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+READY_SECONDS_MAX = 300  # the slowest honest start, a full pull over 10 Mbit/s, takes less
+SOCKET_SECONDS_MAX = 30
+POLL_SECONDS = 0.005
+
+
+class RigError(Exception):
+    """Something the rig needs did not work; the message says what."""
+
+
+def run(*command, **options):
+    """Runs a command to its end; its output, or an error with what it printed."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    if done.returncode != 0:
+        raise RigError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+class Link:
+    """A network namespace with a registry in it, behind a veth pair shaped both ways."""
+
+    def __init__(self, work, rate):
+        tag = secrets.token_hex(3)
+        self.namespace, self.near, far = f"larder-{tag}", f"ldn{tag}", f"ldf{tag}"
+        # TEST-NET-2 and a random host part: nothing of this machine's network is touched.
+        host = 4 * secrets.randbelow(63)
+        self.address = f"198.51.100.{host + 1}:5000"
+        self.storage = os.path.join(work, "registry")
+        self.registry = None
+        run("ip", "netns", "add", self.namespace)
+        run("ip", "link", "add", self.near, "type", "veth", "peer", "name", far, "netns", self.namespace)
+        run("ip", "addr", "add", f"198.51.100.{host + 2}/30", "dev", self.near)
+        run("ip", "link", "set", self.near, "up")
+        self.inside("ip", "addr", "add", f"198.51.100.{host + 1}/30", "dev", far)
+        self.inside("ip", "link", "set", far, "up")
+        self.inside("ip", "link", "set", "lo", "up")
+        if shutil.which("ethtool"):  # else the shaper sees packets of 64 KiB
+            run("ethtool", "-K", self.near, "gso", "off", "tso", "off", "gro", "off")
+            self.inside("ethtool", "-K", far, "gso", "off", "tso", "off", "gro", "off")
+        shape = ("root", "tbf", "rate", rate, "burst", "64kb", "latency", "50ms")
+        run("tc", "qdisc", "add", "dev", self.near, *shape)
+        self.inside("tc", "qdisc", "add", "dev", far, *shape)
+
+    def inside(self, *command):
+        return run("ip", "netns", "exec", self.namespace, *command)
+
+    def start_registry(self, work):
+        os.makedirs(self.storage)
+        config = os.path.join(work, "registry.yml")
+        with open(config, "w") as out:
+            out.write(
+                "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+                f"storage: {{filesystem: {{rootdirectory: {self.storage}}}}}\n"
+                "http: {addr: '0.0.0.0:5000'}\n"
+            )
+        log = open(os.path.join(work, "registry.log"), "w")
+        self.registry = subprocess.Popen(
+            ["ip", "netns", "exec", self.namespace, "docker-registry", "serve", config], stdout=log, stderr=log
+        )
+        wait_for(lambda: answers(f"http://{self.address}/v2/"), "the registry to answer")
+
+    def received(self):
+        """Bytes that came from the registry's side so far, counted at the interface."""
+        with open(f"/sys/class/net/{self.near}/statistics/rx_bytes") as counter:
+            return int(counter.read())
+
+    def close(self):
+        stop(self.registry)
+        subprocess.run(["ip", "link", "del", self.near], capture_output=True)
+        subprocess.run(["ip", "netns", "del", self.namespace], capture_output=True)
+
+
+class Node:
+    """containerd with an empty root, and Larder's snapshotter beside it if `lazy`."""
+
+    def __init__(self, work, programs, lazy, driver="auto", containerd=None):
+        self.work = tempfile.mkdtemp(dir=work)
+        self.programs, self.lazy, self.driver = programs, lazy, driver
+        self.directory = containerd or os.path.dirname(shutil.which("containerd") or "/usr/bin/containerd")
+        self.socket = os.path.join(self.work, "c.sock")
+        self.snapshotter = "larder" if lazy else "overlayfs"
+        self.processes = []
+        version = run(os.path.join(self.directory, "containerd"), "--version").split()[2]
+        self.major = int(re.sub(r"^v", "", version).split(".")[0])
+        self.version = version
+
+    def start(self, registry):
+        plugin = os.path.join(self.work, "l.sock")
+        hosts = os.path.join(self.work, "certs.d", registry)
+        os.makedirs(hosts)
+        with open(os.path.join(hosts, "hosts.toml"), "w") as out:
+            out.write(f'server = "http://{registry}"\n[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n')
+        config = os.path.join(self.work, "containerd.toml")
+        with open(config, "w") as out:
+            out.write(
+                f'version = 2\nroot = "{self.work}/root"\nstate = "{self.work}/state"\n'
+                'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                f'[grpc]\n  address = "{self.socket}"\n[ttrpc]\n  address = "{self.socket}.ttrpc"\n'
+            )
+            for snapshotter in ("overlayfs", "larder") if self.lazy else ("overlayfs",):
+                out.write(
+                    '[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n  platform = "linux"\n'
+                    f'  snapshotter = "{snapshotter}"\n  differ = "walking"\n'
+                )
+            if self.lazy:
+                out.write(
+                    f'[proxy_plugins.larder]\n  type = "snapshot"\n  address = "{plugin}"\n'
+                    f'  [proxy_plugins.larder.exports]\n    root = "{self.work}/larder"\n'
+                    '    enable_remote_snapshot_annotations = "true"\n'
+                )
+        if self.lazy:
+            settings = os.path.join(self.work, "larder.toml")
+            with open(settings, "w") as out:
+                out.write(
+                    f'root = "{self.work}/larder"\naddress = "{plugin}"\nfs_driver = "{self.driver}"\n'
+                    f'[containerd]\naddress = "{self.socket}"\n[registry]\nplain_http = ["{registry}"]\n'
+                    f'[hosts]\n"{registry.split(":")[0]}" = "{registry}"\n'
+                )
+            program = os.path.join(self.programs, "larder-snapshotter")
+            self.background([program, "run", "--config", settings], "larder.log")
+            wait_for(lambda: os.path.exists(plugin), "larder-snapshotter to listen", self.log)
+        self.background([os.path.join(self.directory, "containerd"), "-c", config], "containerd.log")
+        wait_for(lambda: self.ctr_ok("version"), "containerd to answer", self.log)
+
+    def background(self, command, log):
+        out = open(os.path.join(self.work, log), "w")
+        environment = dict(os.environ, PATH=self.directory + ":" + os.environ["PATH"])
+        self.processes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
+
+    def log(self):
+        text = ""
+        for name in ("larder.log", "containerd.log"):
+            path = os.path.join(self.work, name)
+            if os.path.exists(path):
+                with open(path) as lines:
+                    text += f"--- {name}\n" + "".join(lines.readlines()[-20:])
+        return text
+
+    def ctr(self, *words):
+        return run(os.path.join(self.directory, "ctr"), "-a", self.socket, *words)
+
+    def ctr_ok(self, *words):
+        try:
+            self.ctr(*words)
+            return True
+        except RigError:
+            return False
+
+    def pull(self, reference):
+        """The command an operator types. `ctr` of containerd 1.x downloads before it asks a snapshotter."""
+        if self.lazy and self.major < 2:
+            settings = os.path.join(self.work, "larder.toml")
+            return run(os.path.join(self.programs, "larder-snapshotter"), "pull", "--config", settings, reference)
+        hosts = os.path.join(self.work, "certs.d")
+        return self.ctr("images", "pull", "--hosts-dir", hosts, "--snapshotter", self.snapshotter, reference)
+
+    def start_container(self, reference, name):
+        """Starts the image's own command on the host's network; its output is a pipe."""
+        command = [os.path.join(self.directory, "ctr"), "-a", self.socket, "run", "--rm", "--net-host"]
+        command += ["--snapshotter", self.snapshotter, reference, name]
+        environment = dict(os.environ, PATH=self.directory + ":" + os.environ["PATH"])
+        errors = open(os.path.join(self.work, "run.log"), "w")
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+
+    def end_container(self, process, name):
+        if process.poll() is None:
+            self.ctr_ok("tasks", "kill", "-s", "SIGKILL", name)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        self.ctr_ok("tasks", "rm", "-f", name)
+        self.ctr_ok("containers", "rm", name)
+
+    def blobs(self):
+        return set(self.ctr("content", "ls", "-q").split())
+
+    def close(self):
+        for process in reversed(self.processes):
+            stop(process)
+        unmount_below(self.work)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def cold_start(link, node, reference, ready):
+    """Pulls and runs `reference` on an empty node: seconds and bytes until it says that it is ready, and what it said."""
+    drop_caches(link.storage)
+    before, began = link.received(), time.monotonic()
+    node.pull(reference)
+    pulled = time.monotonic() - began
+    name = "demo-" + secrets.token_hex(3)
+    process = node.start_container(reference, name)
+    try:
+        said = wait_until_ready(process, ready, node)
+        seconds, moved = time.monotonic() - began, link.received() - before
+    finally:
+        node.end_container(process, name)
+    return {"pull_seconds": pulled, "seconds": seconds, "bytes": moved, "said": said}
+
+
+def wait_until_ready(process, ready, node):
+    """`ready` is `line:PREFIX`, a URL, or empty: then the first line, or the end, is readiness."""
+    until = time.monotonic() + READY_SECONDS_MAX
+    failed = RigError("the container ended before it was ready")
+    if ready.startswith("http"):
+        while time.monotonic() < until:
+            if process.poll() is not None:
+                break
+            body = answers(ready)
+            if body:
+                return body
+            time.sleep(POLL_SECONDS)
+    else:
+        said, prefix = "", ready.partition(":")[2]
+        os.set_blocking(process.stdout.fileno(), True)
+        for line in process.stdout:
+            said += line
+            if line.startswith(prefix):
+                return said
+        process.wait()
+        if not ready and process.returncode == 0:
+            return said
+    with open(os.path.join(node.work, "run.log")) as errors:
+        raise RigError(f"{failed}\n{errors.read()}\n{node.log()}")
+
+
+def image_of(link, repository, tag):
+    """Manifest and configuration of a single-platform image in the registry."""
+    base = f"http://{link.address}/v2/{repository}"
+    accept = {"Accept": "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json,"
+              " application/vnd.docker.distribution.manifest.v2+json"}
+    def get(path):
+        with urllib.request.urlopen(urllib.request.Request(f"{base}/{path}", headers=accept)) as answer:
+            return json.load(answer)
+    manifest = get(f"manifests/{tag}")
+    if "manifests" in manifest:
+        manifest = get("manifests/" + manifest["manifests"][0]["digest"])
+    return manifest, get("blobs/" + manifest["config"]["digest"])
+
+
+def drop_caches(*folders):
+    """Empties the page, dentry and inode caches; then reads the registry's own files back in."""
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w") as out:
+        out.write("3")
+    for folder in folders:
+        for path, _, names in os.walk(folder):
+            for name in names:
+                with open(os.path.join(path, name), "rb") as data:
+                    while data.read(1 << 20):
+                        pass
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return answer.read().decode()
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+def wait_for(condition, what, log=lambda: ""):
+    until = time.monotonic() + SOCKET_SECONDS_MAX
+    while condition() in (None, False):
+        if time.monotonic() > until:
+            raise RigError(f"waited {SOCKET_SECONDS_MAX} s for {what}\n{log()}")
+        time.sleep(POLL_SECONDS)
+
+
+def stop(process):
+    if process is None or process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def unmount_below(folder):
+    """Detaches whatever is still mounted below `folder`, the newest first."""
+    with open("/proc/self/mountinfo") as table:
+        places = [line.split()[4] for line in table]
+    for place in reversed(places):
+        if place.startswith(folder + "/"):
+            subprocess.run(["umount", "-l", place], capture_output=True)
