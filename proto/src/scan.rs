@@ -5,6 +5,7 @@
 //! containerd would refuse the layer, or where its result depends on more than the tar, the scan
 //! says [`ScanError::Unrepresentable`] instead of guessing.
 
+mod acl;
 mod attributes;
 mod build;
 mod name;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::acl::{self, List, Parsed};
 use crate::limits;
 use crate::tar::{Member, Time};
 use crate::tree::{DeviceNumber, Kind, Mtime, Node};
@@ -22,14 +23,49 @@ pub(super) fn apply(node: &mut Node, member: &mut Member) -> Result<(), Cow<'sta
     }
     own(node, member);
     for (name, value) in std::mem::take(&mut member.xattrs) {
-        if is_kept(&node.kind, &name, &value)? {
+        if matches!(name.as_slice(), acl::ACCESS | acl::DEFAULT) {
+            set_access_list(node, name, &value)?;
+        } else if is_kept(&node.kind, &name, &value)? {
             node.xattrs.insert(name, value);
         }
     }
     if !matches!(node.kind, Kind::Symlink(_)) {
         node.mode = mode(member);
+        acl::change_mode(&mut node.xattrs, node.mode);
     }
     node.mtime = bounded(member.mtime);
+    Ok(())
+}
+
+/// Sets an access control list as the kernel would; it reads the list before it looks at the
+/// file.
+fn set_access_list(node: &mut Node, name: Vec<u8>, value: &[u8]) -> Result<(), Cow<'static, str>> {
+    let malformed = || Err("its access control list is malformed".into());
+    if value.len() > limits::XATTR_VALUE_BYTES_MAX {
+        return malformed();
+    }
+    let list = match List::parse(value) {
+        Parsed::Malformed => return malformed(),
+        Parsed::OtherVersion => return Ok(()),
+        Parsed::Nothing => None,
+        Parsed::List(list) => Some(list),
+    };
+    match &node.kind {
+        Kind::Symlink(_) => return Ok(()),
+        Kind::Directory(_) => {}
+        _ if name == acl::DEFAULT && list.is_some() => {
+            return Err("it has a default access control list but is no directory".into());
+        }
+        _ => {}
+    }
+    match list {
+        Some(list) if name == acl::DEFAULT || list.says_more_than_a_mode() => {
+            node.xattrs.insert(name, list.to_value());
+        }
+        _ => {
+            node.xattrs.remove(&name);
+        }
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 use super::resolve::{self, Budget, Walk};
-use super::{ScanError, attributes, name, segments};
+use super::{ScanError, acl, attributes, name, segments};
 use crate::limits;
 use crate::tar::{Member, Type};
 use crate::tree::{DeviceNumber, Extent, Kind, Mtime, Node, NodeId, ROOT, Tree};
@@ -249,11 +249,16 @@ impl Builder {
             Kind::Symlink(_) => 0o777,
             _ => 0,
         };
-        let variable = match &kind {
-            Kind::Symlink(target) => target.len(),
-            Kind::Regular { extents, .. } => size_of_val(extents.as_slice()),
-            _ => 0,
+        let xattrs = match &kind {
+            Kind::Symlink(_) => BTreeMap::new(),
+            _ => acl::inherited(&above.xattrs, matches!(kind, Kind::Directory(_)), mode),
         };
+        let variable = xattrs.values().map(Vec::len).sum::<usize>()
+            + match &kind {
+                Kind::Symlink(target) => target.len(),
+                Kind::Regular { extents, .. } => size_of_val(extents.as_slice()),
+                _ => 0,
+            };
         let node = Node {
             kind,
             mode,
@@ -265,7 +270,7 @@ impl Builder {
                 above.gid
             },
             mtime: Mtime::default(),
-            xattrs: BTreeMap::new(),
+            xattrs,
         };
         self.account(variable)?;
         let node = self.tree.add(node);
