@@ -246,3 +246,9 @@ pub(crate) fn unauthorized(endpoint: &Endpoint, detail: &str) -> Cause {
         detail: detail.into(),
     }
 }
+
+/// Reads a challenge, for the tests with hostile input.
+#[cfg(test)]
+pub(crate) fn read_challenge(headers: &HeaderMap) -> Result<(), Cause> {
+    Challenge::read(headers, "r.io").map(drop)
+}

@@ -15,7 +15,7 @@ use crate::client::Repository;
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, RegistryError};
 use crate::exchange::Call;
-use crate::redirect::Place;
+use crate::redirect::{Place, Target};
 
 mod content_range;
 mod partial;
@@ -159,7 +159,7 @@ impl Repository {
         access: &Access,
     ) -> Result<u64, Cause> {
         let call = self.blob_call(endpoint, Method::HEAD, digest, access.clone())?;
-        let (response, _) = self.read(endpoint, call).await?;
+        let (response, target) = self.read(endpoint, call).await?;
         let status = response.status().as_u16();
         let size = response
             .headers()
@@ -169,12 +169,9 @@ impl Repository {
             (200, Some(size)) => Ok(size),
             // HEAD is refused, or answered without the size: one byte tells it too.
             (200 | 400 | 405 | 501, _) => self.size_by_range(endpoint, digest, access).await,
-            // A redirect of HEAD to a URL that is signed for GET.
-            (403, _) if *access == Access::Pull => {
-                let refused = self.refusal(endpoint, response).await;
-                self.size_by_range(endpoint, digest, access)
-                    .await
-                    .map_err(|_| refused)
+            // HEAD was redirected to a URL that is signed for GET.
+            _ if signed_in_vain(endpoint, target.as_ref(), status).is_some() => {
+                self.size_by_range(endpoint, digest, access).await
             }
             _ => Err(self.refusal(endpoint, response).await),
         }
@@ -189,12 +186,16 @@ impl Repository {
         let mut call = self.blob_call(endpoint, Method::GET, digest, access.clone())?;
         call.headers
             .insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let (response, _) = self.read(endpoint, call).await?;
+        let (response, target) = self.read(endpoint, call).await?;
+        let status = response.status().as_u16();
+        if let Some(cause) = signed_in_vain(endpoint, target.as_ref(), status) {
+            return Err(cause);
+        }
         let malformed = |detail: &str| Cause::Malformed {
             host: endpoint.host.clone(),
             detail: detail.into(),
         };
-        match response.status().as_u16() {
+        match status {
             206 => {
                 let total = ContentRange::of(&response).and_then(|range| range.total);
                 total.ok_or_else(|| malformed("it does not tell the size of the blob"))
@@ -251,24 +252,30 @@ impl Repository {
             targets.forget(&place);
         }
         let (response, target) = self.read(endpoint, call).await?;
+        let status = response.status().as_u16();
+        if let Some(cause) = signed_in_vain(endpoint, target.as_ref(), status) {
+            return Err(cause);
+        }
         let Some(target) = target else {
             return Ok((response, endpoint.host.clone()));
         };
         let host = target.url.authority().to_owned();
-        let status = response.status().as_u16();
         if matches!(status, 200 | 206) {
             targets.remember(place, target);
-        } else if STALE.contains(&status) && !target.own {
-            // The store's 401 or 404 must not pass for the registry's.
-            let detail = format!(" (for a URL that {} has just signed)", endpoint.host);
-            return Err(Cause::Refused {
-                host,
-                status,
-                detail,
-            });
         }
         Ok((response, host))
     }
+}
+
+/// The cause if a store refuses a URL that the registry has only just signed: the store's 401 or
+/// 404 must not pass for the registry's.
+fn signed_in_vain(endpoint: &Endpoint, target: Option<&Target>, status: u16) -> Option<Cause> {
+    let target = target.filter(|target| !target.own && STALE.contains(&status))?;
+    Some(Cause::Refused {
+        host: target.url.authority().to_owned(),
+        status,
+        detail: format!(" (for a URL that {} has just signed)", endpoint.host),
+    })
 }
 
 /// Who sent some bytes of a blob.

@@ -198,5 +198,11 @@ fn base(address: &str, keep_path: bool) -> Result<Url, String> {
     Ok(url)
 }
 
+/// Parses a hosts.toml, for the tests with hostile input.
+#[cfg(test)]
+pub(crate) fn parse(text: &str) -> Result<(), String> {
+    HostsFile::parse(text).map(drop)
+}
+
 #[cfg(test)]
 mod tests;

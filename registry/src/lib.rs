@@ -16,6 +16,8 @@ mod credentials;
 mod endpoint;
 mod error;
 mod exchange;
+#[cfg(test)]
+mod hostile;
 mod hosts;
 mod manifest;
 pub mod oci;

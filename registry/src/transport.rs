@@ -22,6 +22,11 @@ const IDLE_SECONDS_MAX: u64 = 50;
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
+/// How often a busy HTTP/2 connection is asked whether it still lives, and for how long. One that
+/// died silently would otherwise be used again by every retry.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Whom to trust, and who we are.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Trust {
@@ -100,6 +105,8 @@ impl Transport {
             .pool_idle_timeout(Duration::from_secs(IDLE_SECONDS_MAX))
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
             .tcp_nodelay(true);
         if loopback && (plain || own) {
             // As Go does: a proxy cannot reach this machine's loopback.

@@ -219,3 +219,24 @@ async fn credentials_never_leave_on_any_path() {
     assert!(seen.len() >= 50, "{}", seen.len());
     assert!(seen.iter().all(|request| !request.authorized), "{seen:?}");
 }
+
+/// What a store says of a signature is not what the registry says of the blob.
+#[tokio::test]
+async fn existence_is_learned_behind_a_redirect_too() {
+    let cdn = Cdn {
+        head: true,
+        ..Cdn::default()
+    };
+    let (registry, digest, _, repository, _) = world(cdn, basic()).await;
+    assert_eq!(
+        repository.blob_exists(&digest).await.unwrap(),
+        Some(100_000)
+    );
+    assert_eq!(
+        repository.blob_exists(&Digest::of(b"no")).await.unwrap(),
+        None
+    );
+    registry.fault(On::Cdn, Fault::Status(404, None));
+    let error = repository.blob_exists(&digest).await.unwrap_err();
+    assert!(error.to_string().contains("has just signed"), "{error}");
+}

@@ -16,7 +16,8 @@ pub(super) fn answer(state: &mut State, asked: &Asked, repository: &str, digest:
     let Some(bytes) = found else {
         return Reply::error(404, "BLOB_UNKNOWN");
     };
-    if state.settings.cdn.is_some() && asked.method == "GET" {
+    let redirects = state.settings.cdn.as_ref();
+    if redirects.is_some_and(|cdn| cdn.head || asked.method == "GET") {
         return redirect(state, repository, digest);
     }
     send(asked, &bytes).header("docker-content-digest", digest)
@@ -53,7 +54,7 @@ pub(super) fn cdn(state: &mut State, asked: &Asked) -> Reply {
         .signed
         .get(&signature)
         .is_some_and(|end| *end <= Instant::now());
-    if expired || signature < state.oldest_signature || signature == 0 {
+    if expired || asked.method == "HEAD" || signature < state.oldest_signature || signature == 0 {
         let text = "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>";
         return Reply::new(403)
             .header("content-type", "application/xml")

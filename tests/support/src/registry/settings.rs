@@ -77,6 +77,8 @@ pub struct Cdn {
     pub query: String,
     /// `Cache-Control` of the redirects.
     pub cache_control: Option<String>,
+    /// Redirect HEAD too, although the URLs are signed for GET alone, as S3's are.
+    pub head: bool,
     /// How many hops the redirect takes; at least one.
     pub hops: u32,
     /// Signed URLs live so long; `None` for ever, or until
