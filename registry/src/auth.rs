@@ -27,6 +27,10 @@ const SESSIONS_MAX: usize = 1024;
 /// How long before its end a token is renewed, so that it does not expire on its way.
 const SKEW: Duration = Duration::from_secs(10);
 
+/// How long a refusal of the token server stands for those who would ask the same again: long
+/// enough for a crowd, too short to be noticed by somebody who has just logged in.
+const FAILURE_MEMORY: Duration = Duration::from_secs(1);
+
 /// What a request wants to do, as far as tokens tell it apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Access {
@@ -69,7 +73,7 @@ struct State {
     challenge: Option<Challenge>,
     grant: Option<Grant>,
     expires: Option<SystemTime>,
-    failure: Option<Cause>,
+    failure: Option<(SystemTime, Cause)>,
 }
 
 /// A header that lets a request through, until the registry says otherwise.
@@ -121,10 +125,8 @@ impl Sessions {
         if state.grant.is_none() || !expired {
             return Ok(state.grant.clone());
         }
-        if session.asked.load(Ordering::Acquire) != asked
-            && let Some(failure) = &state.failure
-        {
-            return Err(failure.clone());
+        if let Some(failure) = self.shared_failure(&session, asked, &state) {
+            return Err(failure);
         }
         let lookup = Lookup {
             sessions: self,
@@ -133,6 +135,15 @@ impl Sessions {
             access,
         };
         lookup.renew(&session, &mut state).await.map(Some)
+    }
+
+    /// The failure of somebody else's attempt that is also ours: of one we waited for, or of one
+    /// that will not end otherwise so soon.
+    fn shared_failure(&self, session: &Session, asked: u64, state: &State) -> Option<Cause> {
+        let (at, cause) = state.failure.as_ref()?;
+        let age = self.clock.now().duration_since(*at).unwrap_or_default();
+        let waited = session.asked.load(Ordering::Acquire) != asked;
+        (age < FAILURE_MEMORY && (waited || !cause.is_transient())).then(|| cause.clone())
     }
 
     /// A better grant after a 401 on a request that was sent with `used`.
@@ -153,10 +164,8 @@ impl Sessions {
         {
             return Ok(grant.clone());
         }
-        if session.asked.load(Ordering::Acquire) != asked
-            && let Some(failure) = &state.failure
-        {
-            return Err(failure.clone());
+        if let Some(failure) = self.shared_failure(&session, asked, &state) {
+            return Err(failure);
         }
         let challenge = Challenge::read(headers, &endpoint.host)?;
         state.challenge = Some(challenge);
@@ -198,7 +207,7 @@ impl Lookup<'_> {
                 Ok(grant)
             }
             Err(cause) => {
-                state.failure = Some(cause.clone());
+                state.failure = Some((self.sessions.clock.now(), cause.clone()));
                 Err(cause)
             }
         }

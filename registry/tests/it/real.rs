@@ -4,13 +4,19 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use larder_proto::digest::Digest;
 use larder_registry::oci::{Descriptor, Manifest, media_type};
-use larder_registry::{ClientOptions, Repository};
+use larder_registry::{ClientOptions, Repository, Timeouts};
 use larder_test_support::certificates::Certificates;
 use larder_test_support::registry::{RealOptions, RealRegistry};
 
 use crate::world::{TestClock, login, noise, open, options};
 
+/// A client with the patience of real ones.
 fn client(registry: &RealRegistry, name: &str, options: ClientOptions) -> Repository {
+    let timeouts = Timeouts::default();
+    let options = ClientOptions {
+        timeouts,
+        ..options
+    };
     open(&registry.reference(name, "v1"), options)
 }
 

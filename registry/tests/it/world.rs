@@ -51,11 +51,12 @@ pub(crate) fn options(clock: &TestClock) -> ClientOptions {
         clock: Arc::new(clock.clone()),
         timeouts: Timeouts {
             connect: Duration::from_secs(2),
-            answer: Duration::from_millis(400),
-            commit: Duration::from_secs(2),
-            call: Duration::from_secs(10),
-            rate_window: Duration::from_millis(300),
-            rate_bytes_min: 300,
+            // Enough for a busy machine; each stall that a test makes costs so much.
+            answer: Duration::from_millis(1500),
+            commit: Duration::from_secs(5),
+            call: Duration::from_secs(30),
+            rate_window: Duration::from_secs(1),
+            rate_bytes_min: 1000,
         },
         ..ClientOptions::default()
     }
