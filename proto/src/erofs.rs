@@ -22,6 +22,3 @@ mod write;
 pub use format::FileType;
 pub use image::{DirEntry, Extents, Image, ImageError, Inode, Nid, ReadDir, Xattr, Xattrs};
 pub use write::{WriteError, write};
-
-#[cfg(test)]
-mod tests;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
+mod erofs_utils;
 mod kernel;
 mod layer;
 mod random;
@@ -10,4 +11,3 @@ mod reader;
 mod refusals;
 mod samples;
 mod third_party;
-mod utils;
