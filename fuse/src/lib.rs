@@ -1,1 +1,33 @@
 //! The data plane: store, fetcher, FUSE session, EROFS and overlay mounts.
+//!
+//! ```text
+//! kernel ─▶ session (FUSE) ─▶ store: all chunks there? ─▶ reply
+//!                                └─▶ fetch ─▶ source ─▶ verify ─▶ store ─▶ reply
+//! ```
+//!
+//! [`DataPlane`] is one node's worth of it; a [`Layer`] is what it keeps of one layer, and mounts.
+//! Only `session` and `sys` know FUSE; `store` does not know `fetch`; `sys` holds the unsafe code.
+
+pub mod mount;
+
+mod config;
+mod driver;
+mod fetch;
+mod layer;
+mod plane;
+mod proof;
+mod session;
+mod source;
+mod store;
+mod sys;
+
+pub use config::{DataPlaneConfig, DeviceReads, DriverChoice};
+pub use driver::{Driver, DriverReport};
+pub use fetch::{BlobReader, FetchError};
+pub use layer::{
+    ImpliedDirectory, Layer, LayerId, LayerSpec, LayerState, LayerStatus, MountError,
+    NodeAttributes, SourceStatus,
+};
+pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, UnmountError};
+pub use source::{Answer, BoxFuture, RegistrySource, Source, SourceFailure};
+pub use store::{Disk, OpenStoreError, Space, StdDisk};

@@ -28,14 +28,9 @@ pub(crate) struct Hosts {
     connect: Duration,
 }
 
-/// The endpoints of one registry as configured.
+/// The endpoints of one registry as configured: mirrors in order, the registry itself last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Setup {
-    /// In order.
-    mirrors: Vec<EndpointSetup>,
-    /// The registry itself.
-    server: EndpointSetup,
-}
+pub(crate) struct Setup(Vec<EndpointSetup>);
 
 /// One endpoint as configured; equal ones need not be made anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,25 +67,32 @@ impl Hosts {
             .as_deref()
             .and_then(|root| file::directory(root, registry))
         else {
-            return self
-                .server(registry, None, &Section::default(), None)
-                .map(Setup::alone);
+            return Ok(Setup(vec![self.server(
+                registry,
+                None,
+                &Section::default(),
+                None,
+            )?]));
         };
         let Some(file) = HostsFile::read(&dir)? else {
             // Docker's older layout: certificates only.
             let trust = trust::from_directory(&dir)?;
-            let server = self.server(registry, None, &Section::default(), Some(trust));
-            return server.map(Setup::alone);
+            return Ok(Setup(vec![self.server(
+                registry,
+                None,
+                &Section::default(),
+                Some(trust),
+            )?]));
         };
-        let mut mirrors = Vec::new();
+        let mut endpoints = Vec::new();
         for (address, section) in &file.hosts {
             let trust = trust::from_section(&dir, section)?;
-            mirrors.push(self.endpoint(registry, address, section, trust)?);
+            endpoints.push(self.endpoint(registry, address, section, trust)?);
         }
         let trust = trust::from_section(&dir, &file.root)?;
         let server = file.server.as_deref();
-        let server = self.server(registry, server, &file.root, Some(trust))?;
-        Ok(Setup { mirrors, server })
+        endpoints.push(self.server(registry, server, &file.root, Some(trust))?);
+        Ok(Setup(endpoints))
     }
 
     /// The registry itself.
@@ -143,13 +145,6 @@ impl Hosts {
 }
 
 impl Setup {
-    const fn alone(server: EndpointSetup) -> Self {
-        Self {
-            mirrors: Vec::new(),
-            server,
-        }
-    }
-
     /// Makes the endpoints, for a registry whose retries `budget` pays.
     pub(crate) fn plan(&self, options: &ClientOptions, budget: Arc<Budget>) -> Plan {
         let endpoint = |setup: &EndpointSetup| {
@@ -165,12 +160,8 @@ impl Setup {
                 passed_over_until: Mutex::new(None),
             })
         };
-        let registry = endpoint(&self.server);
-        let mirrors = self.mirrors.iter().map(endpoint);
-        let endpoints = mirrors.chain([Arc::clone(&registry)]).collect();
         Plan {
-            endpoints,
-            registry,
+            endpoints: self.0.iter().map(endpoint).collect(),
             budget,
         }
     }

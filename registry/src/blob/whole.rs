@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -24,7 +23,7 @@ pub struct BlobBody {
     size: Option<u64>,
     expected: Digest,
     stream: BoxStream<'static, Result<Bytes, RegistryError>>,
-    describe: Arc<dyn Fn(Cause) -> RegistryError + Send + Sync>,
+    describe: Box<dyn Fn(Cause) -> RegistryError + Send>,
 }
 
 impl fmt::Debug for BlobBody {
@@ -58,24 +57,29 @@ impl BlobBody {
             stream,
             describe,
         } = self;
-        let error = Arc::clone(&describe);
-        let begin = (stream, sha2::Sha256::new(), error);
-        let stream = stream::try_unfold(begin, move |(mut stream, mut hasher, error)| async move {
-            if let Some(bytes) = stream.try_next().await? {
-                hasher.update(&bytes);
-                return Ok(Some((bytes, (stream, hasher, error))));
-            }
-            let found = Digest::from_bytes(hasher.finalize().into());
-            if found == expected {
-                return Ok(None);
-            }
-            let host = "the registry".into();
-            Err(error(Cause::WrongDigest {
-                host,
-                expected,
-                found,
-            }))
-        });
+        let begin = (stream, sha2::Sha256::new(), Some(describe));
+        let stream = stream::try_unfold(
+            begin,
+            move |(mut stream, mut hasher, describe)| async move {
+                let Some(describe) = describe else {
+                    return Ok(None);
+                };
+                if let Some(bytes) = stream.try_next().await? {
+                    hasher.update(&bytes);
+                    return Ok(Some((bytes, (stream, hasher, Some(describe)))));
+                }
+                let found = Digest::from_bytes(hasher.finalize().into());
+                if found == expected {
+                    return Ok(None);
+                }
+                Err(describe(Cause::WrongDigest {
+                    host: "the registry".into(),
+                    expected,
+                    found,
+                }))
+            },
+        );
+        let describe = Box::new(|cause| RegistryError::new("", "", "", cause));
         Self {
             size,
             expected,
@@ -106,7 +110,7 @@ impl BlobBody {
             let bytes = download.next().await?;
             Ok(bytes.map(|bytes| (bytes, download)))
         });
-        let describe = Arc::new(move |cause| named.error(&doing, cause));
+        let describe = Box::new(move |cause| named.error(&doing, cause));
         Ok(Self {
             size,
             expected: digest,

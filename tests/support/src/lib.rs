@@ -1,5 +1,6 @@
 //! Fake registry, tree oracle, test images: what the tests of every crate share.
 
 pub mod certificates;
+pub mod layer;
 pub mod registry;
 pub mod tar;

@@ -1,0 +1,89 @@
+//! What a data plane is started with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::store::{Disk, StdDisk};
+
+/// How long a read may wait for its bytes by default: long enough for a registry to restart,
+/// short enough for a container to notice that it does not come back.
+const READ_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Share of the disk that is left free by default, percent: ext4 reserves the same for root.
+const MIN_FREE_PERCENT: u8 = 5;
+
+/// Settings of a [`crate::DataPlane`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DataPlaneConfig {
+    /// Directory of everything the data plane keeps; made 0700.
+    pub root: PathBuf,
+    /// Which file system serves the trees.
+    pub driver: DriverChoice,
+    /// Longest time a read waits for bytes that are not in the store; then it fails with EIO.
+    pub read_deadline: Duration,
+    /// Percent of the disk below which the store stops caching, `0..=100`.
+    pub min_free_percent: u8,
+    /// How the kernel reads the devices.
+    pub device_reads: DeviceReads,
+    /// The file operations of the store; tests put failing ones here.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl DataPlaneConfig {
+    /// The defaults, for a data plane at `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            driver: DriverChoice::Auto,
+            read_deadline: READ_DEADLINE,
+            min_free_percent: MIN_FREE_PERCENT,
+            device_reads: DeviceReads::default(),
+            disk: Arc::new(StdDisk),
+        }
+    }
+}
+
+/// Which file system serves the trees of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DriverChoice {
+    /// EROFS where the kernel does it well, else FUSE.
+    #[default]
+    Auto,
+    /// EROFS, whatever the self-test says.
+    Erofs,
+    /// The FUSE tree.
+    Fuse,
+}
+
+impl std::str::FromStr for DriverChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "erofs" => Ok(Self::Erofs),
+            "fuse" => Ok(Self::Fuse),
+            other => Err(format!("{other:?} is not one of auto, erofs, fuse")),
+        }
+    }
+}
+
+/// How the kernel reads a device: `docs/adr/0002-device-reads.md` has the figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceReads {
+    /// Exactly the bytes EROFS asks for, past the page cache.
+    Direct,
+    /// Through the page cache of the device file, read ahead by at most this many KiB.
+    Buffered {
+        /// The session's `read_ahead_kb`.
+        read_ahead_kb: u32,
+    },
+}
+
+impl Default for DeviceReads {
+    fn default() -> Self {
+        Self::Buffered { read_ahead_kb: 128 }
+    }
+}

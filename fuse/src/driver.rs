@@ -1,0 +1,112 @@
+//! Which file system serves the trees, and why.
+
+mod selftest;
+
+use std::fmt;
+
+use crate::config::DriverChoice;
+
+pub(crate) use selftest::{SelfTest, kernel_is_safe};
+
+/// First kernel that mounts an EROFS image from a plain file.
+const EROFS_FILES_SINCE: (u32, u32) = (6, 12);
+
+/// A file system that serves layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// The kernel's EROFS, with a device of the FUSE session.
+    Erofs,
+    /// The FUSE session itself.
+    Fuse,
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Erofs => "erofs",
+            Self::Fuse => "fuse",
+        })
+    }
+}
+
+/// The driver in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriverReport {
+    /// Which.
+    pub driver: Driver,
+    /// Why, for the log and for `status`.
+    pub reason: String,
+}
+
+impl fmt::Display for DriverReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.driver, self.reason)
+    }
+}
+
+/// What can be said before the session is there; `None` asks for the self-test.
+pub(crate) fn decide(choice: DriverChoice, release: &str) -> Option<DriverReport> {
+    let report = |driver, reason: String| Some(DriverReport { driver, reason });
+    match choice {
+        DriverChoice::Fuse => report(Driver::Fuse, "asked for by the configuration".into()),
+        DriverChoice::Erofs => report(Driver::Erofs, "asked for by the configuration".into()),
+        DriverChoice::Auto => match version(release) {
+            Some(found) if found >= EROFS_FILES_SINCE => None,
+            _ => {
+                let (major, minor) = EROFS_FILES_SINCE;
+                let reason = format!("kernel {release} is older than {major}.{minor}");
+                report(Driver::Fuse, reason)
+            }
+        },
+    }
+}
+
+/// The decision after the self-test.
+pub(crate) fn after_self_test(safe: Result<(), String>) -> DriverReport {
+    match safe {
+        Ok(()) => DriverReport {
+            driver: Driver::Erofs,
+            reason: "the kernel reports failed device reads as errors".into(),
+        },
+        Err(reason) => DriverReport {
+            driver: Driver::Fuse,
+            reason,
+        },
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_get_fuse_with_the_reason() {
+        for old in [
+            "5.15.0-91-generic",
+            "6.1.0-18-amd64",
+            "6.8.0",
+            "6.11.9",
+            "odd",
+        ] {
+            let report = decide(DriverChoice::Auto, old).unwrap();
+            assert_eq!(report.driver, Driver::Fuse);
+            assert!(report.reason.contains(old), "{report}");
+        }
+        for new in ["6.12.0", "6.18.44-x", "7.0.1"] {
+            assert_eq!(decide(DriverChoice::Auto, new), None);
+        }
+        let forced = decide(DriverChoice::Erofs, "5.15.0").unwrap();
+        assert_eq!(forced.driver, Driver::Erofs);
+    }
+
+    #[test]
+    fn an_unsafe_kernel_gets_fuse() {
+        let report = after_self_test(Err("zeros".into()));
+        assert_eq!((report.driver, &*report.reason), (Driver::Fuse, "zeros"));
+    }
+}

@@ -1,0 +1,87 @@
+//! What happens when the last chunk of a layer has arrived.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use super::{Layer, LayerParts};
+use crate::fetch::Fetcher;
+use crate::proof::{Verdict, prove};
+use crate::store::Proof;
+use crate::sys::lower_this_thread;
+
+/// Waits for a layer to be complete, and settles whether its index told the truth. One layer of
+/// the node at a time: whoever holds `proofs`.
+pub(super) async fn watch(parts: Weak<LayerParts>, fetcher: Arc<Fetcher>, proofs: Arc<Mutex<()>>) {
+    loop {
+        fetcher.completed().await;
+        let Some(layer) = parts.upgrade().map(Layer) else {
+            return;
+        };
+        let (done, settled) = oneshot::channel();
+        let proofs = proofs.clone();
+        // A thread of its own: it reads the whole layer, and must not take a worker from readers.
+        let started = std::thread::Builder::new()
+            .name("larder-proof".into())
+            .spawn(move || {
+                lower_this_thread();
+                let _one_at_a_time = proofs.lock().unwrap_or_else(PoisonError::into_inner);
+                let _ = done.send(layer.settle());
+            });
+        match started {
+            // Damaged chunks are fetched again, and the layer completes anew.
+            Ok(_) if settled.await == Ok(false) => {
+                let fetcher = fetcher.clone();
+                tokio::spawn(async move { fetcher.fetch_all().await });
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%error, "cannot start a proof; the layer stays unproven"),
+        }
+    }
+}
+
+impl Layer {
+    /// Whether the matter is settled; otherwise chunks have to come again.
+    fn settle(&self) -> bool {
+        let stored = self.stored();
+        if !stored.presence().all_verified() {
+            return true;
+        }
+        let verdict = match stored.record().proof {
+            Proof::Proven => Verdict::True,
+            Proof::Quarantined(_) => return true,
+            Proof::Pending => prove(stored),
+        };
+        match verdict {
+            Verdict::True => {
+                // Durable before it is called proven: the file may be mounted from now on.
+                let kept = stored.sync().and_then(|()| stored.set_proof(Proof::Proven));
+                match kept {
+                    Ok(()) => {
+                        self.0.proven.store(true, Ordering::Release);
+                        info!(layer = %self.id(), "complete, and proven to be what its index says");
+                    }
+                    Err(error) => warn!(layer = %self.id(), %error, "cannot keep a proof"),
+                }
+                true
+            }
+            Verdict::Lie(reason) => {
+                error!(
+                    layer = %self.id(), reason,
+                    "quarantined: the index does not describe the layer. Running containers go \
+                     on; remove the image, and tell whoever converted it"
+                );
+                if let Err(error) = stored.set_proof(Proof::Quarantined(reason)) {
+                    error!(layer = %self.id(), %error, "the quarantine cannot be written down");
+                }
+                true
+            }
+            Verdict::Unknown(reason) => {
+                warn!(layer = %self.id(), reason, "a layer cannot be proven now");
+                stored.presence().all_verified()
+            }
+        }
+    }
+}

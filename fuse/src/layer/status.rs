@@ -1,0 +1,93 @@
+//! What there is to tell about a layer.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use larder_proto::digest::Digest;
+
+use super::{Layer, LayerId};
+use crate::store::ChunkState;
+
+/// How much of a layer is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerState {
+    /// Some chunks will be fetched when they are read.
+    Lazy,
+    /// All are in the store.
+    Complete,
+}
+
+/// A layer at one moment.
+#[derive(Debug, Clone)]
+pub struct LayerStatus {
+    /// Its name.
+    pub id: LayerId,
+    /// Digest of its blob.
+    pub blob: Digest,
+    /// Length of the tar, bytes.
+    pub bytes_total: u64,
+    /// Bytes of the tar that are in the store.
+    pub bytes_present: u64,
+    /// Whether that is all.
+    pub state: LayerState,
+    /// Whether the index was found true and the store file may be mounted directly.
+    pub proven: bool,
+    /// Why there are no new mounts of it, if so.
+    pub quarantined: Option<String>,
+    /// Its sources in order.
+    pub sources: Vec<SourceStatus>,
+}
+
+/// What came of asking a source, since it was set.
+#[derive(Debug, Clone)]
+pub struct SourceStatus {
+    /// Its name.
+    pub name: String,
+    /// Bytes of the blob that came and were right.
+    pub bytes: u64,
+    /// Range requests made.
+    pub requests: u64,
+    /// Requests that brought nothing usable.
+    pub failures: u64,
+    /// Why the latest of them failed.
+    pub last_failure: Option<String>,
+}
+
+impl Layer {
+    /// What there is to tell now.
+    pub fn status(&self) -> LayerStatus {
+        let stored = self.stored();
+        let index = stored.index();
+        let there = stored.presence().rows(|state| state != ChunkState::Absent);
+        let bytes_present = there
+            .filter_map(|row| index.chunk(row))
+            .map(|chunk| u64::from(chunk.len))
+            .sum();
+        let state = if bytes_present == index.tar_len() {
+            LayerState::Complete
+        } else {
+            LayerState::Lazy
+        };
+        let sources = self.0.fetcher.sources();
+        let sources = sources.iter().map(|tracked| {
+            let tally = tracked.tally.lock().unwrap_or_else(PoisonError::into_inner);
+            SourceStatus {
+                name: tracked.source.name().to_owned(),
+                bytes: tally.bytes,
+                requests: tally.requests,
+                failures: tally.failures,
+                last_failure: tally.last_failure.clone(),
+            }
+        });
+        LayerStatus {
+            id: self.id(),
+            blob: self.blob(),
+            bytes_total: index.tar_len(),
+            bytes_present,
+            state,
+            proven: self.0.proven.load(Ordering::Acquire),
+            quarantined: self.quarantine(),
+            sources: sources.collect(),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! New file systems and new places for old ones.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::MountFailed;
+
+/// Longest message taken from the kernel's log of one mount, bytes.
+const MESSAGE_MAX: usize = 1024;
+
+/// An EROFS file system: its metadata image and the device its data lies on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Erofs<'a> {
+    pub(crate) image: &'a Path,
+    pub(crate) device: &'a Path,
+}
+
+/// Mounts an EROFS image that is a plain file, without a loop device.
+pub(crate) fn mount_erofs(erofs: Erofs<'_>, target: &Path) -> Result<(), MountFailed> {
+    let context = open_context("erofs", target)?;
+    let made = fsconfig_set_string(&context, "source", erofs.image)
+        .and_then(|()| fsconfig_set_string(&context, "device", erofs.device))
+        .and_then(|()| fsconfig_set_flag(&context, "ro"))
+        .and_then(|()| fsconfig_create(&context));
+    made.map_err(|error| refused("mount EROFS at", target, &context, error))?;
+    attach(&context, MountAttrFlags::MOUNT_ATTR_RDONLY, target)
+}
+
+/// Makes the mount, or the directory, at `from` appear at `to` as well.
+pub(crate) fn bind(from: &Path, to: &Path) -> Result<(), MountFailed> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, from, flags).map_err(|e| MountFailed::new("bind", from, e))?;
+    place(&tree, to)
+}
+
+pub(super) fn open_context(kind: &str, target: &Path) -> Result<OwnedFd, MountFailed> {
+    fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|error| MountFailed::new("open a file system for", target, error))
+}
+
+pub(super) fn attach(
+    context: &OwnedFd,
+    attributes: MountAttrFlags,
+    target: &Path,
+) -> Result<(), MountFailed> {
+    let mount = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(|error| refused("mount at", target, context, error))?;
+    place(&mount, target)
+}
+
+/// What the kernel says about a failed configuration, with the error.
+pub(super) fn refused(
+    doing: &'static str,
+    target: &Path,
+    context: &OwnedFd,
+    error: Errno,
+) -> MountFailed {
+    let mut message = vec![0; MESSAGE_MAX];
+    let said = rustix::io::read(context.as_fd(), &mut message).unwrap_or(0);
+    let kernel = (said > 0).then(|| {
+        let text = String::from_utf8_lossy(&message[..said]);
+        format!(" (kernel: {})", text.trim())
+    });
+    MountFailed {
+        kernel,
+        ..MountFailed::new(doing, target, error)
+    }
+}
+
+fn place(mount: &OwnedFd, target: &Path) -> Result<(), MountFailed> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(mount, "", CWD, target, flags)
+        .map_err(|error| MountFailed::new("place a mount at", target, error))
+}

@@ -1,0 +1,141 @@
+//! The data plane: everything a node keeps, and the session it is served by.
+
+mod add;
+mod mounts;
+mod remove;
+mod start;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::Runtime;
+
+use crate::config::DataPlaneConfig;
+use crate::driver::DriverReport;
+use crate::fetch::Recent;
+use crate::layer::{Layer, LayerId, LayerSpec};
+use crate::session::{FuseMount, Slots};
+use crate::store::StoreRoot;
+
+pub use add::AddLayerError;
+use mounts::Mounts;
+pub use remove::{RemoveLayerError, UnmountError};
+pub use start::StartError;
+
+/// One node's data plane. Clones are the same; the last one to go unmounts everything.
+#[derive(Debug, Clone)]
+pub struct DataPlane(Arc<Plane>);
+
+#[derive(Debug)]
+pub(crate) struct Plane {
+    config: DataPlaneConfig,
+    store: StoreRoot,
+    slots: Arc<Slots>,
+    session: FuseMount,
+    driver: DriverReport,
+    recent: Arc<Recent>,
+    layers: Mutex<HashMap<LayerId, Layer>>,
+    adding: Mutex<HashMap<LayerId, Arc<tokio::sync::Mutex<()>>>>,
+    mounts: Mutex<Mounts>,
+    proofs: Arc<Mutex<()>>,
+    /// Threads of its own, so that neither side delays the other. `None` once shut down.
+    runtime: Mutex<Option<Runtime>>,
+    handle: tokio::runtime::Handle,
+}
+
+impl DataPlane {
+    /// Locks the root, cleans up after a former run, mounts the session, and opens every layer of
+    /// the store. Needs no network.
+    pub async fn start(config: DataPlaneConfig) -> Result<Self, StartError> {
+        let started = tokio::task::spawn_blocking(move || Plane::start(config)).await;
+        started.unwrap_or(Err(StartError::Interrupted)).map(Self)
+    }
+
+    /// Which driver serves the layers, and why.
+    pub fn driver(&self) -> &DriverReport {
+        &self.0.driver
+    }
+
+    /// The root directory, by its canonical path.
+    pub fn root(&self) -> &Path {
+        self.0.store.root()
+    }
+
+    /// Adds a layer: fetches its index and verifies it, unless the store has it. Adding a layer
+    /// again gives the same layer, with the new sources if there are any.
+    pub async fn add_layer(&self, spec: LayerSpec) -> Result<Layer, AddLayerError> {
+        self.0.clone().add(spec).await
+    }
+
+    /// The layer of that name.
+    pub fn layer(&self, id: &LayerId) -> Option<Layer> {
+        self.0.lock_layers().get(id).cloned()
+    }
+
+    /// All layers, by name.
+    pub fn layers(&self) -> Vec<Layer> {
+        let mut layers: Vec<_> = self.0.lock_layers().values().cloned().collect();
+        layers.sort_by_key(Layer::id);
+        layers
+    }
+
+    /// Removes a layer that is not mounted, and frees its place on the disk as soon as nobody has
+    /// it open. Removing what is not there is no error.
+    pub async fn remove_layer(&self, id: &LayerId) -> Result<(), RemoveLayerError> {
+        let (plane, id) = (self.0.clone(), *id);
+        tokio::task::spawn_blocking(move || plane.remove(&id))
+            .await
+            .unwrap_or(Err(RemoveLayerError::ShutDown))
+    }
+
+    /// Unmounts what [`Layer::mount`] mounted at `target`, lazily if it is in use.
+    pub async fn unmount(&self, target: &Path) -> Result<(), UnmountError> {
+        let (plane, target) = (self.0.clone(), target.to_owned());
+        tokio::task::spawn_blocking(move || plane.unmount(&target))
+            .await
+            .unwrap_or(Err(UnmountError::ShutDown))
+    }
+
+    /// Writes down what is in the store, and unmounts everything. Mounts in use stay visible to
+    /// their users and fail.
+    pub async fn shutdown(self) {
+        let plane = self.0;
+        let _ = tokio::task::spawn_blocking(move || plane.close()).await;
+    }
+}
+
+impl Plane {
+    fn lock_layers(&self) -> MutexGuard<'_, HashMap<LayerId, Layer>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes durable what arrived since the last time.
+    fn sync(&self) {
+        let layers: Vec<_> = self.lock_layers().values().cloned().collect();
+        for layer in layers {
+            if let Err(error) = layer.stored().sync() {
+                tracing::warn!(layer = %layer.id(), %error, "cannot write down what is there");
+            }
+        }
+    }
+
+    fn close(&self) {
+        let runtime = self
+            .runtime
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(runtime) = runtime else { return };
+        self.sync();
+        self.unmount_all();
+        self.session.detach();
+        runtime.shutdown_background();
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

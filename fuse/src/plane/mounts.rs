@@ -1,0 +1,171 @@
+//! The mounts of layers: one EROFS file system per image, bound wherever it is wanted.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+
+use super::Plane;
+use super::start::device_path;
+use crate::driver::Driver;
+use crate::layer::{ImpliedDirectory, Layer, LayerId, MountError, View};
+use crate::mount::{Erofs, MountFailed, Unmount, bind, mount_erofs, unmount};
+use crate::session::Content;
+
+/// What is mounted now.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    pub(super) targets: HashMap<PathBuf, Target>,
+    bases: HashMap<Base, usize>,
+}
+
+/// A place a layer is mounted at.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) layer: LayerId,
+    base: Option<Base>,
+}
+
+/// One EROFS file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Base {
+    /// The slot of its metadata image.
+    slot: u32,
+    /// Whether its device is the store's file itself.
+    direct: bool,
+}
+
+impl Plane {
+    /// Mounts `layer` at `target`. Enters our own session: not for FUSE threads.
+    pub(crate) fn mount(
+        &self,
+        layer: &Layer,
+        target: &Path,
+        implied: &[ImpliedDirectory],
+    ) -> Result<(), MountError> {
+        let view = layer.view(implied, &self.store)?;
+        if !self.slots.has(view.slot) {
+            let content = Content::Layer {
+                fetcher: layer.0.fetcher.clone(),
+                image: view.image.clone(),
+            };
+            self.slots.put(view.slot, content);
+        }
+        let mut mounts = self.lock_mounts();
+        if mounts.targets.contains_key(target) {
+            return Err(MountError::InUse(target.to_owned()));
+        }
+        let base = match self.driver.driver {
+            Driver::Fuse => {
+                let tree = self.session.path().join("tree").join(view.slot.to_string());
+                bind(&tree, target)?;
+                None
+            }
+            Driver::Erofs => Some(self.bind_erofs(&mut mounts, layer, &view, target)?),
+        };
+        let layer = layer.id();
+        mounts
+            .targets
+            .insert(target.to_owned(), Target { layer, base });
+        Ok(())
+    }
+
+    fn bind_erofs(
+        &self,
+        mounts: &mut Mounts,
+        layer: &Layer,
+        view: &View,
+        target: &Path,
+    ) -> Result<Base, MountError> {
+        let base = Base {
+            slot: view.slot,
+            direct: layer.0.proven.load(Ordering::Acquire),
+        };
+        let place = self.base_path(base);
+        let is_new = !mounts.bases.contains_key(&base);
+        if is_new {
+            let device = if base.direct {
+                layer.stored().directory().join("device")
+            } else {
+                device_path(self.session.path(), layer.0.slot)
+            };
+            std::fs::create_dir_all(&place).map_err(|error| MountError::Prepare {
+                path: place.clone(),
+                error,
+            })?;
+            let erofs = Erofs {
+                image: &view.path,
+                device: &device,
+            };
+            mount_erofs(erofs, &place)?;
+        }
+        mounts.bases.entry(base).or_default();
+        let bound = bind(&place, target);
+        if bound.is_ok() {
+            *mounts.bases.entry(base).or_default() += 1;
+        } else {
+            self.drop_unused(mounts, base);
+        }
+        bound?;
+        Ok(base)
+    }
+
+    pub(super) fn unmount_target(&self, target: &Path) -> Result<(), MountFailed> {
+        let mut mounts = self.lock_mounts();
+        match unmount(target, Unmount::Now) {
+            Err(error) if error.io_error().kind() == io::ErrorKind::ResourceBusy => {
+                unmount(target, Unmount::Lazy)?;
+            }
+            other => other?,
+        }
+        if let Some(Target {
+            base: Some(base), ..
+        }) = mounts.targets.remove(target)
+        {
+            if let Some(users) = mounts.bases.get_mut(&base) {
+                *users = users.saturating_sub(1);
+            }
+            self.drop_unused(&mut mounts, base);
+        }
+        Ok(())
+    }
+
+    pub(super) fn unmount_all(&self) {
+        let targets: Vec<_> = self.lock_mounts().targets.keys().cloned().collect();
+        for target in targets {
+            if let Err(error) = self.unmount_target(&target) {
+                tracing::warn!(%error, "a mount stays");
+            }
+        }
+    }
+
+    pub(super) fn lock_mounts(&self) -> MutexGuard<'_, Mounts> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_unused(&self, mounts: &mut Mounts, base: Base) {
+        if mounts.bases.get(&base) != Some(&0) {
+            return;
+        }
+        mounts.bases.remove(&base);
+        let place = self.base_path(base);
+        match unmount(&place, Unmount::Lazy) {
+            Ok(()) => drop(std::fs::remove_dir(&place)),
+            Err(error) => tracing::warn!(%error, "an EROFS mount stays"),
+        }
+    }
+
+    fn base_path(&self, base: Base) -> PathBuf {
+        let kind = if base.direct { "direct" } else { "lazy" };
+        let name = format!("{}-{kind}", base.slot);
+        self.store.root().join("erofs").join(name)
+    }
+}
+
+/// The slots a layer is served under.
+pub(super) fn slots(layer: &Layer) -> Vec<u32> {
+    let record = layer.stored().record();
+    let patches = record.patches.iter().map(|patch| patch.slot);
+    patches.chain([record.slot]).collect()
+}

@@ -1,0 +1,62 @@
+//! Unmounting and removing layers.
+
+use std::path::{Path, PathBuf};
+
+use super::Plane;
+use super::mounts::slots;
+use crate::layer::LayerId;
+use crate::mount::MountFailed;
+
+/// A layer that was not removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveLayerError {
+    /// It is mounted.
+    #[error("layer {layer} is mounted at {target}: unmount it first")]
+    Mounted {
+        /// The layer.
+        layer: LayerId,
+        /// One of its places.
+        target: PathBuf,
+    },
+    /// The data plane was shut down.
+    #[error("the data plane is shutting down")]
+    ShutDown,
+}
+
+/// A mount that would not go away.
+#[derive(Debug, thiserror::Error)]
+pub enum UnmountError {
+    /// The kernel refused.
+    #[error(transparent)]
+    Mount(#[from] MountFailed),
+    /// The data plane was shut down.
+    #[error("the data plane is shutting down")]
+    ShutDown,
+}
+
+impl Plane {
+    pub(super) fn unmount(&self, target: &Path) -> Result<(), UnmountError> {
+        Ok(self.unmount_target(target)?)
+    }
+
+    pub(super) fn remove(&self, id: &LayerId) -> Result<(), RemoveLayerError> {
+        // Held to the end, so that nobody mounts what is being removed.
+        let mounts = self.lock_mounts();
+        let mut places = mounts.targets.iter();
+        if let Some((target, _)) = places.find(|(_, target)| target.layer == *id) {
+            return Err(RemoveLayerError::Mounted {
+                layer: *id,
+                target: target.clone(),
+            });
+        }
+        let Some(layer) = self.lock_layers().remove(id) else {
+            return Ok(());
+        };
+        for slot in slots(&layer) {
+            self.slots.retire(slot);
+            self.session.forget(slot);
+        }
+        self.store.remove(&id.0);
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! Starting a data plane.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tracing::info;
+
+use super::Plane;
+use super::mounts::Mounts;
+use crate::config::{DataPlaneConfig, DriverChoice};
+use crate::driver::{self, Driver, DriverReport, SelfTest, kernel_is_safe};
+use crate::fetch::{Fetcher, Recent};
+use crate::layer::{Layer, LayerId};
+use crate::mount::unmount_stale;
+use crate::session::{Content, FuseMount, Slots};
+use crate::store::{OpenStoreError, StoreRoot, StoredLayer};
+
+/// Threads that decompress, and that read what a fetch brought: a few per processor of a small
+/// node, since some of them wait for the disk.
+const BLOCKING_THREADS: usize = 8;
+
+/// How often the store writes down which chunks it has. What is lost in between is verified and
+/// fetched again.
+const SYNC_EVERY: Duration = Duration::from_secs(10);
+
+/// Why a data plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The root directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] OpenStoreError),
+    /// No FUSE.
+    #[error("cannot mount FUSE at {path}: {error}; is the kernel module fuse loaded, are we root?")]
+    Session {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The mounts of a former run cannot be found.
+    #[error("cannot read the table of mounts: {0}")]
+    Mounts(io::Error),
+    /// No threads.
+    #[error("cannot start threads: {0}")]
+    Threads(io::Error),
+    /// The caller's runtime ended.
+    #[error("interrupted while starting")]
+    Interrupted,
+}
+
+impl Plane {
+    pub(super) fn start(config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
+        let store = StoreRoot::open(&config.root, config.disk.clone(), config.min_free_percent)?;
+        let stale = unmount_stale(store.root()).map_err(StartError::Mounts)?;
+        if stale > 0 {
+            info!(mounts = stale, "unmounted what a former run left");
+        }
+        let slots = Arc::new(Slots::default());
+        let (session, driver) = open_session(&config, &store, &slots)?;
+        info!(driver = %driver.driver, reason = driver.reason, "serving layers");
+        let runtime = runtime().map_err(StartError::Threads)?;
+        let handle = runtime.handle().clone();
+        let stored = store.layers();
+        let plane = Arc::new(Self {
+            config,
+            store,
+            slots,
+            session,
+            driver,
+            recent: Arc::new(Recent::new()),
+            layers: Mutex::new(HashMap::new()),
+            adding: Mutex::default(),
+            mounts: Mutex::new(Mounts::default()),
+            proofs: Arc::default(),
+            runtime: Mutex::new(Some(runtime)),
+            handle: handle.clone(),
+        });
+        for (id, layer) in stored {
+            plane.register(LayerId(id), layer, Vec::new());
+        }
+        handle.spawn(sync_now_and_then(Arc::downgrade(&plane)));
+        Ok(plane)
+    }
+
+    /// Makes a stored layer part of the plane, and serves its slot.
+    pub(super) fn register(
+        self: &Arc<Self>,
+        id: LayerId,
+        stored: StoredLayer,
+        sources: Vec<Arc<dyn crate::Source>>,
+    ) -> Layer {
+        let stored = Arc::new(stored);
+        let slot = stored.record().slot;
+        let image = stored.image().clone();
+        let fetcher = Arc::new(Fetcher::new(
+            id.0,
+            stored,
+            sources,
+            self.config.read_deadline,
+            self.recent.clone(),
+            self.handle.clone(),
+        ));
+        let content = Content::Layer {
+            fetcher: fetcher.clone(),
+            image,
+        };
+        self.slots.put(slot, content);
+        let layer = Layer::new(id, slot, fetcher, Arc::downgrade(self), self.proofs.clone());
+        self.lock_layers().insert(id, layer.clone());
+        layer
+    }
+}
+
+/// Mounts the session and settles the driver.
+fn open_session(
+    config: &DataPlaneConfig,
+    store: &StoreRoot,
+    slots: &Arc<Slots>,
+) -> Result<(FuseMount, DriverReport), StartError> {
+    let path = store.root().join("session");
+    let mount = |without_opens| {
+        FuseMount::mount(
+            path.clone(),
+            slots.clone(),
+            config.device_reads,
+            without_opens,
+        )
+        .map_err(|error| StartError::Session {
+            path: path.clone(),
+            error,
+        })
+    };
+    // Without the file the release is unknown, and counts as old.
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let decided = driver::decide(config.driver, release.trim());
+    if let Some(report) = decided {
+        return Ok((mount(report.driver == Driver::Fuse)?, report));
+    }
+    let session = mount(false)?;
+    let report = driver::after_self_test(self_test(&session, store, slots));
+    if report.driver == Driver::Erofs {
+        return Ok((session, report));
+    }
+    session.detach();
+    debug_assert_eq!(
+        config.driver,
+        DriverChoice::Auto,
+        "others were decided before"
+    );
+    Ok((mount(true)?, report))
+}
+
+fn self_test(session: &FuseMount, store: &StoreRoot, slots: &Slots) -> Result<(), String> {
+    let slot = store
+        .new_slot()
+        .map_err(|error| format!("no slot for the self-test: {error}"))?;
+    let test = SelfTest::new()?;
+    slots.put(slot, Content::Faulty(SelfTest::device()));
+    let device = device_path(session.path(), slot);
+    let safe = kernel_is_safe(&test, &device, &store.root().join("selftest"));
+    slots.retire(slot);
+    safe
+}
+
+/// Where the device of a slot is served.
+pub(super) fn device_path(session: &Path, slot: u32) -> PathBuf {
+    session.join("dev").join(slot.to_string())
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("larder-data")
+        .enable_all()
+        .build()
+}
+
+async fn sync_now_and_then(plane: Weak<Plane>) {
+    loop {
+        tokio::time::sleep(SYNC_EVERY).await;
+        let Some(plane) = plane.upgrade() else { return };
+        let _ = tokio::task::spawn_blocking(move || plane.sync()).await;
+    }
+}

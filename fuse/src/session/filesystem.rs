@@ -1,0 +1,418 @@
+//! The FUSE requests.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use larder_proto::erofs::{Image, Nid};
+
+use super::inode::Node;
+use super::reads::{Wanted, answer};
+use super::slots::{Content, Slot, Slots};
+use super::tree;
+use crate::config::DeviceReads;
+use crate::sys::Mapping;
+
+/// How long the kernel may believe what it was told: images do not change.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// Requests the kernel may have waiting at once: its own maximum. At the default of 12, a few
+/// stalled readers delay everybody.
+const BACKGROUND_MAX: u16 = u16::MAX;
+
+const GENERATION: Generation = Generation(0);
+
+/// The file system of the session.
+#[derive(Debug)]
+pub(super) struct LarderFs {
+    slots: Arc<Slots>,
+    reads: DeviceReads,
+    /// Nobody opens devices, so the kernel is told to open files without asking.
+    without_opens: bool,
+}
+
+impl LarderFs {
+    pub(super) fn new(slots: Arc<Slots>, reads: DeviceReads, without_opens: bool) -> Self {
+        Self {
+            slots,
+            reads,
+            without_opens,
+        }
+    }
+
+    fn attributes(&self, node: Node) -> Option<FileAttr> {
+        match node {
+            Node::Root | Node::Devices | Node::Trees => Some(tree::directory(node)),
+            Node::Device(slot) => match &self.slots.get(slot)?.content {
+                Content::Layer { fetcher, .. } => {
+                    Some(tree::device_file(node, fetcher.layer().device_len()))
+                }
+                Content::Faulty(faulty) => Some(tree::device_file(node, faulty.len)),
+            },
+            Node::File(slot, nid) => {
+                let slot = self.slots.get(slot)?;
+                Some(tree::attributes(node, &image(&slot)?.inode(nid)?))
+            }
+        }
+    }
+
+    fn child(&self, parent: Node, name: &[u8]) -> Option<Node> {
+        let number = || std::str::from_utf8(name).ok()?.parse().ok();
+        match parent {
+            Node::Root if name == b"dev" => Some(Node::Devices),
+            Node::Root if name == b"tree" => Some(Node::Trees),
+            Node::Root | Node::Device(_) => None,
+            Node::Devices => Some(Node::Device(number()?)),
+            Node::Trees => {
+                let number = number()?;
+                let slot = self.slots.get(number)?;
+                Some(Node::File(number, image(&slot)?.root()))
+            }
+            Node::File(slot, nid) => {
+                let found = image(&*self.slots.get(slot)?)?.lookup(nid, name)?;
+                Some(Node::File(slot, found))
+            }
+        }
+    }
+
+    fn file(&self, ino: INodeNo) -> Option<(Arc<Slot>, Nid)> {
+        match Node::of(ino.0)? {
+            Node::File(slot, nid) => Some((self.slots.get(slot)?, nid)),
+            _ => None,
+        }
+    }
+
+    fn read_file(slot: &Slot, nid: Nid, offset: u64, size: u32, reply: ReplyData) {
+        let Content::Layer { fetcher, image } = &slot.content else {
+            return reply.error(Errno::EIO);
+        };
+        let Some(inode) = image.inode(nid) else {
+            return reply.error(Errno::ENOENT);
+        };
+        let end = inode.size.min(offset.saturating_add(size.into()));
+        if offset >= end {
+            return reply.data(&[]);
+        }
+        let mut wanted = Wanted::new(end - offset);
+        for extent in image.extents(nid) {
+            let (from, to) = (extent.file_offset, extent.file_offset + extent.len);
+            if from >= end {
+                break;
+            }
+            let (start, stop) = (from.max(offset), to.min(end));
+            if start < stop {
+                let tar = extent.tar_offset + (start - from);
+                wanted.add(start - offset, tar..tar + (stop - start));
+            }
+        }
+        answer(fetcher, wanted, |bytes| send(bytes, reply));
+    }
+
+    fn read_device(slot: &Slot, offset: u64, size: u32, reply: ReplyData) {
+        match &slot.content {
+            Content::Layer { fetcher, .. } => {
+                let end = fetcher
+                    .layer()
+                    .device_len()
+                    .min(offset.saturating_add(size.into()));
+                if offset >= end {
+                    return reply.data(&[]);
+                }
+                let mut wanted = Wanted::new(end - offset);
+                wanted.add(0, offset..end);
+                answer(fetcher, wanted, |bytes| send(bytes, reply));
+            }
+            Content::Faulty(faulty) => {
+                let end = faulty.len.min(offset.saturating_add(size.into()));
+                if offset < faulty.fails.end && faulty.fails.start < end {
+                    return reply.error(Errno::EIO);
+                }
+                reply.data(&vec![
+                    0;
+                    usize::try_from(end.saturating_sub(offset))
+                        .unwrap_or(0)
+                ]);
+            }
+        }
+    }
+}
+
+fn image(slot: &Slot) -> Option<&Image<Mapping>> {
+    match &slot.content {
+        Content::Layer { image, .. } => Some(image),
+        Content::Faulty(_) => None,
+    }
+}
+
+fn send(bytes: Result<&[u8], ()>, reply: ReplyData) {
+    match bytes {
+        Ok(bytes) => reply.data(bytes),
+        Err(()) => reply.error(Errno::EIO),
+    }
+}
+
+impl Filesystem for LarderFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_POSIX_ACL,
+        ];
+        for flag in wanted {
+            // Each is an improvement the kernel may lack, none a condition.
+            let _ = config.add_capabilities(flag);
+        }
+        if self.without_opens {
+            let _ = config.add_capabilities(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        }
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_congestion_threshold(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let node = Node::of(parent.0).and_then(|parent| self.child(parent, name.as_bytes()));
+        let Some((node, attributes)) = node.and_then(|node| Some((node, self.attributes(node)?)))
+        else {
+            let in_image = matches!(Node::of(parent.0), Some(Node::File(..)));
+            if in_image {
+                // Inode 0 is a negative entry the kernel keeps.
+                return reply.entry(&FOREVER, &tree::nothing(), GENERATION);
+            }
+            return reply.error(Errno::ENOENT);
+        };
+        if let Some(slot) = node.slot() {
+            self.slots.looked_up(slot, 1);
+        }
+        reply.entry(&FOREVER, &attributes, GENERATION);
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        if let Some(slot) = Node::of(ino.0).and_then(Node::slot) {
+            self.slots
+                .looked_up(slot, -i64::try_from(lookups).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match Node::of(ino.0).and_then(|node| self.attributes(node)) {
+            Some(attributes) => reply.attr(&FOREVER, &attributes),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let file = self.file(ino);
+        let target = file
+            .as_ref()
+            .and_then(|(slot, nid)| image(slot)?.read_link(*nid));
+        match target {
+            Some(target) => reply.data(target),
+            None => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let Some((node, number)) = Node::of(ino.0).and_then(|node| Some((node, node.slot()?)))
+        else {
+            return reply.error(Errno::EISDIR);
+        };
+        let Some(slot) = self.slots.get(number) else {
+            return reply.error(Errno::ENOENT);
+        };
+        let is_device = matches!(node, Node::Device(_));
+        if self.without_opens && !is_device {
+            return reply.error(Errno::ENOSYS);
+        }
+        self.slots.opened(number, 1);
+        let is_faulty = matches!(slot.content, Content::Faulty(_));
+        let flags = if is_device && !is_faulty && self.reads == DeviceReads::Direct {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
+        };
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let node = Node::of(ino.0);
+        let slot = node
+            .and_then(Node::slot)
+            .and_then(|slot| self.slots.get(slot));
+        match (node, slot) {
+            (Some(Node::File(_, nid)), Some(slot)) => {
+                Self::read_file(&slot, nid, offset, size, reply);
+            }
+            (Some(Node::Device(_)), Some(slot)) => Self::read_device(&slot, offset, size, reply),
+            _ => reply.error(Errno::EBADF),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+        if let Some(slot) = Node::of(ino.0).and_then(Node::slot) {
+            self.slots.opened(slot, -1);
+        }
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // The kernel then opens directories by itself, and keeps what it read of them.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let Some((slot, nid)) = self.file(ino) else {
+            return Self::read_top(ino, offset, reply);
+        };
+        let Some(Node::File(number, _)) = Node::of(ino.0) else {
+            return reply.error(Errno::EBADF);
+        };
+        let Some(image) = image(&slot) else {
+            return reply.error(Errno::EBADF);
+        };
+        for entry in image.read_dir(nid, offset) {
+            let ino = INodeNo(Node::File(number, entry.nid).number());
+            let kind = tree::file_type(entry.file_type);
+            if reply.add(ino, entry.next, kind, OsStr::from_bytes(entry.name)) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let Some(Node::File(number, nid)) = Node::of(ino.0) else {
+            // The session's own directories are for nobody to list; they are looked up.
+            return reply.ok();
+        };
+        let Some(slot) = self.slots.get(number) else {
+            return reply.error(Errno::ENOENT);
+        };
+        let Some(image) = image(&slot) else {
+            return reply.error(Errno::EBADF);
+        };
+        let mut lookups = 0;
+        for entry in image.read_dir(nid, offset) {
+            let Some(inode) = image.inode(entry.nid) else {
+                continue;
+            };
+            let node = Node::File(number, entry.nid);
+            let attributes = tree::attributes(node, &inode);
+            let (ino, name) = (INodeNo(node.number()), OsStr::from_bytes(entry.name));
+            if reply.add(ino, entry.next, name, &FOREVER, &attributes, GENERATION) {
+                break;
+            }
+            // The kernel takes no reference to "." and "..".
+            lookups += i64::from(!entry.is_dot());
+        }
+        self.slots.looked_up(number, lookups);
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let (blocks, files) = match self.file(ino) {
+            Some((slot, _)) => image(&slot).map_or((0, 0), |image| {
+                (image.device_len() / 512, image.inode_count())
+            }),
+            None => (0, 0),
+        };
+        reply.statfs(blocks, 0, 0, files, 0, 512, 255, 512);
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let file = self.file(ino);
+        let value = file
+            .as_ref()
+            .and_then(|(slot, nid)| image(slot)?.xattr(*nid, name.as_bytes()));
+        match value {
+            Some(value) => send_xattr(value, size, reply),
+            None => reply.error(Errno::ENODATA),
+        }
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let mut names = Vec::new();
+        if let Some((slot, nid)) = self.file(ino)
+            && let Some(image) = image(&slot)
+        {
+            for xattr in image.xattrs(nid) {
+                names.extend(xattr.name());
+                names.push(0);
+            }
+        }
+        send_xattr(&names, size, reply);
+    }
+}
+
+impl LarderFs {
+    /// Lists a directory of the session itself.
+    fn read_top(ino: INodeNo, offset: u64, mut reply: ReplyDirectory) {
+        if Node::of(ino.0) == Some(Node::Root) && offset == 0 {
+            for (at, node, name) in [(1, Node::Devices, "dev"), (2, Node::Trees, "tree")] {
+                let full = reply.add(INodeNo(node.number()), at, FileType::Directory, name);
+                if full {
+                    break;
+                }
+            }
+        }
+        reply.ok();
+    }
+}
+
+fn send_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    if size == 0 {
+        reply.size(len);
+    } else if len > size {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
+    }
+}

@@ -1,0 +1,161 @@
+//! Answering reads: at once from the store, or later from the fetcher.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use larder_proto::verified::Verified;
+
+use crate::fetch::{Fetcher, Priority};
+use crate::store::StoredLayer;
+
+/// Longest read the kernel sends: 256 pages. A longer request is answered in part only for
+/// devices nobody mounts this way.
+const READ_BYTES_MAX: u64 = 1 << 20;
+
+thread_local! {
+    /// The reply of the thread's current read.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes to be read: runs of the device with zeros between them.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    len: usize,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone)]
+struct Part {
+    /// Place in the reply.
+    at: usize,
+    device: Range<u64>,
+}
+
+impl Wanted {
+    /// `len` bytes, all zero so far.
+    pub(super) fn new(len: u64) -> Self {
+        Self {
+            len: usize::try_from(len.min(READ_BYTES_MAX)).unwrap_or(0),
+            parts: Vec::new(),
+        }
+    }
+
+    /// The bytes `device`, at `at` of the reply; what lies beyond the reply is cut off.
+    pub(super) fn add(&mut self, at: u64, device: Range<u64>) {
+        let room = (self.len as u64).saturating_sub(at);
+        let len = room.min(device.end - device.start);
+        if let (Ok(at), true) = (usize::try_from(at), len > 0) {
+            let device = device.start..device.start + len;
+            self.parts.push(Part { at, device });
+        }
+    }
+}
+
+/// A chunk that is in memory and not in the store.
+type Held = HashMap<usize, Arc<Verified<Vec<u8>>>>;
+
+/// Answers with the bytes, or with the reason why they cannot be had, which is logged already.
+pub(super) fn answer<R>(fetcher: &Arc<Fetcher>, wanted: Wanted, reply: R)
+where
+    R: FnOnce(Result<&[u8], ()>) + Send + 'static,
+{
+    let layer = fetcher.layer();
+    let is_there = |part: &Part| layer.has(part.device.start, part.device.end);
+    if wanted.parts.iter().all(is_there) {
+        let reply =
+            BUFFER.with_borrow_mut(|buffer| match fill(layer, &wanted, &Held::new(), buffer) {
+                Ok(()) => {
+                    reply(Ok(buffer));
+                    None
+                }
+                Err(_) => Some(reply),
+            });
+        let Some(reply) = reply else { return };
+        // The disk failed on chunks that were there: verify them again, and fetch what is lost.
+        doubt(layer, &wanted);
+        return fetch(fetcher, wanted, reply);
+    }
+    fetch(fetcher, wanted, reply);
+}
+
+fn doubt(layer: &StoredLayer, wanted: &Wanted) {
+    for part in &wanted.parts {
+        for row in layer.index().rows(part.device.clone()) {
+            layer.presence().set_claimed(row);
+        }
+    }
+}
+
+fn fetch<R>(fetcher: &Arc<Fetcher>, wanted: Wanted, reply: R)
+where
+    R: FnOnce(Result<&[u8], ()>) + Send + 'static,
+{
+    let layer = fetcher.layer().clone();
+    let rows = |part: &Part| layer.index().rows(part.device.clone());
+    let landings: Vec<_> = wanted
+        .parts
+        .iter()
+        .map(|part| fetcher.request(rows(part), Priority::Demand))
+        .collect();
+    fetcher.runtime().spawn(async move {
+        let mut held = Held::new();
+        for landing in landings {
+            match landing.all().await {
+                Ok(chunks) => held.extend(chunks),
+                Err(_) => return reply(Err(())),
+            }
+        }
+        // Reading may wait for the disk, which the fetcher's own threads must not.
+        let copied = tokio::task::spawn_blocking(move || {
+            BUFFER.with_borrow_mut(|buffer| match fill(&layer, &wanted, &held, buffer) {
+                Ok(()) => reply(Ok(buffer)),
+                Err(error) => {
+                    tracing::warn!(layer = %layer.directory().display(), %error,
+                        "a read fails: the store's disk gave an error");
+                    doubt(&layer, &wanted);
+                    reply(Err(()));
+                }
+            });
+        });
+        // Only a shutdown keeps it from running; the reply's own destructor answers then.
+        let _ = copied.await;
+    });
+}
+
+fn fill(layer: &StoredLayer, wanted: &Wanted, held: &Held, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    buffer.resize(wanted.len, 0);
+    for part in &wanted.parts {
+        let len = usize::try_from(part.device.end - part.device.start).map_err(io::Error::other)?;
+        let bytes = &mut buffer[part.at..part.at + len];
+        if held.is_empty() {
+            layer.read(bytes, part.device.start)?;
+        } else {
+            fill_mixed(layer, part, held, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Chunk by chunk, from memory or from the store.
+fn fill_mixed(layer: &StoredLayer, part: &Part, held: &Held, bytes: &mut [u8]) -> io::Result<()> {
+    for row in layer.index().rows(part.device.clone()) {
+        let Some(chunk) = layer.index().chunk(row) else {
+            continue;
+        };
+        let start = chunk.offset.max(part.device.start);
+        let end = chunk.end().min(part.device.end);
+        let place = |offset: u64, base: u64| usize::try_from(offset - base).unwrap_or(usize::MAX);
+        let to = &mut bytes[place(start, part.device.start)..place(end, part.device.start)];
+        match held.get(&row) {
+            Some(content) => to.copy_from_slice(
+                &content.as_slice()[place(start, chunk.offset)..place(end, chunk.offset)],
+            ),
+            None => layer.read(to, start)?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! A registry's repository as a source.
+
+use std::ops::Range;
+
+use larder_proto::digest::Digest;
+use larder_registry::Repository;
+
+use super::{Answer, BoxFuture, Source, SourceFailure};
+
+/// One blob of one repository.
+#[derive(Debug)]
+pub struct RegistrySource {
+    repository: Repository,
+    blob: Digest,
+    name: String,
+}
+
+impl RegistrySource {
+    /// The blob `blob` of `repository`; its mirrors and credentials are the client's business.
+    pub fn new(repository: Repository, blob: Digest) -> Self {
+        let name = format!("{}/{}", repository.registry(), repository.name());
+        Self {
+            repository,
+            blob,
+            name,
+        }
+    }
+}
+
+impl Source for RegistrySource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            match self.repository.blob_range(&self.blob, range).await {
+                Ok(bytes) => Answer::Bytes(bytes),
+                Err(error) if error.is_not_found() => Answer::Miss,
+                Err(error) => Answer::Failed(SourceFailure {
+                    retry_after: error.retry_after(),
+                    reason: error.to_string(),
+                }),
+            }
+        })
+    }
+}

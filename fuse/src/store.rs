@@ -1,0 +1,26 @@
+//! What the node keeps of layers: `<root>/store/<hex of the index's digest>/`.
+//!
+//! ```text
+//! index       the decoded index, mapped read-only
+//! meta        its EROFS metadata image, validated before anything reads it
+//! meta-<key>  the same with the attributes of implied directories filled in
+//! device      the tar, sparse: chunks appear as they are read
+//! present     which chunks the device holds, a hint: each is verified at its first use
+//! layer.json  what names the layer, and the sums of the files above
+//! ```
+
+mod device;
+mod disk;
+mod floor;
+mod presence;
+mod record;
+mod root;
+mod stored;
+
+pub(crate) use device::Published;
+pub use disk::{Disk, Space, StdDisk};
+pub(crate) use presence::ChunkState;
+pub(crate) use record::Proof;
+pub use root::OpenStoreError;
+pub(crate) use root::StoreRoot;
+pub(crate) use stored::{LayerStoreError, NewLayer, StoredLayer};

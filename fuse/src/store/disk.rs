@@ -1,0 +1,73 @@
+//! The file operations of the store, behind a trait so that tests can make them fail.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::FallocateFlags;
+
+/// What the store asks of the disk below it. [`StdDisk`] does it; tests fail the nth call.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Reads exactly `bytes.len()` bytes at `offset`.
+    fn read_at(&self, file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        file.read_exact_at(bytes, offset)
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(bytes, offset)
+    }
+
+    /// Turns `range` into a hole.
+    fn punch(&self, file: &File, range: Range<u64>) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(file, flags, range.start, range.end - range.start)?;
+        Ok(())
+    }
+
+    /// Makes the data written so far durable.
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    /// Puts a file of `bytes` at `path`, whole or not at all; mode 0600.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let fresh = path.with_extension("new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)?;
+        file.write_all(bytes)?;
+        drop(file);
+        std::fs::rename(&fresh, path)
+    }
+
+    /// The room on the file system that holds `directory`.
+    fn space(&self, directory: &Path) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(directory)?;
+        Ok(Space {
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        })
+    }
+}
+
+/// The disk, with nothing in between.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StdDisk;
+
+impl Disk for StdDisk {}
+
+/// Room on a file system, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// All of it.
+    pub total: u64,
+    /// What is left to ordinary processes.
+    pub available: u64,
+}

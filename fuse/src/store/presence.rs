@@ -1,0 +1,198 @@
+//! Which chunks of a layer the store has.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use larder_proto::digest::Algorithm;
+
+const MAGIC: &[u8; 8] = b"LARDERPR";
+
+/// Bytes before the bits: magic and number of chunks.
+const HEADER_LEN: usize = 16;
+
+/// Bytes of the sum at the end.
+const SUM_LEN: usize = 32;
+
+/// What is known about a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChunkState {
+    /// Not there.
+    Absent,
+    /// A former run of the daemon said it is there: to be verified before it is used.
+    Claimed,
+    /// Its digest was checked in this run.
+    Verified,
+}
+
+/// Two bits per chunk. Bits are set after the bytes they speak of are in the file.
+#[derive(Debug)]
+pub(crate) struct Presence {
+    rows: usize,
+    verified: Box<[AtomicU64]>,
+    claimed: Box<[AtomicU64]>,
+    verified_count: AtomicUsize,
+    dirty: AtomicBool,
+}
+
+impl Presence {
+    /// Nothing is there.
+    pub(crate) fn empty(rows: usize) -> Self {
+        let words = || (0..rows.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            rows,
+            verified: words(),
+            claimed: words(),
+            verified_count: AtomicUsize::new(0),
+            dirty: AtomicBool::new(false),
+        }
+    }
+
+    /// Reads what [`Presence::encode`] wrote; a damaged file claims nothing.
+    pub(crate) fn decode(bytes: &[u8], rows: usize) -> Self {
+        let presence = Self::empty(rows);
+        let Some((body, sum)) = bytes.split_at_checked(bytes.len().saturating_sub(SUM_LEN)) else {
+            return presence;
+        };
+        let expected_len = HEADER_LEN + presence.claimed.len() * 8;
+        let intact = body.len() == expected_len
+            && body[..8] == *MAGIC
+            && body[8..16] == (rows as u64).to_le_bytes()
+            && Algorithm::Blake3.digest(body).as_bytes() == sum;
+        if intact {
+            let words = body[HEADER_LEN..].chunks_exact(8);
+            for (word, bits) in presence.claimed.iter().zip(words) {
+                let bits = bits.try_into().map_or(0, u64::from_le_bytes);
+                word.store(bits, Ordering::Relaxed);
+            }
+        }
+        presence
+    }
+
+    /// The bits as they go to disk. The caller has made the chunks they speak of durable.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER_LEN + self.claimed.len() * 8 + SUM_LEN);
+        bytes.extend(MAGIC);
+        bytes.extend((self.rows as u64).to_le_bytes());
+        for (verified, claimed) in self.verified.iter().zip(&self.claimed) {
+            let bits = verified.load(Ordering::Acquire) | claimed.load(Ordering::Acquire);
+            bytes.extend(bits.to_le_bytes());
+        }
+        let sum = Algorithm::Blake3.digest(&bytes);
+        bytes.extend(sum.as_bytes());
+        bytes
+    }
+
+    pub(crate) fn state(&self, row: usize) -> ChunkState {
+        let bit = 1 << (row % 64);
+        let is_set = |words: &[AtomicU64]| {
+            words.get(row / 64).map_or(0, |w| w.load(Ordering::Acquire)) & bit != 0
+        };
+        if is_set(&self.verified) {
+            ChunkState::Verified
+        } else if is_set(&self.claimed) {
+            ChunkState::Claimed
+        } else {
+            ChunkState::Absent
+        }
+    }
+
+    pub(crate) fn set_verified(&self, row: usize) {
+        if let Some(word) = self.verified.get(row / 64) {
+            let bit = 1 << (row % 64);
+            if word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+                self.verified_count.fetch_add(1, Ordering::AcqRel);
+            }
+            self.dirty.store(true, Ordering::Release);
+        }
+    }
+
+    /// A chunk that was verified is to be verified again.
+    pub(crate) fn set_claimed(&self, row: usize) {
+        let bit = 1 << (row % 64);
+        if let (Some(verified), Some(claimed)) =
+            (self.verified.get(row / 64), self.claimed.get(row / 64))
+            && verified.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+        {
+            claimed.fetch_or(bit, Ordering::AcqRel);
+            self.verified_count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Forgets a chunk that turned out damaged.
+    pub(crate) fn set_absent(&self, row: usize) {
+        let bit = 1 << (row % 64);
+        if let (Some(verified), Some(claimed)) =
+            (self.verified.get(row / 64), self.claimed.get(row / 64))
+        {
+            claimed.fetch_and(!bit, Ordering::AcqRel);
+            if verified.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
+                self.verified_count.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Whether the bits changed since the last call.
+    pub(crate) fn take_dirty(&self) -> bool {
+        self.dirty.swap(false, Ordering::AcqRel)
+    }
+
+    /// Puts the mark back, after the bits could not be written.
+    pub(crate) fn mark_dirty(&self) {
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// The rows in a state that satisfies `wanted`.
+    pub(crate) fn rows(&self, wanted: impl Fn(ChunkState) -> bool) -> impl Iterator<Item = usize> {
+        (0..self.rows).filter(move |&row| wanted(self.state(row)))
+    }
+
+    /// Whether every chunk was verified in this run.
+    pub(crate) fn all_verified(&self) -> bool {
+        self.verified_count.load(Ordering::Acquire) == self.rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verified_chunks_are_claims_after_a_restart() {
+        let presence = Presence::empty(130);
+        presence.set_verified(0);
+        presence.set_verified(129);
+        presence.set_verified(64);
+        presence.set_absent(64);
+        let again = Presence::decode(&presence.encode(), 130);
+        let claimed: Vec<_> = again.rows(|s| s == ChunkState::Claimed).collect();
+        assert_eq!(claimed, [0, 129]);
+        assert!(!again.all_verified());
+    }
+
+    #[test]
+    fn a_damaged_file_claims_nothing() {
+        let presence = Presence::empty(100);
+        presence.set_verified(3);
+        let good = presence.encode();
+        for cut in 0..good.len() {
+            let nothing = Presence::decode(&good[..cut], 100);
+            assert_eq!(nothing.rows(|s| s != ChunkState::Absent).count(), 0);
+        }
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let nothing = Presence::decode(&bad, 100);
+            assert_eq!(
+                nothing.rows(|s| s != ChunkState::Absent).count(),
+                0,
+                "bit {bit}"
+            );
+        }
+        assert_eq!(
+            Presence::decode(&good, 101)
+                .rows(|s| s != ChunkState::Absent)
+                .count(),
+            0
+        );
+    }
+}

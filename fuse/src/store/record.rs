@@ -1,0 +1,139 @@
+//! `layer.json`: what names a stored layer, and the sums of its files.
+
+use larder_proto::annotation::IndexLocation;
+use larder_proto::digest::Digest;
+use serde::{Deserialize, Serialize};
+
+/// Version of the store's files. Another version is not read: its layers are fetched again.
+const VERSION: u32 = 1;
+
+/// Most patched images one layer may have; a layer is rarely used on more than a few parents.
+pub(crate) const PATCHES_MAX: usize = 256;
+
+/// Whether the index tells the truth about the tar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Proof {
+    /// Not known: not all chunks were there yet.
+    Pending,
+    /// diffID and tree were found right.
+    Proven,
+    /// The index lied, in the way told.
+    Quarantined(String),
+}
+
+/// A metadata image of the layer that has the attributes of implied directories filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Patch {
+    /// Names the patch: hex of the digest of its description.
+    pub(crate) key: String,
+    /// Its place in the session.
+    pub(crate) slot: u32,
+    /// BLAKE3 of the file `meta-<key>`, hex.
+    pub(crate) sum: String,
+}
+
+/// Everything about a stored layer that its index does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) blob: Digest,
+    pub(crate) location: IndexLocation,
+    pub(crate) slot: u32,
+    pub(crate) index_sum: String,
+    pub(crate) meta_sum: String,
+    pub(crate) proof: Proof,
+    pub(crate) patches: Vec<Patch>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    version: u32,
+    blob: String,
+    location: String,
+    slot: u32,
+    index_sum: String,
+    meta_sum: String,
+    proof: Proof,
+    patches: Vec<Patch>,
+}
+
+impl Record {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let raw = Raw {
+            version: VERSION,
+            blob: self.blob.to_string(),
+            location: self.location.to_string(),
+            slot: self.slot,
+            index_sum: self.index_sum.clone(),
+            meta_sum: self.meta_sum.clone(),
+            proof: self.proof.clone(),
+            patches: self.patches.clone(),
+        };
+        serde_json::to_vec_pretty(&raw).expect("strings and numbers always serialise")
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let raw: Raw = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        if raw.version != VERSION {
+            return Err(format!("version {} is not {VERSION}", raw.version));
+        }
+        if raw.patches.len() > PATCHES_MAX {
+            return Err(format!("it lists more than {PATCHES_MAX} patched images"));
+        }
+        let is_key = |key: &str| key.len() <= 64 && key.bytes().all(|b| b.is_ascii_hexdigit());
+        if !raw.patches.iter().all(|patch| is_key(&patch.key)) {
+            return Err("a patched image has no hexadecimal name".into());
+        }
+        Ok(Self {
+            blob: raw.blob.parse().map_err(|error| format!("{error}"))?,
+            location: raw.location.parse().map_err(|error| format!("{error}"))?,
+            slot: raw.slot,
+            index_sum: raw.index_sum,
+            meta_sum: raw.meta_sum,
+            proof: raw.proof,
+            patches: raw.patches,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            blob: Digest::of(b"blob"),
+            location:
+                "1:2:3:sha256:0000000000000000000000000000000000000000000000000000000000000000"
+                    .parse()
+                    .unwrap(),
+            slot: 4,
+            index_sum: "aa".into(),
+            meta_sum: "bb".into(),
+            proof: Proof::Quarantined("why".into()),
+            patches: vec![Patch {
+                key: "0a".into(),
+                slot: 5,
+                sum: "cc".into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_record_survives_its_file() {
+        assert_eq!(Record::decode(&record().encode()), Ok(record()));
+    }
+
+    #[test]
+    fn odd_records_are_refused() {
+        let mut outside = record();
+        outside.patches[0].key = "../../etc".into();
+        let newer = String::from_utf8(record().encode()).unwrap();
+        let newer = newer.replace("\"version\": 1", "\"version\": 2");
+        for bad in [outside.encode(), newer.into(), b"{".to_vec(), Vec::new()] {
+            assert!(Record::decode(&bad).is_err());
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The root directory: its lock, its layers, its counter of slots.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use larder_proto::digest::Digest;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::disk::Disk;
+use super::floor::Floor;
+use super::stored::{LayerStoreError, NewLayer, StoredLayer};
+
+/// Version of `state.json`, and of the directory layout it stands for.
+const VERSION: u32 = 1;
+
+/// Slots taken at once, so that the counter's file is not rewritten for every layer.
+const SLOTS_RESERVED: u32 = 64;
+
+/// The beginning of the name of a directory that is not finished, or being removed.
+const UNFINISHED: &str = ".";
+
+/// Why a root directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenStoreError {
+    /// A file operation failed.
+    #[error("cannot prepare {path}: {error}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Two daemons would write to the same files.
+    #[error("another daemon holds the lock on {path}: stop it, or use another root directory")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// A newer build was here.
+    #[error(
+        "{path} was written by version {found} of the layout; this build reads {VERSION}: remove it or upgrade"
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: u32,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    version: u32,
+    next_slot: u32,
+}
+
+/// The locked root directory of a data plane.
+#[derive(Debug)]
+pub(crate) struct StoreRoot {
+    root: PathBuf,
+    disk: Arc<dyn Disk>,
+    floor: Arc<Floor>,
+    slots: Mutex<Slots>,
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Slots {
+    next: u32,
+    reserved: u32,
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenStoreError + '_ {
+    move |error| OpenStoreError::Io {
+        path: path.to_owned(),
+        error,
+    }
+}
+
+impl StoreRoot {
+    /// Creates what is missing below `root`, and locks it for this process.
+    pub(crate) fn open(
+        root: &Path,
+        disk: Arc<dyn Disk>,
+        min_free_percent: u8,
+    ) -> Result<Self, OpenStoreError> {
+        for directory in [root.to_owned(), root.join("store")] {
+            private_directory(&directory).map_err(at(&directory))?;
+        }
+        // Mount targets below may be given out by absolute path only.
+        let root = &root.canonicalize().map_err(at(root))?;
+        let lock = lock(&root.join("lock"))?;
+        let next_slot = read_state(&root.join("state.json"))?;
+        let floor = Arc::new(Floor::new(
+            disk.clone(),
+            root.join("store"),
+            min_free_percent,
+        ));
+        let store = Self {
+            root: root.clone(),
+            disk,
+            floor,
+            slots: Mutex::new(Slots {
+                next: next_slot,
+                reserved: next_slot,
+            }),
+            _lock: lock,
+        };
+        store.remove_unfinished();
+        Ok(store)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A slot that no layer had before, in this run or a former one.
+    pub(crate) fn new_slot(&self) -> io::Result<u32> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.next == slots.reserved {
+            let reserved = slots
+                .reserved
+                .checked_add(SLOTS_RESERVED)
+                .ok_or_else(|| io::Error::other("all slots were used; use a new root directory"))?;
+            let state = State {
+                version: VERSION,
+                next_slot: reserved,
+            };
+            let bytes = serde_json::to_vec(&state)?;
+            self.disk.replace(&self.root.join("state.json"), &bytes)?;
+            slots.reserved = reserved;
+        }
+        slots.next += 1;
+        Ok(slots.next - 1)
+    }
+
+    /// Adds a layer, or opens it if it is there and in order.
+    pub(crate) fn add(&self, new: &NewLayer<'_>) -> Result<StoredLayer, LayerStoreError> {
+        let id = new.location.digest;
+        let (directory, unfinished) = (self.directory(&id), self.unfinished(&id));
+        // Both may be left from an attempt that failed half way.
+        let _ = std::fs::remove_dir_all(&unfinished);
+        let _ = std::fs::remove_dir_all(&directory);
+        let made = StoredLayer::create(&unfinished, new, &*self.disk).and_then(|()| {
+            let renamed = std::fs::rename(&unfinished, &directory);
+            renamed.map_err(|error| LayerStoreError::Io {
+                path: directory.clone(),
+                error,
+            })
+        });
+        if let Err(error) = made {
+            let _ = std::fs::remove_dir_all(&unfinished);
+            return Err(error);
+        }
+        self.open_layer(directory)
+    }
+
+    /// Opens every layer of former runs. What cannot be used is removed: it will be fetched again.
+    pub(crate) fn layers(&self) -> Vec<(Digest, StoredLayer)> {
+        let Ok(entries) = std::fs::read_dir(self.root.join("store")) else {
+            return Vec::new();
+        };
+        let mut layers = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let id = name
+                .to_str()
+                .and_then(|name| format!("sha256:{name}").parse().ok());
+            let Some(id) = id else { continue };
+            let opened = self.open_layer(entry.path()).and_then(|layer| {
+                let told = layer.record().location.digest;
+                let right = told == id;
+                right
+                    .then_some(layer)
+                    .ok_or(LayerStoreError::Changed("layer.json"))
+            });
+            match opened {
+                Ok(layer) => layers.push((id, layer)),
+                Err(error) => {
+                    warn!(layer = %id, %error, "dropping a stored layer; it will be fetched again");
+                    self.remove(&id);
+                }
+            }
+        }
+        let used = layers.iter().flat_map(|(_, layer)| {
+            let record = layer.record();
+            let patches = record.patches.into_iter().map(|patch| patch.slot);
+            patches.chain([record.slot]).collect::<Vec<_>>()
+        });
+        if let Some(last) = used.max() {
+            self.skip_slots(last);
+        }
+        layers
+    }
+
+    /// Slots up to `last` are taken, whatever the counter says.
+    fn skip_slots(&self, last: u32) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.next <= last {
+            slots.next = last.saturating_add(1);
+            slots.reserved = slots.next;
+        }
+    }
+
+    /// Takes a layer's files away. Who has them open goes on reading them.
+    pub(crate) fn remove(&self, id: &Digest) {
+        let unfinished = self.unfinished(id);
+        let _ = std::fs::remove_dir_all(&unfinished);
+        match std::fs::rename(self.directory(id), &unfinished) {
+            Ok(()) => drop(std::fs::remove_dir_all(&unfinished)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => warn!(layer = %id, %error, "cannot remove a layer from the store"),
+        }
+    }
+
+    fn open_layer(&self, directory: PathBuf) -> Result<StoredLayer, LayerStoreError> {
+        StoredLayer::open(directory, self.disk.clone(), self.floor.clone())
+    }
+
+    fn directory(&self, id: &Digest) -> PathBuf {
+        self.root.join("store").join(id.hex())
+    }
+
+    fn unfinished(&self, id: &Digest) -> PathBuf {
+        let name = format!("{UNFINISHED}{}", id.hex());
+        self.root.join("store").join(name)
+    }
+
+    fn remove_unfinished(&self) {
+        let Ok(entries) = std::fs::read_dir(self.root.join("store")) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+/// Creates `path` 0700, or makes it so: what is in there is for root alone.
+fn private_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o700))
+}
+
+fn lock(path: &Path) -> Result<File, OpenStoreError> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(at(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenStoreError::Locked {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(error)) => Err(at(path)(error)),
+    }
+}
+
+/// The next slot by the counter's file. A damaged file is no reason not to start: slots must
+/// differ from those of this boot's sessions only, and those die with their daemon.
+fn read_state(path: &Path) -> Result<u32, OpenStoreError> {
+    const FIRST_SLOT: u32 = 1;
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(FIRST_SLOT),
+        Err(error) => return Err(at(path)(error)),
+    };
+    match serde_json::from_slice::<State>(&bytes) {
+        Ok(state) if state.version == VERSION => Ok(state.next_slot.max(FIRST_SLOT)),
+        Ok(state) => Err(OpenStoreError::Version {
+            path: path.to_owned(),
+            found: state.version,
+        }),
+        Err(error) => {
+            warn!(path = %path.display(), %error, "the counter of slots is damaged; starting anew");
+            Ok(FIRST_SLOT)
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! One layer in the store.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use larder_proto::annotation::IndexLocation;
+use larder_proto::digest::{Algorithm, Digest};
+use larder_proto::erofs::{Image, ImageError};
+use larder_proto::index::{Chunk, Index, IndexError};
+use larder_proto::limits;
+use larder_proto::verified::Verified;
+
+use super::device::{Device, Published};
+use super::disk::Disk;
+use super::floor::Floor;
+use super::presence::{ChunkState, Presence};
+use super::record::{PATCHES_MAX, Patch, Proof, Record};
+use crate::sys::Mapping;
+
+/// A layer whose files are open and whose index and metadata image were validated.
+#[derive(Debug)]
+pub(crate) struct StoredLayer {
+    directory: PathBuf,
+    record: Mutex<Record>,
+    index: Index<Mapping>,
+    image: Arc<Image<Mapping>>,
+    device: Device,
+    presence: Presence,
+    disk: Arc<dyn Disk>,
+    floor: Arc<Floor>,
+}
+
+/// Why a layer's files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerStoreError {
+    /// A file operation failed.
+    #[error("{path}: {error}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// `layer.json` does not describe a layer.
+    #[error("layer.json: {0}")]
+    Record(String),
+    /// A file is not what was written.
+    #[error("{0} has changed since it was written")]
+    Changed(&'static str),
+    /// The index is not one.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The metadata image is not one of ours.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Too many different parents.
+    #[error("the layer is used on more than {PATCHES_MAX} different parents")]
+    TooManyPatches,
+}
+
+/// What a new layer is made of.
+#[derive(Debug)]
+pub(crate) struct NewLayer<'a> {
+    pub(crate) blob: Digest,
+    pub(crate) location: IndexLocation,
+    /// The decoded index, verified against `location`.
+    pub(crate) index: &'a [u8],
+    pub(crate) slot: u32,
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> LayerStoreError + '_ {
+    move |error| LayerStoreError::Io {
+        path: path.to_owned(),
+        error,
+    }
+}
+
+fn sum(bytes: &[u8]) -> String {
+    Digest::from_bytes(*Algorithm::Blake3.digest(bytes).as_bytes()).hex()
+}
+
+impl StoredLayer {
+    /// Writes the files of a new layer into the new directory `directory`.
+    pub(crate) fn create(
+        directory: &Path,
+        new: &NewLayer<'_>,
+        disk: &dyn Disk,
+    ) -> Result<(), LayerStoreError> {
+        let index = Index::open(new.index)?;
+        Image::open(index.metadata(), index.tar_len())?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(directory)
+            .map_err(at(directory))?;
+        let record = Record {
+            blob: new.blob,
+            location: new.location,
+            slot: new.slot,
+            index_sum: sum(new.index),
+            meta_sum: sum(index.metadata()),
+            proof: Proof::Pending,
+            patches: Vec::new(),
+        };
+        for (name, bytes) in [
+            ("index", new.index),
+            ("meta", index.metadata()),
+            ("layer.json", &record.encode()),
+        ] {
+            let path = directory.join(name);
+            disk.replace(&path, bytes).map_err(at(&path))?;
+        }
+        Ok(())
+    }
+
+    /// Opens and validates what [`StoredLayer::create`] wrote, in this run or a former one.
+    pub(crate) fn open(
+        directory: PathBuf,
+        disk: Arc<dyn Disk>,
+        floor: Arc<Floor>,
+    ) -> Result<Self, LayerStoreError> {
+        let path = directory.join("layer.json");
+        let bytes = std::fs::read(&path).map_err(at(&path))?;
+        let record = Record::decode(&bytes).map_err(LayerStoreError::Record)?;
+        let index = map(&directory.join("index"))?;
+        if sum(index.as_ref()) != record.index_sum {
+            return Err(LayerStoreError::Changed("index"));
+        }
+        let index = Index::open(index)?;
+        let meta = map(&directory.join("meta"))?;
+        if sum(meta.as_ref()) != record.meta_sum {
+            return Err(LayerStoreError::Changed("meta"));
+        }
+        let image = Arc::new(Image::open(meta, index.tar_len())?);
+        let path = directory.join("device");
+        let device = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|file| Device::new(file, disk.clone(), device_len(index.tar_len())))
+            .map_err(at(&path))?;
+        let claims = std::fs::read(directory.join("present")).unwrap_or_default();
+        Ok(Self {
+            presence: Presence::decode(&claims, index.chunk_count()),
+            record: Mutex::new(record),
+            directory,
+            index,
+            image,
+            device,
+            disk,
+            floor,
+        })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(crate) fn index(&self) -> &Index<Mapping> {
+        &self.index
+    }
+
+    pub(crate) fn image(&self) -> &Arc<Image<Mapping>> {
+        &self.image
+    }
+
+    pub(crate) fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    /// Length of the device, bytes: the tar's, rounded up to whole blocks.
+    pub(crate) fn device_len(&self) -> u64 {
+        device_len(self.index.tar_len())
+    }
+
+    pub(crate) fn record(&self) -> Record {
+        self.lock_record().clone()
+    }
+
+    /// Whether all chunks that hold the bytes `offset..end` can be read without verifying.
+    pub(crate) fn has(&self, offset: u64, end: u64) -> bool {
+        let is_there = |row| self.presence.state(row) == ChunkState::Verified;
+        self.index.rows(offset..end).all(is_there)
+    }
+
+    /// Reads bytes of the device. The caller has found their chunks verified, by
+    /// [`StoredLayer::has`] or by the fetcher's word.
+    pub(crate) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.device.read(bytes, offset)
+    }
+
+    /// Puts a chunk's content into the device and tells every later reader that it is there.
+    pub(crate) fn publish(
+        &self,
+        row: usize,
+        chunk: &Chunk,
+        content: &Verified<Vec<u8>>,
+    ) -> Published {
+        if !self.floor.has_room() {
+            return Published::NotStored;
+        }
+        match self.device.write(chunk, content) {
+            Ok(()) => {
+                self.presence.set_verified(row);
+                Published::Stored
+            }
+            Err(error) => {
+                self.floor.write_failed(&error);
+                Published::NotStored
+            }
+        }
+    }
+
+    /// Verifies a chunk that a former run left; a damaged one is forgotten, and its place cleared.
+    pub(crate) fn verify(&self, row: usize, chunk: &Chunk) -> bool {
+        let mut content = vec![0; chunk.len as usize];
+        let intact = self.device.read(&mut content, chunk.offset).is_ok()
+            && Verified::check(&content, &chunk.content).is_ok();
+        if intact {
+            self.presence.set_verified(row);
+        } else {
+            self.presence.set_absent(row);
+            if let Err(error) = self.device.clear(chunk) {
+                self.floor.write_failed(&error);
+            }
+        }
+        intact
+    }
+
+    /// Makes the data durable, and then writes down which chunks are there.
+    pub(crate) fn sync(&self) -> Result<(), LayerStoreError> {
+        if !self.presence.take_dirty() {
+            return Ok(());
+        }
+        let path = self.directory.join("present");
+        // The bits are taken before the sync: what is set later is in the next round.
+        let bits = self.presence.encode();
+        let written = self
+            .device
+            .sync()
+            .and_then(|()| self.disk.replace(&path, &bits));
+        written.map_err(|error| {
+            self.presence.mark_dirty();
+            at(&path)(error)
+        })
+    }
+
+    /// Writes down what the proof found.
+    pub(crate) fn set_proof(&self, proof: Proof) -> Result<(), LayerStoreError> {
+        let mut record = self.lock_record();
+        record.proof = proof;
+        self.save(&record)
+    }
+
+    /// The file of the patched image named `key`, written by `make` unless it is there, with its
+    /// validated content and its slot.
+    pub(crate) fn patched(
+        &self,
+        key: &str,
+        new_slot: impl FnOnce() -> io::Result<u32>,
+        make: impl FnOnce() -> Result<Vec<u8>, String>,
+    ) -> Result<(PathBuf, Image<Mapping>, u32), LayerStoreError> {
+        let path = self.directory.join(format!("meta-{key}"));
+        let mut record = self.lock_record();
+        if let Some(patch) = record.patches.iter().find(|patch| patch.key == key)
+            && let Ok(meta) = map(&path)
+            && sum(meta.as_ref()) == patch.sum
+        {
+            let image = Image::open(meta, self.index.tar_len())?;
+            return Ok((path, image, patch.slot));
+        }
+        record.patches.retain(|patch| patch.key != key);
+        if record.patches.len() >= PATCHES_MAX {
+            return Err(LayerStoreError::TooManyPatches);
+        }
+        let bytes = make().map_err(LayerStoreError::Record)?;
+        self.disk.replace(&path, &bytes).map_err(at(&path))?;
+        let slot = new_slot().map_err(at(&path))?;
+        record.patches.push(Patch {
+            key: key.to_owned(),
+            slot,
+            sum: sum(&bytes),
+        });
+        self.save(&record)?;
+        let image = Image::open(map(&path)?, self.index.tar_len())?;
+        Ok((path, image, slot))
+    }
+
+    fn save(&self, record: &Record) -> Result<(), LayerStoreError> {
+        let path = self.directory.join("layer.json");
+        self.disk
+            .replace(&path, &record.encode())
+            .map_err(at(&path))
+    }
+
+    fn lock_record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn device_len(tar_len: u64) -> u64 {
+    tar_len.next_multiple_of(limits::BLOCK)
+}
+
+fn map(path: &Path) -> Result<Mapping, LayerStoreError> {
+    File::open(path)
+        .and_then(|file| Mapping::of(&file))
+        .map_err(at(path))
+}

@@ -1,0 +1,8 @@
+//! The system calls no safe crate covers: the only unsafe code of the project.
+#![expect(unsafe_code, reason = "this module is where unsafe code lives")]
+
+mod mapping;
+mod priority;
+
+pub(crate) use mapping::Mapping;
+pub(crate) use priority::lower_this_thread;

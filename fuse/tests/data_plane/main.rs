@@ -1,0 +1,11 @@
+//! The data plane on this machine's kernel: real FUSE, real EROFS, a registry in memory.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test stops where something unexpected happens"
+)]
+
+mod faults;
+mod proof;
+mod reading;
+mod restart;
+mod scene;

@@ -1,0 +1,165 @@
+//! What a container reads is what the tar holds, and it is fetched once.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use larder_fuse::{Driver, DriverChoice, ImpliedDirectory};
+use larder_test_support::tar::{Entry, TarBuilder};
+
+use crate::scene::{Scene, noise, odd_layer, read};
+use larder_test_support::layer::LayerFixture;
+
+const BOTH: [DriverChoice; 2] = [DriverChoice::Erofs, DriverChoice::Fuse];
+
+/// Promise: both drivers show every byte and attribute of the tar.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_drivers_show_bytes_and_attributes_of_the_tar() {
+    let fixture = odd_layer();
+    for driver in BOTH {
+        let scene = Scene::new(driver).await;
+        let mounted = scene.mounted(&fixture, "at").await;
+        let target = mounted.target.clone();
+        tokio::task::spawn_blocking(move || check_odd_layer(&target))
+            .await
+            .unwrap();
+        scene.plane().unmount(&mounted.target).await.unwrap();
+        assert_eq!(std::fs::read_dir(&mounted.target).unwrap().count(), 0);
+        scene
+            .plane()
+            .remove_layer(&mounted.layer.id())
+            .await
+            .unwrap();
+        assert!(scene.plane().layers().is_empty());
+    }
+}
+
+fn check_odd_layer(at: &Path) {
+    let stat = |name: &str| std::fs::symlink_metadata(at.join(name)).unwrap();
+    assert_eq!(
+        std::fs::read(at.join("etc/passwd")).unwrap(),
+        b"root:x:0:0\n"
+    );
+    assert_eq!(std::fs::read(at.join("etc/empty")).unwrap(), b"");
+    assert_eq!(
+        std::fs::read(at.join("bin/big")).unwrap(),
+        noise(7, 700_001)
+    );
+    assert_eq!(
+        std::fs::read_link(at.join("bin/sh")).unwrap(),
+        Path::new("../etc/passwd")
+    );
+    let big = stat("bin/big");
+    assert_eq!((big.mode(), big.uid(), big.gid()), (0o104_755, 1000, 1000));
+    assert_eq!((big.nlink(), big.ino()), (2, stat("bin/link").ino()));
+    let etc = stat("etc");
+    assert_eq!(
+        (etc.mode(), etc.uid(), etc.gid(), etc.mtime()),
+        (0o40_751, 1, 2, 1_000_000)
+    );
+    assert_eq!(stat("dev/null").rdev(), rustix::fs::makedev(1, 3));
+    assert!(stat("run/pipe").file_type().is_fifo());
+    let whiteout = stat("etc/gone");
+    assert!(whiteout.file_type().is_char_device());
+    assert_eq!(whiteout.rdev(), 0);
+    assert_eq!(xattr(&at.join("opt"), "trusted.overlay.opaque"), b"y");
+    assert_eq!(xattr(&at.join("etc/passwd"), "user.colour"), b"red");
+    let mut names: Vec<_> = std::fs::read_dir(at.join("bin"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["big", "link", "sh"]);
+    assert!(std::fs::symlink_metadata(at.join("etc/nothing")).is_err());
+    assert!(std::fs::write(at.join("etc/new"), "").is_err());
+}
+
+fn xattr(path: &Path, name: &str) -> Vec<u8> {
+    let mut value = vec![0; 100];
+    let len = rustix::fs::getxattr(path, name, &mut value[..]).unwrap();
+    value.truncate(len);
+    value
+}
+
+/// Promise: on this kernel the better driver is chosen, and the report says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_driver_is_chosen_with_a_reason() {
+    let scene = Scene::new(DriverChoice::Auto).await;
+    let report = scene.plane().driver();
+    assert!(!report.reason.is_empty());
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    if release.starts_with("6.18.44") {
+        assert_eq!(report.driver, Driver::Erofs, "{report}");
+    }
+}
+
+/// Promise: however many readers ask, each chunk is fetched once; bytes on the wire ≤ 1.02 ×.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_readers_fetch_each_chunk_once() {
+    let data = noise(3, 3_000_000);
+    let fixture = LayerFixture::new(TarBuilder::new().entry(Entry::file("data", &data)).finish());
+    for driver in BOTH {
+        let scene = Scene::new(driver).await;
+        let mounted = scene.mounted(&fixture, "at").await;
+        let before = mounted.source.bytes.load(Ordering::Relaxed);
+        let threads: Vec<_> = (0..1000_usize)
+            .map(|i| {
+                let path = mounted.target.join("data");
+                std::thread::spawn(move || {
+                    use std::os::unix::fs::FileExt;
+                    let file = std::fs::File::open(path).unwrap();
+                    let mut piece = vec![0; 4096];
+                    let offset = i * 7919 * 37 % (3_000_000 - 4096);
+                    file.read_exact_at(&mut piece, offset as u64).unwrap();
+                    (offset, piece)
+                })
+            })
+            .collect();
+        let joined = tokio::task::spawn_blocking(move || {
+            threads
+                .into_iter()
+                .map(|t| t.join().unwrap())
+                .collect::<Vec<_>>()
+        });
+        for (offset, piece) in joined.await.unwrap() {
+            assert_eq!(piece, data[offset..offset + 4096]);
+        }
+        let fetched = mounted.source.bytes.load(Ordering::Relaxed) - before;
+        let unique: u64 = fixture.chunks.iter().map(|c| u64::from(c.stored_len)).sum();
+        assert!(
+            fetched * 100 <= unique * 102,
+            "{fetched} bytes for {unique}"
+        );
+    }
+}
+
+/// Promise: implied directories take the attributes of the parent, in both drivers.
+#[tokio::test(flavor = "multi_thread")]
+async fn implied_directories_take_the_attributes_they_are_given() {
+    let fixture = odd_layer();
+    for driver in BOTH {
+        let scene = Scene::new(driver).await;
+        let mounted = scene.mounted(&fixture, "plain").await;
+        assert!(mounted.layer.implied().contains(&b"bin".to_vec()));
+        let patch = [ImpliedDirectory {
+            path: b"bin".to_vec(),
+            mode: 0o2710,
+            uid: 70_000,
+            gid: 5,
+            xattrs: vec![(b"user.from".to_vec(), b"parent".to_vec())],
+        }];
+        let target = scene.directory("patched");
+        mounted.layer.mount(&target, &patch).await.unwrap();
+        assert_eq!(
+            read(target.join("etc/passwd")).await.unwrap(),
+            b"root:x:0:0\n"
+        );
+        let bin = std::fs::metadata(target.join("bin")).unwrap();
+        assert_eq!((bin.mode(), bin.uid(), bin.gid()), (0o42_710, 70_000, 5));
+        assert_eq!(xattr(&target.join("bin"), "user.from"), b"parent");
+        let plain = std::fs::metadata(mounted.target.join("bin")).unwrap();
+        assert_eq!((plain.mode(), plain.uid()), (0o40_755, 0));
+        let attributes = mounted.layer.attributes(b"etc/passwd").unwrap();
+        assert_eq!((attributes.mode, attributes.xattrs.len()), (0o640, 1));
+    }
+}
