@@ -62,11 +62,18 @@ pub(crate) fn options(clock: &TestClock) -> ClientOptions {
     }
 }
 
-/// A credential file that lives as long as the test process.
+/// A credential file; the same text has the same file, so that runs leave no more and more of them.
 pub(crate) fn authfile(json: &str) -> std::path::PathBuf {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    std::io::Write::write_all(&mut file, json.as_bytes()).unwrap();
-    file.into_temp_path().keep().unwrap()
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let path = dir.join(format!(
+        "{}.json",
+        larder_proto::digest::Digest::of(json.as_bytes()).hex()
+    ));
+    // Tests run side by side: none may see another's half-written file.
+    let file = tempfile::NamedTempFile::new_in(dir).unwrap();
+    std::fs::write(file.path(), json).unwrap();
+    file.persist(&path).unwrap();
+    path
 }
 
 /// A credential file with one user for `host`.
