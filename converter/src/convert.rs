@@ -22,6 +22,7 @@ use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
 
 pub use load::{Image, LoadError, Node, load};
+pub use referrers::Referrers;
 
 use crate::access::{Access, AccessError};
 use crate::cache::Cache;
@@ -34,6 +35,7 @@ use crate::progress::{Event, Progress};
 use crate::report::{ManifestReport, Report};
 use crate::source::Source;
 use layers::LayerResults;
+use referrers::Prepared;
 
 /// What is to be converted, to where and how.
 #[derive(Debug, Clone)]
@@ -48,6 +50,8 @@ pub struct Request {
     pub options: LayerOptions,
     /// Threads that compress.
     pub jobs: NonZero<usize>,
+    /// What to do with what refers to the image.
+    pub referrers: Referrers,
     /// Whether what an earlier conversion left at the destination may be used again.
     pub reuse: bool,
     /// What is remembered of earlier conversions.
@@ -121,26 +125,45 @@ pub async fn convert(
         progress,
         cancel,
     };
+    let report = run(&conversion, request).await?;
+    Ok(Report {
+        seconds: begun.elapsed().as_secs_f64(),
+        ..report
+    })
+}
+
+async fn run(conversion: &Conversion, request: &Request) -> Result<Report, ConvertError> {
+    let Conversion {
+        source,
+        destination,
+        access,
+        progress,
+        ..
+    } = conversion;
     let mut notes = Vec::new();
-    let image = load(&conversion.source, &request.platforms).await?;
-    let existing = conversion.destination.existing(access).await;
+    let image = load(source, &request.platforms).await?;
+    let existing = destination.existing(access).await;
     let usable = existing.as_ref().filter(|_| request.reuse);
     let earlier = earlier::results(&image, usable, &request.options).await;
-    let results = layers::settle(&conversion, &image, &earlier).await?;
-    let waiting = blobs::collect(&conversion, &image, &results).await?;
+    let results = layers::settle(conversion, &image, &earlier).await?;
+    let waiting = blobs::collect(conversion, &image, &results).await?;
     let result = documents(&image, &results, &request.options.fingerprint());
-    referrers::tell(&conversion, &image, &result, &mut notes).await;
-    let uploaded = blobs::push(&conversion, &results, waiting).await?;
+    let Prepared {
+        referrers,
+        blobs: parts,
+    } = referrers::prepare(conversion, &image, &result, request.referrers, &mut notes).await?;
+    let uploaded = blobs::push(conversion, &results, waiting, parts).await?;
     let root = result.root();
-    if existing.is_none_or(|(document, _)| document.digest != root.digest) {
+    let is_there = existing.is_some_and(|(document, _)| document.digest == root.digest);
+    if !is_there || !referrers.is_empty() {
         for document in result.below_root() {
-            conversion.destination.put_document(document).await?;
+            destination.put_document(document).await?;
         }
-        conversion.destination.finish(root, &[]).await?;
+        destination.finish(root, &referrers).await?;
     }
-    results.remember(&conversion);
+    results.remember(conversion);
     for note in &notes {
-        conversion.progress.event(&Event::Note(note));
+        progress.event(&Event::Note(note));
     }
     let layers = results.reports();
     Ok(Report {
@@ -153,8 +176,9 @@ pub async fn convert(
         size_after: layers.iter().map(|layer| layer.size_after).sum(),
         layers,
         uploaded,
+        referrers: referrers.len(),
         notes,
-        seconds: begun.elapsed().as_secs_f64(),
+        seconds: 0.0,
     })
 }
 

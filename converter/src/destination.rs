@@ -158,17 +158,29 @@ impl Destination {
         Ok(())
     }
 
-    /// Puts the image's own manifest or index and gives it its name; the last step of all.
-    ///
-    /// `referrers` have been put before; a layout lists them beside the image.
-    pub async fn finish(
-        &self,
-        root: &Document,
-        referrers: &[Descriptor],
-    ) -> Result<(), AccessError> {
+    /// Puts what refers to the image, then the image's own manifest or index, and gives it its
+    /// name; the last step of all.
+    pub async fn finish(&self, root: &Document, referrers: &[Referrer]) -> Result<(), AccessError> {
         let Document {
             media_type, bytes, ..
         } = root;
+        let entries = || {
+            referrers
+                .iter()
+                .map(|(_, entry, _)| entry.clone())
+                .collect::<Vec<_>>()
+        };
+        for (subject, entry, document) in referrers {
+            match &*self.0 {
+                Kind::Registry { repository, .. } => {
+                    let bytes = document.bytes.clone().into();
+                    repository
+                        .put_referrer(subject, entry.clone(), bytes)
+                        .await?;
+                }
+                _ => self.put_document(document).await?,
+            }
+        }
         match &*self.0 {
             Kind::Registry { repository, tag } => {
                 repository
@@ -177,16 +189,19 @@ impl Destination {
             }
             Kind::Layout(layout) => {
                 self.put_document(root).await?;
-                layout.finish(root.descriptor(), referrers)?;
+                layout.finish(root.descriptor(), &entries())?;
             }
             Kind::Archive(archive) => {
                 self.put_document(root).await?;
-                archive.finish(root.descriptor(), referrers)?;
+                archive.finish(root.descriptor(), &entries())?;
             }
         }
         Ok(())
     }
 }
+
+/// What refers to a manifest: that manifest, the referrer's descriptor, and the referrer.
+pub type Referrer = (Digest, Descriptor, Document);
 
 /// A nameless file as the source of an upload.
 struct Spooled(Arc<File>);

@@ -76,6 +76,8 @@ pub struct Report {
     pub size_after: u64,
     /// Bytes sent to the destination.
     pub uploaded: u64,
+    /// Referrers copied to the result.
+    pub referrers: usize,
     /// What the user should know.
     pub notes: Vec<String>,
     /// How long it took.

@@ -10,7 +10,7 @@ use super::text::{parse_size, size};
 use super::{AccessArguments, Failure, bars, print, print_json};
 use crate::access::AccessError;
 use crate::cache::Cache;
-use crate::convert::{ConvertError, Request, convert};
+use crate::convert::{ConvertError, Referrers, Request, convert};
 use crate::layer::{LEVEL_DEFAULT, LayerOptions};
 use crate::location::Location;
 use crate::plan::PlatformFilter;
@@ -41,6 +41,10 @@ pub(super) struct Arguments {
     /// Threads that compress [default: one per processor]. The result does not depend on it.
     #[arg(long, value_name = "N")]
     jobs: Option<NonZero<usize>>,
+    /// SBOMs and other artifacts that refer to the image: copy them to the result, or leave them.
+    /// Signatures are never copied: they sign another digest.
+    #[arg(long, value_enum, default_value_t = ReferrersArgument::Skip)]
+    referrers: ReferrersArgument,
     /// Convert every layer, even if its result is remembered or already there.
     #[arg(long)]
     no_cache: bool,
@@ -52,6 +56,12 @@ pub(super) struct Arguments {
 enum DigestAlgorithm {
     Blake3,
     Sha256,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ReferrersArgument {
+    Copy,
+    Skip,
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -88,6 +98,10 @@ fn request(arguments: Arguments) -> Result<Request, Failure> {
         jobs: arguments
             .jobs
             .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(one)),
+        referrers: match arguments.referrers {
+            ReferrersArgument::Copy => Referrers::Copy,
+            ReferrersArgument::Skip => Referrers::Skip,
+        },
         reuse: !arguments.no_cache,
         cache: if arguments.no_cache {
             Cache::new(None, &options)

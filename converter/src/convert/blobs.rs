@@ -55,7 +55,7 @@ pub(super) async fn collect(
 }
 
 /// Reads `blobs`, each once, unless the destination has them or takes them from the source.
-async fn fetch(
+pub(super) async fn fetch(
     conversion: &Conversion,
     blobs: Vec<&Descriptor>,
 ) -> Result<Vec<Waiting>, ConvertError> {
@@ -104,9 +104,10 @@ pub(super) async fn push(
     conversion: &Conversion,
     results: &LayerResults,
     copied: Vec<Waiting>,
+    referrers: Vec<Waiting>,
 ) -> Result<u64, ConvertError> {
     let mut seen = HashSet::new();
-    let all = results.files().chain(copied);
+    let all = results.files().chain(copied).chain(referrers);
     let all: Vec<_> = all.filter(|(digest, ..)| seen.insert(*digest)).collect();
     let bytes = all.iter().map(|(_, size, _)| size).sum();
     futures_util::stream::iter(all)

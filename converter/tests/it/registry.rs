@@ -262,6 +262,74 @@ async fn a_signature_is_not_carried_over_silently() {
     );
 }
 
+/// Promise: with `--referrers copy` an SBOM comes along and refers to the converted manifest; a
+/// signature, which signs the original, stays; without it the user is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn referrers_are_copied_where_asked_and_signatures_never() {
+    for referrers in [true, false] {
+        let settings = Settings {
+            referrers,
+            ..Settings::default()
+        };
+        let (world, registry, _) = pushed(settings).await;
+        let empty = registry.push_blob_into("a/source", "{}");
+        let sbom = registry.push_blob_into("a/source", "the list of packages");
+        let subject = world.root("source");
+        let size = fs::read(world.blob_path("source", &subject)).unwrap().len();
+        let mut listed = Vec::new();
+        for kind in [
+            "application/spdx+json",
+            "application/vnd.dev.cosign.signature",
+        ] {
+            let value = json!({
+                "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": kind,
+                "config": {"mediaType": "application/vnd.oci.empty.v1+json",
+                           "digest": empty.to_string(), "size": 2},
+                "layers": [{"mediaType": kind, "digest": sbom.to_string(), "size": 20}],
+                "subject": {"mediaType": MANIFEST, "digest": subject, "size": size},
+            });
+            let bytes = value.to_string();
+            let digest = registry.push_manifest("a/source", "unused", MANIFEST, bytes.clone());
+            listed.push(json!({
+                "mediaType": MANIFEST, "digest": digest.to_string(), "size": bytes.len(),
+                "artifactType": kind,
+            }));
+        }
+        let tag = subject.replace(':', "-");
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": listed});
+        if !referrers {
+            registry.push_manifest("a/source", &tag, INDEX, index.to_string());
+        }
+        let told = larder(&world, &registry, "convert R/a/source:v1 R/c/other:v3")
+            .await
+            .ok();
+        assert!(told.err.contains("--referrers copy"), "{}", told.err);
+        assert!(told.err.contains("signed"), "{}", told.err);
+        let ran = larder(
+            &world,
+            &registry,
+            &format!("{CONVERT} --referrers copy --json"),
+        )
+        .await;
+        assert_eq!(ran.json()["referrers"], 1);
+        let (_, bytes) = registry.manifest("b/dest", "v2").unwrap();
+        let subject = Digest::of(&bytes);
+        // A copy of the image by other means finds it, whichever way the registry keeps the list.
+        let again = "convert R/b/dest:v2 oci:@again --referrers copy";
+        larder(&world, &registry, again).await.ok();
+        let pushed =
+            registry.requests().into_iter().rev().find(|seen| {
+                seen.method == "PUT" && seen.path.contains("/b/dest/manifests/sha256:")
+            });
+        let path = pushed.expect("the SBOM was pushed").path;
+        let digest = path.rsplit('/').next().unwrap();
+        let copied = manifest(&registry, "b/dest", digest);
+        assert_eq!(copied["subject"]["digest"], subject.to_string());
+        assert_eq!(copied["artifactType"], "application/spdx+json");
+        assert!(registry.blob("b/dest", &sbom).is_some());
+    }
+}
+
 /// Promise: a destination by digest is a mistake on the command line.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_digest_is_no_destination() {
