@@ -2,7 +2,7 @@
 //!
 //! A signature signs the digest of the original, so it stays there and the user is told. Anything
 //! else speaks of the same files, which the converted image has: `--referrers copy` gives it the
-//! converted manifest as its subject.
+//! converted manifest as its subject. A manifest that stays as it is keeps all that refers to it.
 
 use larder_proto::annotation;
 use larder_proto::digest::Digest;
@@ -54,9 +54,17 @@ pub(super) async fn prepare(
     let (mut signed, mut left) = (Vec::new(), 0);
     for node in image.root.walk() {
         let old = node.document().digest;
-        let Some(new) = result.new.get(&old).filter(|new| new.digest != old) else {
+        let Some(new) = result.new.get(&old) else {
             continue;
         };
+        if new.digest == old {
+            if mode == Referrers::Copy {
+                for entry in referrers(repository, &old, mode).await? {
+                    copy(conversion, &entry, None, old, &mut prepared).await?;
+                }
+            }
+            continue;
+        }
         if has_signature_tag(repository, &old).await {
             signed.push(old);
         }
@@ -66,7 +74,7 @@ pub(super) async fn prepare(
             } else if mode == Referrers::Skip {
                 left += 1;
             } else {
-                copy(conversion, &entry, new, &mut prepared).await?;
+                copy(conversion, &entry, Some(new), new.digest, &mut prepared).await?;
             }
         }
     }
@@ -116,10 +124,12 @@ fn is_signature(entry: &Descriptor) -> bool {
     SIGNED.iter().any(|word| kind.contains(word))
 }
 
+/// Copies a referrer; `subject` is what it is to refer to instead.
 async fn copy(
     conversion: &Conversion,
     entry: &Descriptor,
-    subject: &Descriptor,
+    subject: Option<&Descriptor>,
+    digest: Digest,
     prepared: &mut Prepared,
 ) -> Result<(), ConvertError> {
     let document = conversion.source.document(entry).await?;
@@ -134,11 +144,14 @@ async fn copy(
     prepared
         .blobs
         .extend(blobs::fetch(conversion, parts).await?);
-    let new = repointed(&mut manifest, &document, subject);
+    let new = match subject {
+        Some(subject) => repointed(&mut manifest, &document, subject),
+        None => document,
+    };
     let mut listed = new.descriptor();
     listed.artifact_type.clone_from(&entry.artifact_type);
     listed.annotations = manifest.annotations;
-    prepared.referrers.push((subject.digest, listed, new));
+    prepared.referrers.push((digest, listed, new));
     Ok(())
 }
 
