@@ -28,6 +28,7 @@ pub(crate) struct Attempts {
     repository: Repository,
     plan: Arc<Plan>,
     endpoints: Vec<Arc<Endpoint>>,
+    authority: Arc<Endpoint>,
     doing: String,
     next: usize,
     failed: u32,
@@ -48,11 +49,12 @@ impl Attempts {
             Ok(plan) => plan,
             Err(cause) => return Err(repository.error(&doing, cause)),
         };
-        let endpoints = plan.endpoints(purpose);
+        let (endpoints, authority) = plan.endpoints(purpose);
         Ok(Self {
             repository: repository.clone(),
             plan,
             endpoints,
+            authority,
             doing,
             next: 0,
             failed: 0,
@@ -94,15 +96,14 @@ impl Attempts {
     pub(crate) async fn failed(&mut self, cause: Cause) -> Result<(), RegistryError> {
         let endpoint = self.endpoint();
         tracing::debug!(host = endpoint.host, doing = self.doing, %cause, "attempt failed");
-        if self.next + 1 < self.endpoints.len() && !matches!(cause, Cause::Deadline { .. }) {
-            if cause.is_transient()
-                || matches!(
-                    cause,
-                    Cause::Untrusted { .. } | Cause::WrongDigest { .. } | Cause::Malformed { .. }
-                )
-            {
-                endpoint.pass_over();
-            }
+        let unfit = is_unfit(&cause);
+        if unfit && self.endpoints.len() > 1 {
+            endpoint.pass_over();
+        }
+        // The authority's word is final; its troubles are not.
+        let final_word = Arc::ptr_eq(&endpoint, &self.authority) && !unfit;
+        let over = final_word || matches!(cause, Cause::Deadline { .. });
+        if self.next + 1 < self.endpoints.len() && !over {
             self.next += 1;
             self.last = Some(cause);
             return Ok(());
@@ -139,4 +140,13 @@ impl Attempts {
     pub(crate) fn error(&self, cause: Cause) -> RegistryError {
         self.repository.error(&self.doing, cause)
     }
+}
+
+/// Whether a failure says something of the endpoint, rather than of what it was asked for.
+const fn is_unfit(cause: &Cause) -> bool {
+    cause.is_transient()
+        || matches!(
+            cause,
+            Cause::Untrusted { .. } | Cause::WrongDigest { .. } | Cause::Malformed { .. }
+        )
 }

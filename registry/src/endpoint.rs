@@ -56,13 +56,13 @@ impl Endpoint {
         Ok(url)
     }
 
-    /// Whether the endpoint failed so recently that others come first.
-    pub(crate) fn is_passed_over(&self) -> bool {
+    /// Until when the endpoint is passed over; `None` if it is in good health.
+    pub(crate) fn passed_over(&self) -> Option<SystemTime> {
         let until = *self
             .passed_over_until
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| self.clock.now() < until)
+        until.filter(|until| self.clock.now() < *until)
     }
 
     /// Passes the endpoint over for a while.

@@ -212,6 +212,12 @@ pub(crate) async fn refusal(response: Response, host: &str, now: SystemTime) -> 
     let detail = words(&read_refusal(response).await);
     let host = host.to_owned();
     match status {
+        301 | 302 | 303 | 307 | 308 => {
+            let detail = format!(
+                "what may not be redirected (status {status}): use the name it redirects to"
+            );
+            Cause::Redirect { host, detail }
+        }
         401 => Cause::Unauthorized { host, detail },
         403 => Cause::Forbidden { detail },
         404 | 410 => Cause::NotFound { detail },

@@ -28,9 +28,14 @@ pub(crate) struct Hosts {
     connect: Duration,
 }
 
-/// The endpoints of one registry as configured: mirrors in order, the registry itself last.
+/// The endpoints of one registry as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Setup(Vec<EndpointSetup>);
+pub(crate) struct Setup {
+    /// In order.
+    mirrors: Vec<EndpointSetup>,
+    /// The registry itself.
+    server: EndpointSetup,
+}
 
 /// One endpoint as configured; equal ones need not be made anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,32 +72,25 @@ impl Hosts {
             .as_deref()
             .and_then(|root| file::directory(root, registry))
         else {
-            return Ok(Setup(vec![self.server(
-                registry,
-                None,
-                &Section::default(),
-                None,
-            )?]));
+            return self
+                .server(registry, None, &Section::default(), None)
+                .map(Setup::alone);
         };
         let Some(file) = HostsFile::read(&dir)? else {
             // Docker's older layout: certificates only.
             let trust = trust::from_directory(&dir)?;
-            return Ok(Setup(vec![self.server(
-                registry,
-                None,
-                &Section::default(),
-                Some(trust),
-            )?]));
+            let server = self.server(registry, None, &Section::default(), Some(trust));
+            return server.map(Setup::alone);
         };
-        let mut endpoints = Vec::new();
+        let mut mirrors = Vec::new();
         for (address, section) in &file.hosts {
             let trust = trust::from_section(&dir, section)?;
-            endpoints.push(self.endpoint(registry, address, section, trust)?);
+            mirrors.push(self.endpoint(registry, address, section, trust)?);
         }
         let trust = trust::from_section(&dir, &file.root)?;
         let server = file.server.as_deref();
-        endpoints.push(self.server(registry, server, &file.root, Some(trust))?);
-        Ok(Setup(endpoints))
+        let server = self.server(registry, server, &file.root, Some(trust))?;
+        Ok(Setup { mirrors, server })
     }
 
     /// The registry itself.
@@ -145,6 +143,13 @@ impl Hosts {
 }
 
 impl Setup {
+    const fn alone(server: EndpointSetup) -> Self {
+        Self {
+            mirrors: Vec::new(),
+            server,
+        }
+    }
+
     /// Makes the endpoints, for a registry whose retries `budget` pays.
     pub(crate) fn plan(&self, options: &ClientOptions, budget: Arc<Budget>) -> Plan {
         let endpoint = |setup: &EndpointSetup| {
@@ -160,8 +165,12 @@ impl Setup {
                 passed_over_until: Mutex::new(None),
             })
         };
+        let registry = endpoint(&self.server);
+        let mirrors = self.mirrors.iter().map(endpoint);
+        let endpoints = mirrors.chain([Arc::clone(&registry)]).collect();
         Plan {
-            endpoints: self.0.iter().map(endpoint).collect(),
+            endpoints,
+            registry,
             budget,
         }
     }

@@ -24,32 +24,32 @@ const PLANS_MAX: usize = 256;
 pub(crate) struct Plan {
     /// The mirrors in order, and the registry itself last.
     pub(crate) endpoints: Vec<Arc<Endpoint>>,
+    /// The registry itself.
+    pub(crate) registry: Arc<Endpoint>,
     pub(crate) budget: Arc<Budget>,
 }
 
 impl Plan {
-    /// The endpoints to ask, in order, and never none.
-    pub(crate) fn endpoints(&self, purpose: Purpose) -> Vec<Arc<Endpoint>> {
+    /// The endpoints to ask, never none: those in good health in the order of the configuration,
+    /// then the others, who are better than nobody, the longest recovered first. The last of the configuration is the
+    /// authority: what it says is missing or forbidden, is.
+    pub(crate) fn endpoints(&self, purpose: Purpose) -> (Vec<Arc<Endpoint>>, Arc<Endpoint>) {
         let fit = |endpoint: &&Arc<Endpoint>| match purpose {
             Purpose::Pull => endpoint.capabilities.pull,
             Purpose::Resolve => endpoint.capabilities.resolve,
             // A mirror is a copy; what is written belongs into the registry.
             Purpose::Push => false,
         };
-        let able: Vec<_> = self.endpoints.iter().filter(fit).cloned().collect();
-        let mut asked: Vec<_> = able
-            .iter()
-            .filter(|e| !e.is_passed_over())
-            .cloned()
-            .collect();
-        // Whoever comes last is tried even if it has just failed.
-        let last = able.last().or(self.endpoints.last());
-        if let Some(last) = last
-            && !asked.last().is_some_and(|asked| Arc::ptr_eq(asked, last))
-        {
-            asked.push(Arc::clone(last));
+        let mut asked: Vec<_> = self.endpoints.iter().filter(fit).cloned().collect();
+        let authority = match asked.last() {
+            Some(last) => Arc::clone(last),
+            None => Arc::clone(&self.registry),
+        };
+        if asked.is_empty() {
+            asked.push(Arc::clone(&authority));
         }
-        asked
+        asked.sort_by_key(|endpoint| endpoint.passed_over());
+        (asked, authority)
     }
 }
 

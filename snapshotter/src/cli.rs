@@ -1,6 +1,10 @@
 //! The command line of `larder-snapshotter`.
 
+mod doctor;
+mod fetch_blobs;
+mod pull;
 mod run;
+mod status;
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +13,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::{Config, ConfigError, Driver, LogFormat, LogLevel, Overrides};
+use larder_registry::Reference;
+
+use crate::config::{
+    Config, ConfigError, DEFAULT_ROOT, Driver, LogFormat, LogLevel, Overrides, RegistryConfig,
+};
 
 /// Exit code for bad usage and bad configuration, as in sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -28,6 +36,47 @@ struct Cli {
 enum Command {
     /// Serve containerd.
     Run(RunArgs),
+    /// Pull an image into containerd, lazily: `ctr pull` of containerd 1.x downloads first.
+    Pull {
+        /// HOST/REPOSITORY:TAG or @DIGEST.
+        #[arg(value_name = "REF")]
+        image: Reference,
+        #[command(flatten)]
+        containerd: ContainerdArgs,
+    },
+    /// Fetch a lazily pulled image's blobs into containerd, so that it can be pushed or exported.
+    FetchBlobs {
+        /// HOST/REPOSITORY:TAG or @DIGEST, as containerd lists it.
+        #[arg(value_name = "REF")]
+        image: Reference,
+        #[command(flatten)]
+        containerd: ContainerdArgs,
+    },
+    /// Show the layers of this node: lazy, complete or eager, and why.
+    Status {
+        /// Root directory of the daemon.
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
+        root: PathBuf,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at this machine and at containerd: what is missing, and the line to add.
+    Doctor {
+        /// Configuration file of the daemon.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// containerd's configuration file.
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/etc/containerd/config.toml"
+        )]
+        containerd_config: PathBuf,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -56,6 +105,37 @@ struct RunArgs {
     /// How it is logged.
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
+}
+
+/// Which containerd, and how to reach registries.
+#[derive(Debug, clap::Args)]
+struct ContainerdArgs {
+    /// containerd's socket.
+    #[arg(
+        long,
+        value_name = "SOCK",
+        env = "CONTAINERD_ADDRESS",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    address: PathBuf,
+    /// containerd's namespace.
+    #[arg(short, long, env = "CONTAINERD_NAMESPACE", default_value = "default")]
+    namespace: String,
+    /// Name of the snapshotter in containerd's configuration.
+    #[arg(long, env = "CONTAINERD_SNAPSHOTTER", default_value = "larder")]
+    snapshotter: String,
+    /// Talk plain HTTP to the registry; loopback registries need no flag.
+    #[arg(long)]
+    plain_http: bool,
+    /// Configuration file with the registry settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ContainerdArgs {
+    fn registry_config(&self) -> Result<RegistryConfig, ConfigError> {
+        Ok(Config::load(self.config.as_deref(), &Overrides::default())?.registry)
+    }
 }
 
 impl RunArgs {
@@ -107,6 +187,19 @@ impl Cli {
                 let config = args.load()?;
                 start_log(config.log_level, config.log_format);
                 block_on(run::run(config))
+            }
+            Command::Pull { image, containerd } => block_on(pull::pull(containerd, image)),
+            Command::FetchBlobs { image, containerd } => {
+                block_on(fetch_blobs::fetch_blobs(containerd, image))
+            }
+            Command::Status { root, json } => block_on(status::status(&root, json)),
+            Command::Doctor {
+                config,
+                containerd_config,
+                json,
+            } => {
+                let config = Config::load(config.as_deref(), &Overrides::default())?;
+                block_on(doctor::doctor(config, containerd_config, json))
             }
             Command::Completions { shell } => {
                 let mut command = Self::command();

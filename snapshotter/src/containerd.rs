@@ -1,6 +1,7 @@
 //! containerd's own services, as a client of its socket.
 
 mod content;
+mod session;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use tonic::{Request, Status};
 use crate::socket::Connector;
 
 pub use content::{Blob, ContentError};
+pub use session::{CallError, Session, WriteError, unique};
 
 /// A connection to containerd that is made when it is first needed.
 #[derive(Debug, Clone)]

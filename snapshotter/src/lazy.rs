@@ -9,8 +9,8 @@ mod locate;
 mod lookup;
 mod restore;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use larder_proto::annotation::LocationError;
@@ -27,6 +27,9 @@ use flight::Flights;
 use implied::Parent;
 use lookup::Lookup;
 pub use lookup::chain_ids;
+
+/// Reasons remembered for `status`: a few hundred bytes each, the layers of some dozen images.
+const EAGER_MAX: usize = 1024;
 
 /// Why a layer is not loaded lazily.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +99,8 @@ pub struct Lazy {
     gate: RwLock<()>,
     /// Layers without a snapshot, since when.
     unused: Mutex<HashMap<Digest, Instant>>,
+    /// Why chains were unpacked in the ordinary way, newest last; for `status`.
+    eager: Mutex<VecDeque<(String, String)>>,
     /// Snapshots whose layer could not be mounted at the start, and why.
     missing: Mutex<HashMap<u64, String>>,
 }
@@ -111,6 +116,7 @@ impl Lazy {
             flights: Flights::default(),
             gate: RwLock::default(),
             unused: Mutex::default(),
+            eager: Mutex::default(),
             missing: Mutex::default(),
         }
     }
@@ -128,8 +134,32 @@ impl Lazy {
     ) -> Result<(), Reason> {
         let (lazy, store) = (Arc::clone(self), Arc::clone(store));
         // A task of its own: a request that is given up must not leave a mount without a record.
-        let work = tokio::spawn(async move { lazy.attempt(&store, &request).await });
+        let work = tokio::spawn(async move {
+            let attempt = lazy.attempt(&store, &request).await;
+            if let Err(reason) = &attempt {
+                lazy.note_eager(&request.chain, reason);
+            }
+            attempt
+        });
         work.await.map_err(|_| Reason::Interrupted)?
+    }
+
+    fn note_eager(&self, chain: &str, reason: &Reason) {
+        let mut eager = self.eager.lock().unwrap_or_else(PoisonError::into_inner);
+        eager.retain(|(noted, _)| noted != chain);
+        eager.push_back((chain.to_owned(), reason.to_string()));
+        if eager.len() > EAGER_MAX {
+            eager.pop_front();
+        }
+    }
+
+    /// Why a chain was unpacked in the ordinary way, if it was since the start.
+    pub fn why_eager(&self, chain: &str) -> Option<String> {
+        let eager = self.eager.lock().unwrap_or_else(PoisonError::into_inner);
+        eager
+            .iter()
+            .find(|(noted, _)| noted == chain)
+            .map(|(_, reason)| reason.clone())
     }
 
     async fn attempt(&self, store: &Arc<Store>, request: &LayerRequest) -> Result<(), Reason> {

@@ -7,11 +7,14 @@
 pub mod cli;
 pub mod config;
 pub mod containerd;
+pub mod control;
 pub mod filter;
+pub mod image;
 pub mod lazy;
 pub mod mounts;
 mod notify;
 pub mod plane;
+pub mod registries;
 pub mod service;
 pub mod snapshots;
 pub mod socket;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -23,7 +24,7 @@ pub struct BlobBody {
     size: Option<u64>,
     expected: Digest,
     stream: BoxStream<'static, Result<Bytes, RegistryError>>,
-    describe: Box<dyn Fn(Cause) -> RegistryError + Send>,
+    describe: Arc<dyn Fn(Cause) -> RegistryError + Send + Sync>,
 }
 
 impl fmt::Debug for BlobBody {
@@ -57,29 +58,24 @@ impl BlobBody {
             stream,
             describe,
         } = self;
-        let begin = (stream, sha2::Sha256::new(), Some(describe));
-        let stream = stream::try_unfold(
-            begin,
-            move |(mut stream, mut hasher, describe)| async move {
-                let Some(describe) = describe else {
-                    return Ok(None);
-                };
-                if let Some(bytes) = stream.try_next().await? {
-                    hasher.update(&bytes);
-                    return Ok(Some((bytes, (stream, hasher, Some(describe)))));
-                }
-                let found = Digest::from_bytes(hasher.finalize().into());
-                if found == expected {
-                    return Ok(None);
-                }
-                Err(describe(Cause::WrongDigest {
-                    host: "the registry".into(),
-                    expected,
-                    found,
-                }))
-            },
-        );
-        let describe = Box::new(|cause| RegistryError::new("", "", "", cause));
+        let error = Arc::clone(&describe);
+        let begin = (stream, sha2::Sha256::new(), error);
+        let stream = stream::try_unfold(begin, move |(mut stream, mut hasher, error)| async move {
+            if let Some(bytes) = stream.try_next().await? {
+                hasher.update(&bytes);
+                return Ok(Some((bytes, (stream, hasher, error))));
+            }
+            let found = Digest::from_bytes(hasher.finalize().into());
+            if found == expected {
+                return Ok(None);
+            }
+            let host = "the registry".into();
+            Err(error(Cause::WrongDigest {
+                host,
+                expected,
+                found,
+            }))
+        });
         Self {
             size,
             expected,
@@ -110,7 +106,7 @@ impl BlobBody {
             let bytes = download.next().await?;
             Ok(bytes.map(|bytes| (bytes, download)))
         });
-        let describe = Box::new(move |cause| named.error(&doing, cause));
+        let describe = Arc::new(move |cause| named.error(&doing, cause));
         Ok(Self {
             size,
             expected: digest,

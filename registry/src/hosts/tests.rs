@@ -11,6 +11,10 @@ fn hosts(dir: &std::path::Path, plain_http: bool) -> Hosts {
     Hosts::new(&options).unwrap()
 }
 
+fn all(setup: &Setup) -> Vec<&EndpointSetup> {
+    setup.mirrors.iter().chain([&setup.server]).collect()
+}
+
 /// Each endpoint as `base namespace pull resolve`.
 fn describe(setup: &Setup) -> Vec<String> {
     let endpoint = |e: &EndpointSetup| {
@@ -18,7 +22,7 @@ fn describe(setup: &Setup) -> Vec<String> {
         let Capabilities { pull, resolve } = e.capabilities;
         format!("{} {namespace} {pull} {resolve}", e.base)
     };
-    setup.0.iter().map(endpoint).collect()
+    all(setup).into_iter().map(endpoint).collect()
 }
 
 #[test]
@@ -41,7 +45,7 @@ fn registries_without_configuration_get_tls_except_on_loopback() {
             [format!("{base} - true true")],
             "{registry}"
         );
-        assert_eq!(setup.0[0].host, registry);
+        assert_eq!(all(&setup)[0].host, registry);
     }
 }
 
@@ -79,10 +83,10 @@ fn mirrors_come_in_the_order_of_the_file_and_the_server_last() {
             "https://registry-1.docker.io/v2/ - true true",
         ]
     );
-    assert_eq!(setup.0[1].connect, Duration::from_secs(1));
-    assert_eq!(setup.0[3].headers.len(), 3);
+    assert_eq!(all(&setup)[1].connect, Duration::from_secs(1));
+    assert_eq!(all(&setup)[3].headers.len(), 3);
     assert!(!format!("{setup:?}").contains("\"3\""), "{setup:?}");
-    assert_eq!(setup.0[5].host, "docker.io");
+    assert_eq!(all(&setup)[5].host, "docker.io");
 }
 
 #[test]
@@ -104,8 +108,8 @@ fn a_directory_is_found_by_name_port_or_default() {
         ("d.io", "https://by-default.io/v2/"),
     ] {
         let setup = hosts(dir.path(), false).read(registry).unwrap();
-        assert_eq!(setup.0[0].base.as_str(), base);
-        assert_eq!(setup.0[0].namespace.as_deref(), Some(registry));
+        assert_eq!(all(&setup)[0].base.as_str(), base);
+        assert_eq!(all(&setup)[0].namespace.as_deref(), Some(registry));
     }
 }
 
@@ -136,12 +140,12 @@ fn certificates_are_found_in_both_layouts() {
         ("localhost:1", false, 0),
     ] {
         let setup = hosts(root, false).read(registry).unwrap();
-        let trust = &setup.0[0].trust;
+        let trust = &all(&setup)[0].trust;
         assert_eq!(trust.authorities, [b"A"], "{registry}");
         assert_eq!(trust.identities, vec![b"C\nK"; identities], "{registry}");
         assert_eq!(trust.skip_verify, skip_verify, "{registry}");
         // With certificates for it, even a loopback registry speaks TLS.
-        assert_eq!(setup.0[0].base.scheme(), "https", "{registry}");
+        assert_eq!(all(&setup)[0].base.scheme(), "https", "{registry}");
     }
 }
 

@@ -29,7 +29,7 @@ impl<S: UploadSource + ?Sized> UploadSource for Arc<S> {
     }
 }
 
-/// A file to upload, or the part of it that begins at an offset.
+/// A file to upload.
 #[derive(Debug, Clone)]
 pub struct FileSource {
     file: Arc<std::fs::File>,

@@ -237,19 +237,22 @@ async fn a_lying_mirror_can_be_reported() {
     world.read().await;
     world.read().await;
     assert_eq!(world.counts(), [1, 2, 0]);
-    // The last in the list is asked all the same: there is nobody else.
-    world.mirrors[0].clear_faults();
-    for registry in [&world.mirrors[1], &world.server] {
-        let (_, origin) = world
+    // When nobody is left, the one whose failure is longest ago is asked.
+    for registry in [
+        &world.mirrors[1],
+        &world.server,
+        &world.mirrors[0],
+        &world.mirrors[1],
+    ] {
+        world.clock.advance(Duration::from_secs(1));
+        let read = world
             .repository
             .blob_range_from(&world.digest, 0..SIZE)
-            .await
-            .unwrap();
+            .await;
+        let (_, origin) = read.unwrap();
         assert_eq!(origin.host(), registry.host());
         origin.distrust();
     }
-    world.read().await;
-    assert_eq!(world.counts(), [0, 1, 2]);
 }
 
 /// Bytes of a mirror that broke off are not joined with another's.
@@ -264,4 +267,32 @@ async fn bytes_of_two_endpoints_are_not_mixed() {
         .map(|r| r.range)
         .collect();
     assert_eq!(ranges, [Some(format!("bytes=0-{}", SIZE - 1))]);
+}
+
+/// Where the registry itself cannot be reached, a mirror that failed once is still asked.
+#[tokio::test]
+async fn a_mirror_in_disgrace_is_better_than_nobody() {
+    let world = World::new().await;
+    world.server.set_down(true);
+    for registry in &world.mirrors {
+        registry.fault_times(1, On::Blobs, Fault::Status(503, None));
+    }
+    world.read().await;
+    world.read().await;
+    assert_eq!(world.clock.waits().len(), 1);
+    // And what the registry says is final, even with mirrors left to ask.
+    world.server.set_down(false);
+    world.clock.advance(Duration::from_secs(31));
+    world.mirrors[0].set_fault(Fault::StallBeforeHeaders);
+    world.read().await;
+    world.counts();
+    world.server.remove_blob(&world.digest);
+    world.mirrors[1].remove_blob(&world.digest);
+    let error = world
+        .repository
+        .blob_range(&world.digest, 0..10)
+        .await
+        .unwrap_err();
+    assert!(error.is_not_found(), "{error}");
+    assert_eq!(world.counts(), [0, 1, 1]);
 }

@@ -8,6 +8,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::config::Config;
+use crate::control::Control;
 use crate::service::Service;
 use crate::snapshots::Snapshots;
 use crate::store::Store;
@@ -22,6 +23,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     let store = Store::open(&config.root)?;
     // Requests queue on the socket while the state is restored.
     let (listener, _bound) = socket::bind(&config.address)?;
+    let (control, _control) = socket::bind(&Config::control(&config.root))?;
     let snapshots = Snapshots::start(store, None).await?;
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let mut drained = stopped.clone();
@@ -30,6 +32,10 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             drop(stopped.wait_for(|stop| *stop).await);
         });
+    let control = Server::builder()
+        .add_service(Control::server(snapshots.clone()))
+        .serve_with_incoming(UnixListenerStream::new(control));
+    let control = tokio::spawn(control);
     notify::ready();
     tracing::info!(
         address = %config.address.display(),
@@ -51,6 +57,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         }
         () = cut_off => tracing::warn!("some requests did not end in time"),
     }
+    control.abort();
     tracing::info!("stopped");
     Ok(())
 }

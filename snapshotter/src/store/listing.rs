@@ -48,4 +48,13 @@ impl Store {
         }
         Ok(page)
     }
+
+    /// All committed layers of images with their names, oldest first.
+    pub fn committed(&self) -> Result<Vec<(String, Record)>, StoreError> {
+        let mut page = self.list(&Filter::default(), None, usize::MAX)?;
+        page.entries
+            .retain(|(_, record)| record.chain_id().is_some());
+        page.entries.sort_by_key(|(_, record)| record.id);
+        Ok(page.entries)
+    }
 }

@@ -1,0 +1,263 @@
+//! What containerd is, and what its configuration says about us.
+
+use std::fs;
+use std::path::Path;
+
+use toml::Value;
+
+use super::Finding;
+use crate::config::Config;
+use crate::containerd::Containerd;
+
+/// CRI's section up to configuration version 2, and those of version 3.
+const CRI: &str = "io.containerd.grpc.v1.cri";
+const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
+const TRANSFER: &str = "io.containerd.transfer.v1.local";
+
+pub(super) async fn look(config: &Config, file: &Path) -> Vec<Finding> {
+    let version = version(config).await;
+    let newer = matches!(&version, Ok((major, _)) if *major >= 2);
+    let mut findings = vec![describe(version, config)];
+    match fs::read_to_string(file) {
+        Ok(text) => findings.extend(configuration(&text, config, newer)),
+        Err(error) => {
+            let seen = format!("read {}: {error}", file.display());
+            let advice = format!("add to it:\n{}", plugin(config));
+            findings.push(Finding::bad("containerd configuration", seen, advice));
+        }
+    }
+    findings.push(daemon(config));
+    findings
+}
+
+async fn version(config: &Config) -> Result<(u32, String), String> {
+    use containerd_client::services::v1::version_client::VersionClient;
+    let channel = Containerd::new(config.containerd.clone()).channel();
+    let asked = VersionClient::new(channel).version(()).await;
+    let version = asked
+        .map_err(|status| status.message().to_owned())?
+        .into_inner()
+        .version;
+    let major = version
+        .trim_start_matches('v')
+        .split('.')
+        .next()
+        .unwrap_or_default();
+    Ok((major.parse().unwrap_or_default(), version))
+}
+
+fn describe(version: Result<(u32, String), String>, config: &Config) -> Finding {
+    let what = "containerd";
+    match version {
+        Ok((1, version)) => {
+            let advice = "`ctr pull` of 1.x downloads first: pull with larder-snapshotter pull REF";
+            Finding::notice(what, version, advice)
+        }
+        Ok((_, version)) => Finding::good(what, version),
+        Err(error) => {
+            let address = config.containerd.display();
+            let advice = format!("start containerd, or set [containerd] address (now {address})");
+            Finding::bad(what, error, advice)
+        }
+    }
+}
+
+/// Judges containerd's configuration file.
+fn configuration(text: &str, config: &Config, newer: bool) -> Vec<Finding> {
+    let what = "containerd configuration";
+    let root: Value = match text.parse::<toml::Table>() {
+        Ok(table) => Value::Table(table),
+        Err(error) => return vec![Finding::bad(what, error.to_string(), "correct the file")],
+    };
+    let mut findings = vec![proxy(&root, config)];
+    let Some(name) = plugin_name(&root, config) else {
+        return findings;
+    };
+    findings.push(cri(&root, &name));
+    if newer {
+        findings.push(transfer(&root, &name));
+    }
+    findings
+}
+
+/// The proxy plugin whose address is ours.
+fn plugin_name(root: &Value, config: &Config) -> Option<String> {
+    let plugins = root.get("proxy_plugins")?.as_table()?;
+    let address = config.address.to_str();
+    let ours = |plugin: &Value| plugin.get("address").and_then(Value::as_str) == address;
+    plugins
+        .iter()
+        .find(|(_, plugin)| ours(plugin))
+        .map(|(name, _)| name.clone())
+}
+
+fn proxy(root: &Value, config: &Config) -> Finding {
+    let what = "proxy plugin";
+    let Some(name) = plugin_name(root, config) else {
+        let seen = format!(
+            "no proxy plugin has the address {}",
+            config.address.display()
+        );
+        return Finding::bad(what, seen, format!("add:\n{}", plugin(config)));
+    };
+    let plugin = &root["proxy_plugins"][name.as_str()];
+    let capabilities = plugin.get("capabilities").and_then(Value::as_array);
+    if capabilities.is_some_and(|all| all.iter().any(|one| one.as_str() == Some("rebase"))) {
+        let advice = "remove \"rebase\" from capabilities: pulled images would lose layers";
+        return Finding::bad(what, format!("{name} claims the capability rebase"), advice);
+    }
+    let export = plugin
+        .get("exports")
+        .and_then(|exports| exports.get("root"));
+    if export.and_then(Value::as_str) != config.root.to_str() {
+        let advice = format!(
+            "add:\n[proxy_plugins.{name}.exports]\n  root = \"{}\"",
+            config.root.display()
+        );
+        let seen =
+            format!("{name} does not export the root directory: kubelet cannot see its disk");
+        return Finding::notice(what, seen, advice);
+    }
+    Finding::good(what, name)
+}
+
+fn cri(root: &Value, name: &str) -> Finding {
+    let what = "CRI";
+    let plugins = root.get("plugins");
+    let section = |key: &str| plugins.and_then(|plugins| plugins.get(key));
+    let old = section(CRI).and_then(|cri| cri.get("containerd"));
+    let images = section(CRI_IMAGES);
+    let Some(table) = old.or(images) else {
+        let advice = format!(
+            "for Kubernetes, add:\n[plugins.\"{CRI}\".containerd]\n  snapshotter = \"{name}\"\n  \
+             disable_snapshot_annotations = false"
+        );
+        return Finding::notice(what, "not configured to use it", advice);
+    };
+    if table.get("snapshotter").and_then(Value::as_str) != Some(name) {
+        let advice = format!("set snapshotter = \"{name}\" there");
+        return Finding::notice(what, "uses another snapshotter", advice);
+    }
+    if old.is_some_and(|old| old.get("runtimes").is_none()) {
+        let advice = format!(
+            "add, or containerd 2.x drops the lines above:\n[plugins.\"{CRI}\".containerd.runtimes.runc]\n  \
+             runtime_type = \"io.containerd.runc.v2\""
+        );
+        return Finding::notice(what, "no runtimes table", advice);
+    }
+    Finding::good(what, format!("uses {name}"))
+}
+
+fn transfer(root: &Value, name: &str) -> Finding {
+    let what = "transfer service";
+    let configs = root
+        .get("plugins")
+        .and_then(|plugins| plugins.get(TRANSFER));
+    let configs = configs.and_then(|transfer| transfer.get("unpack_config"));
+    let configs = configs.and_then(Value::as_array);
+    let ours = |entry: &Value| entry.get("snapshotter").and_then(Value::as_str) == Some(name);
+    if configs.is_some_and(|configs| configs.iter().any(ours)) {
+        return Finding::good(what, format!("unpacks with {name}"));
+    }
+    let entry = |name: &str| {
+        format!(
+            "[[plugins.\"{TRANSFER}\".unpack_config]]\n  platform = \"linux\"\n  \
+             snapshotter = \"{name}\"\n  differ = \"walking\""
+        )
+    };
+    let advice = format!("add:\n{}\n{}", entry("overlayfs"), entry(name));
+    Finding::bad(
+        what,
+        "`ctr pull` fails: no unpack platforms defined",
+        advice,
+    )
+}
+
+fn plugin(config: &Config) -> String {
+    format!(
+        "[proxy_plugins.larder]\n  type = \"snapshot\"\n  address = \"{}\"\n  \
+         [proxy_plugins.larder.exports]\n    root = \"{}\"\n    \
+         enable_remote_snapshot_annotations = \"true\"",
+        config.address.display(),
+        config.root.display()
+    )
+}
+
+fn daemon(config: &Config) -> Finding {
+    let what = "daemon";
+    match std::os::unix::net::UnixStream::connect(&config.address) {
+        Ok(_) => Finding::good(what, config.address.display().to_string()),
+        Err(error) => {
+            let seen = format!("connect to {}: {error}", config.address.display());
+            Finding::bad(
+                what,
+                seen,
+                "start larder-snapshotter run, before containerd",
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::Verdict;
+    use crate::config::Overrides;
+
+    /// The block of docs/CONFIGURATION.md that users copy.
+    fn documented() -> String {
+        let text = include_str!("../../../../docs/CONFIGURATION.md");
+        let block = text.split("```toml\n").nth(1).unwrap();
+        block.split("```").next().unwrap().to_owned()
+    }
+
+    fn verdicts(text: &str) -> Vec<(&'static str, Verdict)> {
+        let config = Config::load(None, &Overrides::default()).unwrap();
+        let findings = configuration(text, &config, true);
+        findings
+            .into_iter()
+            .map(|finding| (finding.what, finding.verdict))
+            .collect()
+    }
+
+    /// Promise: the documented block is one the doctor has nothing to say about.
+    #[test]
+    fn the_documented_block_is_well() {
+        let verdicts = verdicts(&documented());
+        assert_eq!(verdicts.len(), 3);
+        assert!(
+            verdicts
+                .iter()
+                .all(|(_, verdict)| *verdict == Verdict::Good),
+            "{verdicts:?}"
+        );
+    }
+
+    #[test]
+    fn each_missing_part_is_named() {
+        let block = documented();
+        for (remove, what, expected) in [
+            ("/run/larder/larder.sock", "proxy plugin", Verdict::Bad),
+            ("/var/lib/larder", "proxy plugin", Verdict::Notice),
+            ("runtimes.runc", "CRI", Verdict::Notice),
+            ("unpack_config", "transfer service", Verdict::Bad),
+            ("version = 2", "containerd configuration", Verdict::Bad),
+        ] {
+            let damage = if remove == "version = 2" {
+                "version = = 2"
+            } else {
+                "other"
+            };
+            let verdicts = verdicts(&block.replace(remove, damage));
+            assert!(
+                verdicts.contains(&(what, expected)),
+                "{remove}: {verdicts:?}"
+            );
+        }
+        let rebase = block.replace(
+            "type = \"snapshot\"",
+            "type = \"snapshot\"\n  capabilities = [\"rebase\"]",
+        );
+        assert!(verdicts(&rebase).contains(&("proxy plugin", Verdict::Bad)));
+    }
+}

@@ -1,0 +1,281 @@
+//! `pull`: what `ctr pull` of containerd 1.x cannot do, a pull that does not download the layers.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, ensure};
+use containerd_client::types::{Descriptor, Mount};
+use larder_proto::grpc::snapshots::{
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+};
+use larder_registry::oci::Descriptor as Layer;
+use larder_registry::{Reference, Repository};
+use tonic::Code;
+
+use super::ContainerdArgs;
+use crate::containerd::{Containerd, Session, unique};
+use crate::image::Image;
+use crate::lazy::chain_ids;
+use crate::registries::Registries;
+use crate::store::REF_LABEL;
+
+/// containerd hands labels with this prefix to snapshotters.
+const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
+
+/// Pulls `image` into containerd, each layer lazily where possible.
+pub(super) async fn pull(args: ContainerdArgs, image: Reference) -> anyhow::Result<()> {
+    let registries = Registries::new(&args.registry_config()?)?;
+    let repository = registries.repository(&image, args.plain_http);
+    let resolved = Image::resolve(&repository, &image).await?;
+    let session = Session::begin(Containerd::new(args.address), args.namespace).await?;
+    let pull = Pull {
+        session,
+        repository,
+        image,
+        resolved,
+        snapshotter: args.snapshotter,
+    };
+    let lazy = pull.run().await?;
+    let layers = pull.resolved.parsed.layers.len();
+    println!("{}: {lazy} of {layers} layers loaded lazily", pull.image);
+    pull.session.end().await?;
+    Ok(())
+}
+
+struct Pull {
+    session: Session,
+    repository: Repository,
+    image: Reference,
+    resolved: Image,
+    snapshotter: String,
+}
+
+impl Pull {
+    /// Returns the number of lazily loaded layers.
+    async fn run(&self) -> anyhow::Result<usize> {
+        let chains = chain_ids(&self.resolved.diff_ids);
+        self.put_documents(&chains).await?;
+        let mut lazy = 0;
+        let mut parent = String::new();
+        for (number, chain) in chains.iter().enumerate() {
+            let layer = &self.resolved.parsed.layers[number];
+            let unpack = self.layer(number, chain, &parent).await;
+            if unpack.with_context(|| format!("layer {}", layer.digest))? {
+                lazy += 1;
+            }
+            parent.clone_from(chain);
+        }
+        let target = self.resolved.target.descriptor();
+        self.session
+            .put_image(&self.image.to_string(), descriptor(&target))
+            .await?;
+        Ok(lazy)
+    }
+
+    /// Index, manifest and config, with the labels that keep them and the snapshots alive.
+    async fn put_documents(&self, chains: &[String]) -> anyhow::Result<()> {
+        let Image {
+            target,
+            manifest,
+            parsed,
+            config,
+            ..
+        } = &self.resolved;
+        let mut labels = self.source_labels();
+        if let Some(top) = chains.last() {
+            labels.insert(
+                reference(&format!("snapshot.{}", self.snapshotter)),
+                top.clone(),
+            );
+        }
+        self.session
+            .put(&parsed.config.digest, config, labels)
+            .await?;
+        let mut labels = self.source_labels();
+        labels.insert(
+            reference("content.config"),
+            parsed.config.digest.to_string(),
+        );
+        for (number, layer) in parsed.layers.iter().enumerate() {
+            labels.insert(
+                reference(&format!("content.l.{number}")),
+                layer.digest.to_string(),
+            );
+        }
+        self.session
+            .put(&manifest.digest, &manifest.bytes, labels)
+            .await?;
+        if target.digest != manifest.digest {
+            let mut labels = self.source_labels();
+            labels.insert(reference("content.m.0"), manifest.digest.to_string());
+            self.session
+                .put(&target.digest, &target.bytes, labels)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Where a blob came from, as containerd itself notes it: the host without its port.
+    fn source_labels(&self) -> HashMap<String, String> {
+        let registry = self.image.registry();
+        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+        let label = format!("containerd.io/distribution.source.{host}");
+        HashMap::from([(label, self.image.repository().to_owned())])
+    }
+
+    /// Makes the snapshot of one layer; says whether it is loaded lazily.
+    async fn layer(&self, number: usize, chain: &str, parent: &str) -> anyhow::Result<bool> {
+        if self.exists(chain).await? {
+            return Ok(true);
+        }
+        let key = format!("extract-{}-{number} {chain}", unique());
+        let request = PrepareSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: key.clone(),
+            parent: parent.to_owned(),
+            labels: self.labels(number, chain),
+        };
+        let prepared = self
+            .session
+            .snapshots()
+            .prepare(self.session.request(request))
+            .await;
+        let mounts = match prepared {
+            Ok(prepared) => prepared.into_inner().mounts,
+            Err(status) if status.code() == Code::AlreadyExists => {
+                ensure!(
+                    self.exists(chain).await?,
+                    "containerd did not adopt snapshot {chain}"
+                );
+                return Ok(true);
+            }
+            Err(status) => anyhow::bail!("prepare a snapshot: {}", status.message()),
+        };
+        let unpacked = self.unpack(number, chain, &key, mounts).await;
+        if unpacked.is_err() {
+            let request = RemoveSnapshotRequest {
+                snapshotter: self.snapshotter.clone(),
+                key,
+            };
+            drop(
+                self.session
+                    .snapshots()
+                    .remove(self.session.request(request))
+                    .await,
+            );
+        }
+        unpacked.map(|()| false)
+    }
+
+    async fn exists(&self, chain: &str) -> anyhow::Result<bool> {
+        let request = StatSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: chain.to_owned(),
+        };
+        match self
+            .session
+            .snapshots()
+            .stat(self.session.request(request))
+            .await
+        {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Err(status) => anyhow::bail!("look up snapshot {chain}: {}", status.message()),
+        }
+    }
+
+    /// The labels containerd's own unpacker would hand over.
+    fn labels(&self, number: usize, chain: &str) -> HashMap<String, String> {
+        let layer = &self.resolved.parsed.layers[number];
+        let annotations = layer.annotations.iter();
+        let inherited = annotations.filter(|(name, _)| name.starts_with(INHERITED_PREFIX));
+        let mut labels: HashMap<String, String> = inherited
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        labels.insert(REF_LABEL.to_owned(), chain.to_owned());
+        for (name, value) in [
+            ("cri.image-ref", self.image.to_string()),
+            ("cri.layer-digest", layer.digest.to_string()),
+            (
+                "cri.manifest-digest",
+                self.resolved.manifest.digest.to_string(),
+            ),
+        ] {
+            labels.insert(format!("{INHERITED_PREFIX}{name}"), value);
+        }
+        labels
+    }
+
+    /// The ordinary way: download, unpack, commit.
+    async fn unpack(
+        &self,
+        number: usize,
+        chain: &str,
+        key: &str,
+        mounts: Vec<larder_proto::grpc::Mount>,
+    ) -> anyhow::Result<()> {
+        let layer = &self.resolved.parsed.layers[number];
+        fetch(&self.session, &self.repository, layer, self.source_labels()).await?;
+        let mounts = mounts.into_iter().map(|mount| Mount {
+            r#type: mount.r#type,
+            source: mount.source,
+            target: mount.target,
+            options: mount.options,
+        });
+        let applied = self
+            .session
+            .apply(descriptor(layer), mounts.collect())
+            .await?;
+        let expected = self.resolved.diff_ids[number].to_string();
+        ensure!(
+            applied == expected,
+            "its tar has digest {applied}, the config says {expected}"
+        );
+        let request = CommitSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            name: chain.to_owned(),
+            key: key.to_owned(),
+            labels: HashMap::from([(REF_LABEL.to_owned(), chain.to_owned())]),
+            parent: String::new(),
+        };
+        match self
+            .session
+            .snapshots()
+            .commit(self.session.request(request))
+            .await
+        {
+            // Another pull was faster.
+            Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+            Err(status) => anyhow::bail!("commit the snapshot: {}", status.message()),
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+/// Downloads a blob into the content store unless it is there.
+pub(super) async fn fetch(
+    session: &Session,
+    repository: &Repository,
+    blob: &Layer,
+    labels: HashMap<String, String>,
+) -> anyhow::Result<bool> {
+    if session.has(&blob.digest).await? {
+        return Ok(false);
+    }
+    let body = repository.blob(&blob.digest).await?;
+    session.write(&blob.digest, blob.size, labels, body).await?;
+    Ok(true)
+}
+
+/// A garbage collection label.
+fn reference(what: &str) -> String {
+    format!("containerd.io/gc.ref.{what}")
+}
+
+fn descriptor(layer: &Layer) -> Descriptor {
+    Descriptor {
+        media_type: layer.media_type.clone(),
+        digest: layer.digest.to_string(),
+        size: i64::try_from(layer.size).unwrap_or(i64::MAX),
+        ..Descriptor::default()
+    }
+}

@@ -1,0 +1,291 @@
+//! Changes in containerd made on behalf of one command, under a lease.
+
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use containerd_client::services::v1 as api;
+use containerd_client::types::{Descriptor, Mount};
+use futures_util::{Stream, StreamExt};
+use larder_proto::digest::Digest;
+use larder_proto::grpc::snapshots::snapshots_client::SnapshotsClient;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use super::{Containerd, within};
+
+/// Messages of an upload on their way; with a registry's pieces of at most 1 MiB, a few MiB.
+const WRITES_QUEUED_MAX: usize = 4;
+
+/// containerd in one namespace, keeping what is made until [`Session::end`].
+#[derive(Debug, Clone)]
+pub struct Session {
+    containerd: Containerd,
+    namespace: String,
+    lease: String,
+}
+
+/// A call that failed, and what it was for.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: containerd answers: {}", .status.message())]
+pub struct CallError {
+    doing: String,
+    status: Box<Status>,
+}
+
+impl CallError {
+    fn of(doing: &str) -> impl FnOnce(Status) -> Self + '_ {
+        move |status| Self {
+            doing: doing.to_owned(),
+            status: Box::new(status),
+        }
+    }
+
+    /// The gRPC code.
+    pub fn code(&self) -> Code {
+        self.status.code()
+    }
+}
+
+impl Session {
+    /// Takes a lease, so that containerd's collector spares what is made meanwhile.
+    pub async fn begin(containerd: Containerd, namespace: String) -> Result<Self, CallError> {
+        let lease = format!("larder-{}-{}", std::process::id(), unique());
+        let message = api::CreateRequest {
+            id: lease.clone(),
+            labels: HashMap::new(),
+        };
+        let mut leases = api::leases_client::LeasesClient::new(containerd.channel());
+        let doing = CallError::of("take a lease");
+        let request = match within(&namespace, message) {
+            Ok(request) => request,
+            Err(status) => return Err(doing(status)),
+        };
+        leases.create(request).await.map_err(doing)?;
+        Ok(Self {
+            containerd,
+            namespace,
+            lease,
+        })
+    }
+
+    /// Gives the lease back; what nothing else refers to is then collected.
+    pub async fn end(self) -> Result<(), CallError> {
+        let message = api::DeleteRequest {
+            id: self.lease.clone(),
+            sync: false,
+        };
+        let mut leases = api::leases_client::LeasesClient::new(self.containerd.channel());
+        let request = self.request(message);
+        leases
+            .delete(request)
+            .await
+            .map_err(CallError::of("give the lease back"))?;
+        Ok(())
+    }
+
+    /// A request in the namespace and under the lease; both were checked by the first call.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        for (name, value) in [
+            ("containerd-namespace", &self.namespace),
+            ("containerd-lease", &self.lease),
+        ] {
+            if let Ok(value) = value.parse() {
+                request.metadata_mut().insert(name, value);
+            }
+        }
+        request
+    }
+
+    /// containerd's snapshots service.
+    pub fn snapshots(&self) -> SnapshotsClient<Channel> {
+        SnapshotsClient::new(self.containerd.channel())
+    }
+
+    /// Whether the content store has a blob.
+    pub async fn has(&self, digest: &Digest) -> Result<bool, CallError> {
+        let message = api::InfoRequest {
+            digest: digest.to_string(),
+        };
+        let mut content = api::content_client::ContentClient::new(self.containerd.channel());
+        match content.info(self.request(message)).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Err(status) => Err(CallError::of("ask for a blob")(status)),
+        }
+    }
+
+    /// The bytes of a blob of at most `max` bytes.
+    pub async fn read(&self, digest: &Digest, max: u64) -> Result<Vec<u8>, super::ContentError> {
+        self.containerd.read(&self.namespace, digest, max).await
+    }
+
+    /// Stores a document, or gives an existing one its labels.
+    pub async fn put(
+        &self,
+        digest: &Digest,
+        bytes: &[u8],
+        labels: HashMap<String, String>,
+    ) -> Result<(), CallError> {
+        let body = futures_util::stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if !self.has(digest).await? {
+            return self
+                .write::<Status>(digest, len, labels, body)
+                .await
+                .map_err(|e| match e {
+                    WriteError::Call(error) => error,
+                    WriteError::Source(status) => CallError::of("store a document")(status),
+                });
+        }
+        let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+        let info = api::Info {
+            digest: digest.to_string(),
+            labels,
+            ..api::Info::default()
+        };
+        let update_mask = Some(prost_types::FieldMask { paths });
+        let message = api::UpdateRequest {
+            info: Some(info),
+            update_mask,
+        };
+        let mut content = api::content_client::ContentClient::new(self.containerd.channel());
+        let updated = content.update(self.request(message)).await;
+        updated.map_err(CallError::of("label a document"))?;
+        Ok(())
+    }
+
+    /// Streams a blob into the content store, which checks its digest.
+    pub async fn write<E>(
+        &self,
+        digest: &Digest,
+        len: u64,
+        labels: HashMap<String, String>,
+        body: impl Stream<Item = Result<Bytes, E>> + Send,
+    ) -> Result<(), WriteError<E>> {
+        let (sender, receiver) = mpsc::channel(WRITES_QUEUED_MAX);
+        let total = i64::try_from(len).unwrap_or(i64::MAX);
+        let message = |action: api::WriteAction, offset, data: Vec<u8>| api::WriteContentRequest {
+            action: action.into(),
+            r#ref: format!("{}-{digest}", self.lease),
+            total,
+            expected: digest.to_string(),
+            offset,
+            data,
+            labels: labels.clone(),
+        };
+        let feed = async {
+            let mut body = std::pin::pin!(body);
+            let mut offset = 0;
+            while let Some(bytes) = body.next().await {
+                let bytes = bytes.map_err(WriteError::Source)?;
+                let write = message(api::WriteAction::Write, offset, bytes.to_vec());
+                offset += i64::try_from(bytes.len()).unwrap_or_default();
+                if sender.send(write).await.is_err() {
+                    // containerd ended the call; its answer says why.
+                    return Ok(());
+                }
+            }
+            let commit = message(api::WriteAction::Commit, offset, Vec::new());
+            drop(sender.send(commit).await);
+            drop(sender);
+            Ok(())
+        };
+        let request = self.request(ReceiverStream::new(receiver));
+        let call = async {
+            let mut content = api::content_client::ContentClient::new(self.containerd.channel());
+            let mut answers = content.write(request).await?.into_inner();
+            while answers.message().await?.is_some() {}
+            Ok::<_, Status>(())
+        };
+        let doing = format!("store blob {digest}");
+        // The call ends only after the feeder dropped its end, so both are driven together.
+        let (fed, called) = futures_util::future::join(feed, call).await;
+        fed?;
+        match called {
+            Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+            called => called.map_err(|status| WriteError::Call(CallError::of(&doing)(status))),
+        }
+    }
+
+    /// Unpacks a blob of the content store into mounts; returns the digest of its tar.
+    pub async fn apply(&self, layer: Descriptor, mounts: Vec<Mount>) -> Result<String, CallError> {
+        let doing = format!("unpack layer {}", layer.digest);
+        let message = api::ApplyRequest {
+            diff: Some(layer),
+            mounts,
+            ..Default::default()
+        };
+        let mut diff = api::diff_client::DiffClient::new(self.containerd.channel());
+        let applied = diff
+            .apply(self.request(message))
+            .await
+            .map_err(CallError::of(&doing))?;
+        Ok(applied.into_inner().applied.unwrap_or_default().digest)
+    }
+
+    /// The descriptor an image name stands for.
+    pub async fn image(&self, name: &str) -> Result<Descriptor, CallError> {
+        let message = api::GetImageRequest {
+            name: name.to_owned(),
+        };
+        let mut images = api::images_client::ImagesClient::new(self.containerd.channel());
+        let doing = format!("look up image {name}");
+        let got = images
+            .get(self.request(message))
+            .await
+            .map_err(CallError::of(&doing))?;
+        let image = got.into_inner().image.unwrap_or_default();
+        Ok(image.target.unwrap_or_default())
+    }
+
+    /// Makes an image, or points an existing one at `target`.
+    pub async fn put_image(&self, name: &str, target: Descriptor) -> Result<(), CallError> {
+        let image = api::Image {
+            name: name.to_owned(),
+            target: Some(target),
+            ..api::Image::default()
+        };
+        let mut images = api::images_client::ImagesClient::new(self.containerd.channel());
+        let create = api::CreateImageRequest {
+            image: Some(image.clone()),
+            source_date_epoch: None,
+        };
+        match images.create(self.request(create)).await {
+            Ok(_) => return Ok(()),
+            Err(status) if status.code() == Code::AlreadyExists => {}
+            Err(status) => return Err(CallError::of("create the image")(status)),
+        }
+        let update = api::UpdateImageRequest {
+            image: Some(image),
+            ..Default::default()
+        };
+        images
+            .update(self.request(update))
+            .await
+            .map_err(CallError::of("update the image"))?;
+        Ok(())
+    }
+}
+
+/// A blob that did not arrive in the content store.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError<E> {
+    /// containerd refused it.
+    #[error(transparent)]
+    Call(CallError),
+    /// Its bytes could not be read.
+    #[error("{0}")]
+    Source(E),
+}
+
+/// A number no other call of this machine uses.
+pub fn unique() -> u128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos()
+}

@@ -1,0 +1,116 @@
+//! The control socket of a root directory: what `status` asks of the process that owns it.
+
+use larder_proto::grpc::control::control_server::{self, ControlServer};
+use larder_proto::grpc::control::{
+    Layer, MountImageRequest, MountImageResponse, Source, StatusResponse, UnmountImageRequest,
+};
+use tonic::{Request, Response, Status};
+
+use crate::plane::{Plane, Progress};
+use crate::snapshots::Snapshots;
+use crate::store::{Record, StoreError};
+
+/// Answers for the daemon.
+#[derive(Debug)]
+pub struct Control {
+    snapshots: Snapshots,
+}
+
+impl Control {
+    /// The service as tonic serves it.
+    pub fn server(snapshots: Snapshots) -> ControlServer<Self> {
+        ControlServer::new(Self { snapshots })
+    }
+
+    fn report(&self) -> Result<StatusResponse, StoreError> {
+        let mut layers = Vec::new();
+        let store = self.snapshots.store();
+        let committed = store.committed()?;
+        for (name, record) in committed {
+            layers.push(self.layer(name, &record)?);
+        }
+        let driver = self.snapshots.lazy().map(|lazy| lazy.plane().driver());
+        let (driver, driver_reason) = driver.unwrap_or_default();
+        Ok(StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            driver,
+            driver_reason,
+            layers,
+            mounted: Vec::new(),
+        })
+    }
+
+    fn layer(&self, snapshot: String, record: &Record) -> Result<Layer, StoreError> {
+        let chain_id = record.chain_id().unwrap_or_default().to_owned();
+        let plane: Option<&dyn Plane> = self.snapshots.lazy().map(|lazy| lazy.plane().as_ref());
+        let Some((plane, index)) = plane.zip(record.layer()) else {
+            let reason = self
+                .snapshots
+                .lazy()
+                .and_then(|lazy| lazy.why_eager(&chain_id));
+            let reason = reason.unwrap_or_else(|| "unpacked before this start".to_owned());
+            let state = "eager".to_owned();
+            return Ok(Layer {
+                snapshot,
+                chain_id,
+                state,
+                reason,
+                ..Layer::default()
+            });
+        };
+        let facts = self.snapshots.store().layer_facts(record.id)?;
+        let progress = plane.progress(&index).unwrap_or_default();
+        let Progress {
+            bytes_total,
+            bytes_present,
+            complete,
+            sources,
+        } = progress;
+        Ok(Layer {
+            snapshot,
+            chain_id,
+            state: if complete { "complete" } else { "lazy" }.to_owned(),
+            reason: String::new(),
+            blob: facts.map(|facts| facts.blob).unwrap_or_default(),
+            bytes_total,
+            bytes_present,
+            sources: sources
+                .into_iter()
+                .map(|source| Source {
+                    name: source.name,
+                    bytes_fetched: source.bytes_fetched,
+                    failure: source.failure,
+                })
+                .collect(),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl control_server::Control for Control {
+    async fn status(&self, _: Request<()>) -> Result<Response<StatusResponse>, Status> {
+        let report = tokio::task::block_in_place(|| self.report());
+        report
+            .map(Response::new)
+            .map_err(|error| Status::internal(error.to_string()))
+    }
+
+    async fn mount(
+        &self,
+        _: Request<MountImageRequest>,
+    ) -> Result<Response<MountImageResponse>, Status> {
+        Err(elsewhere())
+    }
+
+    async fn unmount(&self, _: Request<UnmountImageRequest>) -> Result<Response<()>, Status> {
+        Err(elsewhere())
+    }
+}
+
+/// Images mounted by hand have a root directory of their own, so that containerd's collector and
+/// a person's `umount` never meet.
+fn elsewhere() -> Status {
+    Status::failed_precondition(
+        "this root directory belongs to containerd's snapshots: mount with another --root",
+    )
+}

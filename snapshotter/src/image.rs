@@ -1,0 +1,144 @@
+//! An image as a registry has it: the manifest for this machine, and its config.
+
+use larder_proto::digest::Digest;
+use larder_registry::oci::{ImageIndex, Manifest as Parsed, media_type};
+use larder_registry::{MANIFEST_BYTES_MAX, Manifest, Reference, RegistryError, Repository};
+use serde::Deserialize;
+
+/// An image that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The registry did not deliver.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A document is not what it says.
+    #[error("{what} of {image} cannot be read: {source}")]
+    Document {
+        /// Which document.
+        what: &'static str,
+        /// The image.
+        image: String,
+        /// Where it is wrong.
+        source: serde_json::Error,
+    },
+    /// The index has no manifest for this machine.
+    #[error("{image} has no manifest for linux/{architecture}")]
+    Platform {
+        /// The image.
+        image: String,
+        /// In OCI's words.
+        architecture: &'static str,
+    },
+    /// The config does not fit the manifest.
+    #[error("{image} has {layers} layers and {diff_ids} diff ids")]
+    Layers {
+        /// The image.
+        image: String,
+        /// Layers of the manifest.
+        layers: usize,
+        /// Diff ids of the config.
+        diff_ids: usize,
+    },
+}
+
+/// An image for this machine.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// What the reference names: an index, or the manifest itself.
+    pub target: Manifest,
+    /// The manifest for this machine.
+    pub manifest: Manifest,
+    /// The same, parsed.
+    pub parsed: Parsed,
+    /// The config's bytes.
+    pub config: Vec<u8>,
+    /// Digests of the layers' tars, lowest first.
+    pub diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<String>,
+}
+
+impl Image {
+    /// Fetches manifest and config.
+    pub async fn resolve(repository: &Repository, image: &Reference) -> Result<Self, ImageError> {
+        let name = image.to_string();
+        let target = repository.manifest(&image.identifier()).await?;
+        let manifest = if media_type::is_index(&target.media_type) {
+            let index: ImageIndex = parse("the index", &name, &target.bytes)?;
+            repository
+                .manifest(&for_this_machine(&index, &name)?.to_string())
+                .await?
+        } else {
+            target.clone()
+        };
+        let parsed: Parsed = parse("the manifest", &name, &manifest.bytes)?;
+        let config = repository
+            .blob_bytes(&parsed.config.digest, MANIFEST_BYTES_MAX)
+            .await?;
+        let read: Config = parse("the config", &name, &config)?;
+        let diff_ids = read.rootfs.diff_ids.iter().map(|id| id.parse());
+        let diff_ids: Vec<Digest> = diff_ids.collect::<Result<_, _>>().unwrap_or_default();
+        if diff_ids.len() != parsed.layers.len() {
+            let (layers, diff_ids) = (parsed.layers.len(), diff_ids.len());
+            return Err(ImageError::Layers {
+                image: name,
+                layers,
+                diff_ids,
+            });
+        }
+        Ok(Self {
+            target,
+            manifest,
+            parsed,
+            config: config.to_vec(),
+            diff_ids,
+        })
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(
+    what: &'static str,
+    image: &str,
+    bytes: &[u8],
+) -> Result<T, ImageError> {
+    let refuse = |source| ImageError::Document {
+        what,
+        image: image.to_owned(),
+        source,
+    };
+    serde_json::from_slice(bytes).map_err(refuse)
+}
+
+fn for_this_machine(index: &ImageIndex, image: &str) -> Result<Digest, ImageError> {
+    let fits = |platform: &larder_registry::oci::Platform| {
+        platform.os == "linux" && platform.architecture == architecture()
+    };
+    let found = index
+        .manifests
+        .iter()
+        .find(|entry| entry.platform.as_ref().is_some_and(fits));
+    let refuse = || ImageError::Platform {
+        image: image.to_owned(),
+        architecture: architecture(),
+    };
+    Ok(found.ok_or_else(refuse)?.digest)
+}
+
+/// This machine in OCI's words.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
