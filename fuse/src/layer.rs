@@ -23,6 +23,7 @@ use crate::store::{LayerStoreError, Proof, StoredLayer};
 pub use attributes::NodeAttributes;
 pub use patch::ImpliedDirectory;
 pub(crate) use patch::View;
+pub(crate) use settle::Proofs;
 pub use status::{LayerState, LayerStatus, SourceStatus};
 
 /// Names a layer on a node: the SHA-256 of its stored index.
@@ -109,7 +110,7 @@ impl Layer {
         slot: u32,
         fetcher: Arc<Fetcher>,
         plane: Weak<Plane>,
-        proofs: Arc<std::sync::Mutex<()>>,
+        proofs: Arc<Proofs>,
     ) -> Self {
         Self(Arc::new_cyclic(|parts| {
             let watcher = settle::watch(parts.clone(), fetcher.clone(), proofs);

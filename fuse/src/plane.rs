@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use crate::config::DataPlaneConfig;
 use crate::driver::DriverReport;
 use crate::fetch::Recent;
-use crate::layer::{Layer, LayerId, LayerSpec};
+use crate::layer::{Layer, LayerId, LayerSpec, Proofs};
 use crate::session::{FuseMount, Slots};
 use crate::store::StoreRoot;
 
@@ -38,7 +38,7 @@ pub(crate) struct Plane {
     layers: Mutex<HashMap<LayerId, Layer>>,
     adding: Mutex<HashMap<LayerId, Arc<tokio::sync::Mutex<()>>>>,
     mounts: Mutex<Mounts>,
-    proofs: Arc<Mutex<()>>,
+    proofs: Arc<Proofs>,
     /// Threads of its own, so that neither side delays the other. `None` once shut down.
     runtime: Mutex<Option<Runtime>>,
     handle: tokio::runtime::Handle,
@@ -127,6 +127,7 @@ impl Plane {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let Some(runtime) = runtime else { return };
+        self.proofs.close();
         self.sync();
         self.unmount_all();
         self.session.detach();

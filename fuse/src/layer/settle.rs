@@ -9,12 +9,35 @@ use tracing::{error, info, warn};
 use super::{Layer, LayerParts};
 use crate::fetch::Fetcher;
 use crate::proof::{Verdict, prove};
-use crate::store::Proof;
+use crate::store::{LayerStoreError, Proof};
 use crate::sys::lower_this_thread;
 
+/// One proof at a time, and none after the end.
+#[derive(Debug, Default)]
+pub(crate) struct Proofs {
+    turn: Mutex<()>,
+    closed: Mutex<bool>,
+}
+
+impl Proofs {
+    /// After this, no proof writes into the store, which may be another daemon's by then.
+    pub(crate) fn close(&self) {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Writes down what a proof found, unless it is too late.
+    fn keep(&self, write: impl FnOnce() -> Result<(), LayerStoreError>) -> Result<(), String> {
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            return Err("the data plane is shutting down".into());
+        }
+        write().map_err(|error| error.to_string())
+    }
+}
+
 /// Waits for a layer to be complete, and settles whether its index told the truth. One layer of
-/// the node at a time: whoever holds `proofs`.
-pub(super) async fn watch(parts: Weak<LayerParts>, fetcher: Arc<Fetcher>, proofs: Arc<Mutex<()>>) {
+/// the node at a time.
+pub(super) async fn watch(parts: Weak<LayerParts>, fetcher: Arc<Fetcher>, proofs: Arc<Proofs>) {
     loop {
         fetcher.completed().await;
         let Some(layer) = parts.upgrade().map(Layer) else {
@@ -27,8 +50,8 @@ pub(super) async fn watch(parts: Weak<LayerParts>, fetcher: Arc<Fetcher>, proofs
             .name("larder-proof".into())
             .spawn(move || {
                 lower_this_thread();
-                let _one_at_a_time = proofs.lock().unwrap_or_else(PoisonError::into_inner);
-                let _ = done.send(layer.settle());
+                let _one_at_a_time = proofs.turn.lock().unwrap_or_else(PoisonError::into_inner);
+                let _ = done.send(layer.settle(&proofs));
             });
         match started {
             // Damaged chunks are fetched again, and the layer completes anew.
@@ -44,7 +67,7 @@ pub(super) async fn watch(parts: Weak<LayerParts>, fetcher: Arc<Fetcher>, proofs
 
 impl Layer {
     /// Whether the matter is settled; otherwise chunks have to come again.
-    fn settle(&self) -> bool {
+    fn settle(&self, proofs: &Proofs) -> bool {
         let stored = self.stored();
         if !stored.presence().all_verified() {
             return true;
@@ -57,7 +80,8 @@ impl Layer {
         match verdict {
             Verdict::True => {
                 // Durable before it is called proven: the file may be mounted from now on.
-                let kept = stored.sync().and_then(|()| stored.set_proof(Proof::Proven));
+                let write = || stored.sync().and_then(|()| stored.set_proof(Proof::Proven));
+                let kept = proofs.keep(write);
                 match kept {
                     Ok(()) => {
                         self.0.proven.store(true, Ordering::Release);
@@ -73,7 +97,8 @@ impl Layer {
                     "quarantined: the index does not describe the layer. Running containers go \
                      on; remove the image, and tell whoever converted it"
                 );
-                if let Err(error) = stored.set_proof(Proof::Quarantined(reason)) {
+                let proof = Proof::Quarantined(reason);
+                if let Err(error) = proofs.keep(|| stored.set_proof(proof)) {
                     error!(layer = %self.id(), %error, "the quarantine cannot be written down");
                 }
                 true

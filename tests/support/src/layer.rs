@@ -35,19 +35,31 @@ impl LayerFixture {
         Self::lying(tar, |_| {})
     }
 
+    /// The layer of `tar`, in chunks of about `chunk_target` bytes.
+    ///
+    /// # Panics
+    /// If the tar has no tree.
+    pub fn sized(tar: Vec<u8>, chunk_target: u32) -> Self {
+        Self::build(tar, chunk_target, |_| {})
+    }
+
     /// The same with an index whose tree `lie` changed before it was written.
     ///
     /// # Panics
     /// If the tar has no tree, or the changed tree cannot be written.
     pub fn lying(tar: Vec<u8>, lie: impl FnOnce(&mut Tree)) -> Self {
-        let (mut scanned, cuts) = scan(&tar);
+        Self::build(tar, limits::CHUNK_TARGET_MIN, lie)
+    }
+
+    fn build(tar: Vec<u8>, chunk_target: u32, lie: impl FnOnce(&mut Tree)) -> Self {
+        let (mut scanned, cuts) = scan(&tar, chunk_target);
         lie(&mut scanned.tree);
         let metadata = erofs::write(&scanned.tree, scanned.tar_len).expect("the tree is in limits");
         let (mut blob, chunks) = frames(&tar, &cuts);
         let index = IndexParts {
             diff_id: Digest::of(&tar),
             tar_len: scanned.tar_len,
-            chunk_target: limits::CHUNK_TARGET_MIN,
+            chunk_target,
             algorithm: Algorithm::Blake3,
             metadata: &metadata,
             chunks: &chunks,
@@ -67,10 +79,8 @@ impl LayerFixture {
     }
 }
 
-fn scan(tar: &[u8]) -> (ScannedLayer, Vec<u64>) {
-    let mut scan = LayerScan::new(ScanOptions {
-        chunk_target: limits::CHUNK_TARGET_MIN,
-    });
+fn scan(tar: &[u8], chunk_target: u32) -> (ScannedLayer, Vec<u64>) {
+    let mut scan = LayerScan::new(ScanOptions { chunk_target });
     let mut cuts = Vec::new();
     scan.feed(tar, &mut cuts).expect("a sound tar");
     let scanned = scan.finish(&mut cuts).expect("a tar with a tree");
