@@ -158,7 +158,9 @@ impl Store {
         }
         record.kind = Kind::Committed;
         record.labels = labels;
+        // As containerd's own stores do: a committed snapshot is a new one, and not updated yet.
         record.touch();
+        record.created = record.updated;
         self.insert(&txn, name, &record)?;
         txn.commit()?;
         Ok(record)
