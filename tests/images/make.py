@@ -18,6 +18,7 @@ IMAGES = {
     "unconvertible-forward": unconvertible.forward,
     "unconvertible-across": unconvertible.across,
     "unconvertible-overlay": unconvertible.overlay,
+    "unconvertible-sparse": unconvertible.sparse,
 }
 
 name, directory, busybox, probe = sys.argv[1:]

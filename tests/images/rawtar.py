@@ -49,7 +49,7 @@ def pax(records, kind=b"x"):
         while length != len(tail) + len(str(length)):
             length = len(tail) + len(str(length))
         body += str(length).encode() + tail
-    return header(b"PaxHeaders/x", kind, len(body)) + body + pad(len(body))
+    return header(b"pax_global_header" if kind == b"g" else b"PaxHeaders/x", kind, len(body)) + body + pad(len(body))
 
 
 def gnu_long(kind, value):
