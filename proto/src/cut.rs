@@ -78,8 +78,8 @@ impl Cutter {
         data_len: u64,
         cuts: &mut Vec<u64>,
     ) {
-        self.settle(start, cuts);
         self.candidates.push_back((start, rank(name)));
+        self.settle(start, cuts);
         self.offset = data_offset;
         if data_len >= limits::PAYLOAD_CHUNK_MIN {
             self.close(data_offset, cuts);
@@ -194,6 +194,3 @@ fn rank(name: &[u8]) -> u64 {
         .rev()
         .fold(0, |sum, &byte| sum << 8 | u64::from(byte))
 }
-
-#[cfg(test)]
-mod tests;
