@@ -38,4 +38,14 @@ impl Layer {
             xattrs: xattrs.map(|x| (x.name(), x.value.to_vec())).collect(),
         })
     }
+
+    /// The target of the symlink at `path`; `None` when the layer has no symlink there.
+    pub fn link_target(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let image = self.stored().image();
+        let names = path.split(|&b| b == b'/').filter(|name| !name.is_empty());
+        let nid = names
+            .into_iter()
+            .try_fold(image.root(), |at, name| image.lookup(at, name))?;
+        image.read_link(nid).map(<[u8]>::to_vec)
+    }
 }
