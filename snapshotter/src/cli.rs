@@ -2,6 +2,7 @@
 
 mod doctor;
 mod fetch_blobs;
+mod mount;
 mod pull;
 mod run;
 mod status;
@@ -22,6 +23,10 @@ use crate::config::{
 /// Exit code for bad usage and bad configuration, as in sysexits.h.
 const EX_USAGE: u8 = 64;
 
+/// Root directory of images mounted by hand. Not below containerd's: the daemon clears away the
+/// mounts it finds below its own root when it starts.
+const MOUNT_ROOT: &str = "/var/lib/larder-mounts";
+
 /// Blocking threads: each request uses one for a moment, and disk work queues behind this many.
 const BLOCKING_THREADS_MAX: usize = 64;
 
@@ -36,6 +41,17 @@ struct Cli {
 enum Command {
     /// Serve containerd.
     Run(RunArgs),
+    /// Mount an image's root file system, lazily and read-only, without containerd.
+    Mount(MountArgs),
+    /// Unmount an image that `mount` mounted.
+    Umount {
+        /// Root directory it was mounted with.
+        #[arg(long, value_name = "DIR", default_value = MOUNT_ROOT)]
+        root: PathBuf,
+        /// Where it is mounted.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Pull an image into containerd, lazily: `ctr pull` of containerd 1.x downloads first.
     Pull {
         /// HOST/REPOSITORY:TAG or @DIGEST.
@@ -107,6 +123,35 @@ struct RunArgs {
     log_format: Option<LogFormat>,
 }
 
+/// Options of `mount`.
+#[derive(Debug, clap::Args)]
+struct MountArgs {
+    /// Where cached bytes are kept; one process owns it.
+    #[arg(long, value_name = "DIR", default_value = MOUNT_ROOT)]
+    root: PathBuf,
+    /// Which file system shows a layer.
+    #[arg(long, value_enum)]
+    fs_driver: Option<Driver>,
+    /// Talk plain HTTP to the registry; loopback registries need no flag.
+    #[arg(long)]
+    plain_http: bool,
+    /// Return once the image is mounted.
+    #[arg(long)]
+    detach: bool,
+    /// Configuration file with the registry settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Be the process that --detach leaves behind.
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    background: bool,
+    /// HOST/REPOSITORY:TAG or @DIGEST of a converted image.
+    #[arg(value_name = "REF")]
+    image: Reference,
+    /// An existing directory.
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
 /// Which containerd, and how to reach registries.
 #[derive(Debug, clap::Args)]
 struct ContainerdArgs {
@@ -167,7 +212,7 @@ pub fn main() -> ExitCode {
     match cli.dispatch() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("larder-snapshotter: {error:#}");
+            eprintln!("larder-snapshotter: {}", in_words(&error));
             let usage = error
                 .chain()
                 .any(<dyn std::error::Error>::is::<ConfigError>);
@@ -180,6 +225,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// An error with its causes, leaving out those that an error before already repeats.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut words = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if words.contains(&cause) {
+            continue;
+        }
+        if !words.is_empty() {
+            words.push_str(": ");
+        }
+        words.push_str(&cause);
+    }
+    words
+}
+
 impl Cli {
     fn dispatch(self) -> anyhow::Result<()> {
         match self.command {
@@ -188,6 +248,8 @@ impl Cli {
                 start_log(config.log_level, config.log_format);
                 block_on(run::run(config))
             }
+            Command::Mount(args) => block_on(mount::mount(args)),
+            Command::Umount { root, directory } => block_on(mount::umount(&root, &directory)),
             Command::Pull { image, containerd } => block_on(pull::pull(containerd, image)),
             Command::FetchBlobs { image, containerd } => {
                 block_on(fetch_blobs::fetch_blobs(containerd, image))
@@ -250,6 +312,16 @@ fn start_log(level: LogLevel, format: LogFormat) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_told_once() {
+        let missing = ConfigError::Read {
+            path: "/x".into(),
+            source: io::Error::from(io::ErrorKind::NotFound),
+        };
+        let told = in_words(&anyhow::Error::from(missing).context("start"));
+        assert_eq!(told, "start: read configuration /x: entity not found");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -1,5 +1,9 @@
-//! The control socket of a root directory: what `status` asks of the process that owns it.
+//! The control socket of a root directory: what `status`, `mount` and `umount` ask of the process
+//! that owns it.
 
+mod images;
+
+use larder_proto::digest::Digest;
 use larder_proto::grpc::control::control_server::{self, ControlServer};
 use larder_proto::grpc::control::{
     Layer, MountImageRequest, MountImageResponse, Source, StatusResponse, UnmountImageRequest,
@@ -9,6 +13,8 @@ use tonic::{Request, Response, Status};
 use crate::plane::{Plane, Progress};
 use crate::snapshots::Snapshots;
 use crate::store::{Record, StoreError};
+
+pub use images::ImageControl;
 
 /// Answers for the daemon.
 #[derive(Debug)]
@@ -59,30 +65,37 @@ impl Control {
             });
         };
         let facts = self.snapshots.store().layer_facts(record.id)?;
-        let progress = plane.progress(&index).unwrap_or_default();
-        let Progress {
-            bytes_total,
-            bytes_present,
-            complete,
-            sources,
-        } = progress;
+        let blob = facts.map(|facts| facts.blob).unwrap_or_default();
         Ok(Layer {
             snapshot,
             chain_id,
-            state: if complete { "complete" } else { "lazy" }.to_owned(),
-            reason: String::new(),
-            blob: facts.map(|facts| facts.blob).unwrap_or_default(),
-            bytes_total,
-            bytes_present,
-            sources: sources
-                .into_iter()
-                .map(|source| Source {
-                    name: source.name,
-                    bytes_fetched: source.bytes_fetched,
-                    failure: source.failure,
-                })
-                .collect(),
+            blob,
+            ..lazy_layer(plane, &index)
         })
+    }
+}
+
+/// How a lazily loaded layer fares.
+fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
+    let progress = plane.progress(index).unwrap_or_default();
+    let Progress {
+        bytes_total,
+        bytes_present,
+        complete,
+        sources,
+        ..
+    } = progress;
+    let sources = sources.into_iter().map(|source| Source {
+        name: source.name,
+        bytes_fetched: source.bytes_fetched,
+        failure: source.failure,
+    });
+    Layer {
+        state: if complete { "complete" } else { "lazy" }.to_owned(),
+        bytes_total,
+        bytes_present,
+        sources: sources.collect(),
+        ..Layer::default()
     }
 }
 

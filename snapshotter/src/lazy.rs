@@ -4,7 +4,7 @@
 //! ordinary way, and the log says why.
 
 mod flight;
-mod implied;
+pub(crate) mod implied;
 mod locate;
 mod lookup;
 mod restore;
@@ -24,7 +24,7 @@ use crate::plane::{Plane, PlaneError, Wanted};
 use crate::snapshots::Labels;
 use crate::store::{Content, LayerFacts, Owner, Record, Store, StoreError};
 use flight::Flights;
-use implied::Parent;
+pub(crate) use implied::Parent;
 use lookup::Lookup;
 pub use lookup::chain_ids;
 
@@ -199,13 +199,15 @@ impl Lazy {
     }
 
     /// Whether anybody may use a snapshot that is there: containerd checked what it unpacked
-    /// itself; a lazily loaded layer is a claim of the manifest that brought it.
-    #[expect(
-        clippy::unused_self,
-        reason = "the proof of a complete layer will be asked here"
-    )]
+    /// itself; a lazily loaded layer is a claim of the manifest that brought it until all of it is
+    /// here and was compared.
     fn trusted(&self, record: &Record) -> bool {
-        record.layer().is_none()
+        let proven = |layer| {
+            self.plane
+                .progress(&layer)
+                .is_some_and(|progress| progress.proven)
+        };
+        record.layer().is_none_or(proven)
     }
 
     /// Mounts an added layer and records it.

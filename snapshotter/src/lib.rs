@@ -11,6 +11,7 @@ pub mod control;
 pub mod filter;
 pub mod image;
 pub mod lazy;
+pub mod mounter;
 pub mod mounts;
 mod notify;
 pub mod plane;

@@ -1,5 +1,7 @@
 //! What the snapshotter needs of the data plane, so that its logic can be tested without a kernel.
 
+mod mounting;
+
 use std::fmt::Debug;
 use std::path::Path;
 
@@ -8,6 +10,7 @@ use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
 
 use crate::store::{ImpliedEntry, LayerFacts, Origin, Owner};
+pub use mounting::MountingPlane;
 
 /// A layer that should be loaded lazily.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +67,8 @@ pub struct Progress {
     pub bytes_present: u64,
     /// Whether all of them are here.
     pub complete: bool,
+    /// Whether the tree was proved to be that of the layer's tar.
+    pub proven: bool,
     /// Where missing bytes come from.
     pub sources: Vec<SourceProgress>,
 }

@@ -1,14 +1,18 @@
 //! `run`: the daemon.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::config::Config;
 use crate::control::Control;
+use crate::lazy::Lazy;
+use crate::plane::{MountingPlane, Plane};
+use crate::registries::Registries;
 use crate::service::Service;
 use crate::snapshots::Snapshots;
 use crate::store::Store;
@@ -19,12 +23,19 @@ const DRAIN: Duration = Duration::from_secs(3);
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+    // Before anything else, so that a signal during the start ends in order, too.
+    let signals = Signals::new()?;
     // The store's lock comes first: it is what makes this the only process on the root directory.
     let store = Store::open(&config.root)?;
     // Requests queue on the socket while the state is restored.
     let (listener, _bound) = socket::bind(&config.address)?;
     let (control, _control) = socket::bind(&Config::control(&config.root))?;
-    let snapshots = Snapshots::start(store, None).await?;
+    let registries = Registries::new(&config.registry)?;
+    let plane = Arc::new(MountingPlane::start(&config, registries).await?);
+    let (driver, reason) = plane.driver();
+    tracing::info!(%driver, %reason, "data plane is up");
+    let lazy = Lazy::new(Arc::clone(&plane) as Arc<dyn Plane>, &config);
+    let snapshots = Snapshots::start(store, Some(Arc::new(lazy))).await?;
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let mut drained = stopped.clone();
     let serving = Server::builder()
@@ -43,7 +54,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         "ready for containerd"
     );
     let signals = async {
-        wait_for_signal().await?;
+        signals.received().await;
         stop.send_replace(true);
         anyhow::Ok(())
     };
@@ -58,16 +69,33 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         () = cut_off => tracing::warn!("some requests did not end in time"),
     }
     control.abort();
+    // What is in the store is written down; the next start mounts everything at the same paths.
+    plane.shutdown().await;
     tracing::info!("stopped");
     Ok(())
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that end the program.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on, they no longer kill.
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Self {
+            terminate: signal(terminate)?,
+            interrupt: signal(interrupt)?,
+        })
     }
-    Ok(())
+
+    /// Waits for one.
+    pub(super) async fn received(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

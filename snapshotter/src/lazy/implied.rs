@@ -23,7 +23,7 @@ const LINKS_MAX: usize = 255;
 
 /// One layer below the new one.
 #[derive(Debug, Clone)]
-pub(super) enum Parent {
+pub(crate) enum Parent {
     /// Unpacked into a directory.
     Directory(PathBuf),
     /// Loaded lazily, with its own implied directories.
@@ -36,7 +36,7 @@ pub(super) enum Parent {
 }
 
 /// Attributes for those of `paths` that some parent defines; `parents` are topmost first.
-pub(super) fn implied(
+pub(crate) fn implied(
     plane: &dyn Plane,
     paths: &[Vec<u8>],
     parents: &[Parent],

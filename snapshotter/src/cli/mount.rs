@@ -1,0 +1,195 @@
+//! `mount` and `umount`: an image's root file system without containerd.
+//!
+//! One process owns a root directory and what is mounted from it. The first `mount` becomes that
+//! process; later ones ask it over the control socket.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use larder_fuse::mount::{Unmount, mounts, unmount};
+use larder_proto::grpc::control::control_client::ControlClient;
+use larder_proto::grpc::control::{MountImageRequest, UnmountImageRequest};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::Code;
+use tonic::transport::{Channel, Server};
+
+use super::run::Signals;
+use super::{MountArgs, start_log};
+use crate::config::{Config, LogFormat, LogLevel, Overrides};
+use crate::control::ImageControl;
+use crate::mounter::Mounter;
+use crate::plane::{MountingPlane, Plane};
+use crate::registries::Registries;
+use crate::socket::{self, Connector};
+
+/// How often the parent of a detached process looks whether it has mounted.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long it looks: the registry client's own deadlines end any attempt before.
+const LOOK_MAX: Duration = Duration::from_mins(5);
+
+/// Mounts, and unless detached waits for a signal and unmounts.
+pub(super) async fn mount(args: MountArgs) -> anyhow::Result<()> {
+    let target = directory(&args.directory)?;
+    let mut control = control(&args.root);
+    let request = MountImageRequest {
+        reference: args.image.to_string(),
+        target: text(&target)?,
+        plain_http: args.plain_http,
+    };
+    match control.mount(request).await {
+        Ok(_) => {
+            if args.detach {
+                return Ok(());
+            }
+            Signals::new()?.received().await;
+            unmount_by(&mut control, &target).await
+        }
+        Err(status) if status.code() == Code::Unavailable => {
+            if args.detach {
+                return detach(&args, &target).await;
+            }
+            own(args, target).await
+        }
+        Err(status) => bail!("{}", status.message()),
+    }
+}
+
+/// Unmounts, with or without a living owner.
+pub(super) async fn umount(root: &Path, at: &Path) -> anyhow::Result<()> {
+    let target = std::path::absolute(at)?;
+    let mut control = control(root);
+    match unmount_by(&mut control, &target).await {
+        Ok(()) => Ok(()),
+        // Nobody owns it any more: what is left is a dead mount.
+        Err(_) if is_mounted(&target)? => Ok(unmount(&target, Unmount::Lazy)?),
+        Err(error) => Err(error),
+    }
+}
+
+fn control(root: &Path) -> ControlClient<Channel> {
+    ControlClient::new(Connector::channel(Config::control(root)))
+}
+
+async fn unmount_by(control: &mut ControlClient<Channel>, target: &Path) -> anyhow::Result<()> {
+    let request = UnmountImageRequest {
+        target: text(target)?,
+    };
+    match control.unmount(request).await {
+        Ok(_) => Ok(()),
+        Err(status) if status.code() == Code::Unavailable => {
+            bail!(
+                "nothing is mounted at {}, and no process owns the root",
+                target.display()
+            )
+        }
+        Err(status) => bail!("{}", status.message()),
+    }
+}
+
+/// Is the process of a root directory until the last image is unmounted or a signal comes.
+async fn own(args: MountArgs, target: PathBuf) -> anyhow::Result<()> {
+    let signals = Signals::new()?;
+    if args.background {
+        // The caller's terminal and session must not take the mounts along.
+        nix::unistd::setsid().context("leave the caller's session")?;
+    }
+    start_log(LogLevel::Warn, LogFormat::Text);
+    let overrides = Overrides {
+        root: Some(args.root.clone()),
+        fs_driver: args.fs_driver,
+        ..Overrides::default()
+    };
+    let config = Config::load(args.config.as_deref(), &overrides)?;
+    let registries = Registries::new(&config.registry)?;
+    let plane = Arc::new(MountingPlane::start(&config, registries.clone()).await?);
+    let (listener, _bound) = socket::bind(&Config::control(&config.root))?;
+    let owner = Arc::clone(&plane) as Arc<dyn Plane>;
+    let mounter = Arc::new(Mounter::new(owner, registries, &config.root)?);
+    let mounted = mounter
+        .mount(&args.image.to_string(), &target, args.plain_http)
+        .await;
+    if let Err(error) = mounted {
+        plane.shutdown().await;
+        return Err(error.into());
+    }
+    let server = Server::builder()
+        .add_service(ImageControl::server(Arc::clone(&mounter)))
+        .serve_with_incoming(UnixListenerStream::new(listener));
+    let mut count = mounter.count();
+    tokio::select! {
+        served = server => served.context("serve the control socket")?,
+        () = signals.received() => {}
+        _ = count.wait_for(|count| *count == 0) => {}
+    }
+    mounter.unmount_all().await;
+    plane.shutdown().await;
+    Ok(())
+}
+
+/// Starts the owner as a process of its own, and waits until it has mounted.
+async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&args.root)?;
+    let log = args.root.join("mount.log");
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg("mount")
+        .arg("--background")
+        .arg("--root")
+        .arg(&args.root);
+    if let Some(driver) = args.fs_driver {
+        let driver = format!("{driver:?}").to_lowercase();
+        command.arg("--fs-driver").arg(driver);
+    }
+    if let Some(config) = &args.config {
+        command.arg("--config").arg(config);
+    }
+    if args.plain_http {
+        command.arg("--plain-http");
+    }
+    command.arg(args.image.to_string()).arg(target);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&log)?);
+    let mut owner = command
+        .spawn()
+        .context("start the process that owns the mount")?;
+    let begin = std::time::Instant::now();
+    while !is_mounted(target)? {
+        if let Some(status) = owner.try_wait()? {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            let said = said.trim().trim_start_matches("larder-snapshotter: ");
+            bail!("{said} ({status})");
+        }
+        ensure!(
+            begin.elapsed() < LOOK_MAX,
+            "not mounted after {LOOK_MAX:?}; see {}",
+            log.display()
+        );
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+fn is_mounted(target: &Path) -> anyhow::Result<bool> {
+    Ok(mounts()?.iter().any(|mount| mount.target == target))
+}
+
+fn directory(path: &Path) -> anyhow::Result<PathBuf> {
+    let found =
+        std::fs::canonicalize(path).with_context(|| format!("mount at {}", path.display()))?;
+    ensure!(found.is_dir(), "{} is not a directory", found.display());
+    Ok(found)
+}
+
+fn text(path: &Path) -> anyhow::Result<String> {
+    Ok(path
+        .to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))?
+        .to_owned())
+}

@@ -1,0 +1,91 @@
+//! The control socket of a process that mounts images by hand.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use larder_proto::grpc::control::control_server::{self, ControlServer};
+use larder_proto::grpc::control::{
+    MountImageRequest, MountImageResponse, Mounted, StatusResponse, UnmountImageRequest,
+};
+use tonic::{Request, Response, Status};
+
+use crate::mounter::{MountImageError, Mounter};
+
+/// Answers for a [`Mounter`].
+#[derive(Debug)]
+pub struct ImageControl {
+    mounter: Arc<Mounter>,
+}
+
+impl ImageControl {
+    /// The service as tonic serves it.
+    pub fn server(mounter: Arc<Mounter>) -> ControlServer<Self> {
+        ControlServer::new(Self { mounter })
+    }
+}
+
+#[tonic::async_trait]
+impl control_server::Control for ImageControl {
+    async fn status(&self, _: Request<()>) -> Result<Response<StatusResponse>, Status> {
+        let (driver, driver_reason) = self.mounter.plane().driver();
+        let mounted = self
+            .mounter
+            .list()
+            .await
+            .into_iter()
+            .map(|(reference, target)| Mounted {
+                reference,
+                target: target.to_string_lossy().into_owned(),
+            });
+        let layers = self.mounter.plane().layers().into_iter();
+        let layers = layers.map(|index| super::lazy_layer(self.mounter.plane().as_ref(), &index));
+        Ok(Response::new(StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            driver,
+            driver_reason,
+            layers: layers.collect(),
+            mounted: mounted.collect(),
+        }))
+    }
+
+    async fn mount(
+        &self,
+        request: Request<MountImageRequest>,
+    ) -> Result<Response<MountImageResponse>, Status> {
+        let call = request.into_inner();
+        let mounter = Arc::clone(&self.mounter);
+        // A task of its own: a caller that goes away must not leave half a stack.
+        let mounting = tokio::spawn(async move {
+            mounter
+                .mount(&call.reference, Path::new(&call.target), call.plain_http)
+                .await
+        });
+        let mounted = mounting
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let (manifest, layers) = mounted.map_err(|error| status(&error))?;
+        let layers = u32::try_from(layers).unwrap_or(u32::MAX);
+        Ok(Response::new(MountImageResponse {
+            manifest: manifest.to_string(),
+            layers,
+        }))
+    }
+
+    async fn unmount(&self, request: Request<UnmountImageRequest>) -> Result<Response<()>, Status> {
+        let call = request.into_inner();
+        self.mounter
+            .unmount(Path::new(&call.target))
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(Response::new(()))
+    }
+}
+
+fn status(error: &MountImageError) -> Status {
+    let message = error.to_string();
+    match error {
+        MountImageError::Absent(_) => Status::not_found(message),
+        MountImageError::Taken(_) => Status::already_exists(message),
+        _ => Status::failed_precondition(message),
+    }
+}

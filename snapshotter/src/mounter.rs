@@ -1,0 +1,269 @@
+//! Images mounted by hand: the root file system, read-only and lazy, without containerd.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use larder_fuse::mount::{Overlay, Unmount, mount_overlay, unmount};
+use larder_proto::annotation;
+use larder_proto::digest::Digest;
+use larder_registry::oci::Descriptor;
+use larder_registry::{Reference, ReferenceError};
+use tokio::sync::{Mutex, watch};
+
+use crate::image::{Image, ImageError};
+use crate::lazy::{Parent, implied};
+use crate::plane::{Plane, PlaneError, Wanted};
+use crate::registries::Registries;
+use crate::store::Origin;
+
+/// An image that could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountImageError {
+    /// The reference is none.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// Manifest or config could not be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A layer without index.
+    #[error("layer {0} has no index: convert the image with `larder convert`, or pull it")]
+    NotConverted(Digest),
+    /// An index annotation that cannot be read.
+    #[error(transparent)]
+    Location(#[from] annotation::LocationError),
+    /// The data plane refused.
+    #[error(transparent)]
+    Plane(#[from] PlaneError),
+    /// The overlay could not be mounted, or anything unmounted.
+    #[error(transparent)]
+    Mount(#[from] larder_fuse::mount::MountFailed),
+    /// A directory could not be made or read.
+    #[error("use {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// Something of ours is mounted there.
+    #[error("{0} has an image mounted already")]
+    Taken(PathBuf),
+    /// Nothing of ours is mounted there.
+    #[error("no image is mounted at {0} by the process that owns this root")]
+    Absent(PathBuf),
+}
+
+/// One mounted image.
+#[derive(Debug, Clone)]
+struct Mounted {
+    reference: String,
+    /// Where its layers are, lowest first.
+    layers: Vec<PathBuf>,
+    directory: PathBuf,
+}
+
+/// Mounts images on a data plane.
+#[derive(Debug)]
+pub struct Mounter {
+    plane: Arc<dyn Plane>,
+    registries: Registries,
+    root: PathBuf,
+    next: AtomicU64,
+    mounted: Mutex<BTreeMap<PathBuf, Mounted>>,
+    count: watch::Sender<usize>,
+}
+
+impl Mounter {
+    /// Mounts below `root`, which `plane` has locked. What a former process left there is gone.
+    pub fn new(
+        plane: Arc<dyn Plane>,
+        registries: Registries,
+        root: &Path,
+    ) -> Result<Self, MountImageError> {
+        let root = root.join("images");
+        match fs::remove_dir_all(&root) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(MountImageError::Directory { path: root, source });
+            }
+            _ => {}
+        }
+        let (count, _) = watch::channel(0);
+        let (next, mounted) = (AtomicU64::new(1), Mutex::default());
+        Ok(Self {
+            plane,
+            registries,
+            root,
+            next,
+            mounted,
+            count,
+        })
+    }
+
+    /// The number of mounted images, as it changes.
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    /// The data plane.
+    pub fn plane(&self) -> &Arc<dyn Plane> {
+        &self.plane
+    }
+
+    /// References and places of all mounted images.
+    pub async fn list(&self) -> Vec<(String, PathBuf)> {
+        let mounted = self.mounted.lock().await;
+        mounted
+            .iter()
+            .map(|(target, image)| (image.reference.clone(), target.clone()))
+            .collect()
+    }
+
+    /// Mounts `reference` at `target`, an existing directory. Returns the digest of the manifest
+    /// and the number of layers.
+    pub async fn mount(
+        &self,
+        reference: &str,
+        target: &Path,
+        plain_http: bool,
+    ) -> Result<(Digest, usize), MountImageError> {
+        let image: Reference = reference.parse()?;
+        let repository = self.registries.repository(&image, plain_http);
+        let resolved = Image::resolve(&repository, &image).await?;
+        let origin = Origin {
+            host: image.registry().to_owned(),
+            repository: image.repository().to_owned(),
+        };
+        let layers = &resolved.parsed.layers;
+        let wanted = layers.iter().map(|layer| wanted(layer, &origin));
+        let wanted: Vec<Wanted> = wanted.collect::<Result<_, _>>()?;
+        let mut mounted = self.mounted.lock().await;
+        if mounted.contains_key(target) {
+            return Err(MountImageError::Taken(target.to_owned()));
+        }
+        let directory = self
+            .root
+            .join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let mut made = Mounted {
+            reference: image.to_string(),
+            layers: Vec::new(),
+            directory,
+        };
+        if let Err(error) = self.stack(&wanted, target, &mut made).await {
+            drop(self.tear_down(&made).await);
+            return Err(error);
+        }
+        mounted.insert(target.to_owned(), made);
+        self.count.send_replace(mounted.len());
+        Ok((resolved.manifest.digest, wanted.len()))
+    }
+
+    async fn stack(
+        &self,
+        wanted: &[Wanted],
+        target: &Path,
+        made: &mut Mounted,
+    ) -> Result<(), MountImageError> {
+        let adding = wanted.iter().map(|layer| self.plane.add(layer));
+        futures_util::future::try_join_all(adding).await?;
+        let mut parents: Vec<Parent> = Vec::new();
+        let mut places: Vec<(Digest, PathBuf)> = Vec::new();
+        for (number, layer) in wanted.iter().enumerate() {
+            let index = layer.index.digest;
+            let paths = self.plane.implied(&index);
+            let place = made.directory.join(number.to_string());
+            let failed = |source| MountImageError::Directory {
+                path: place.clone(),
+                source,
+            };
+            let entries = implied::implied(self.plane.as_ref(), &paths, &parents);
+            let entries = entries.map_err(failed)?;
+            fs::create_dir_all(&place).map_err(failed)?;
+            self.plane.mount(&index, &place, &entries).await?;
+            made.layers.push(place.clone());
+            // overlayfs refuses the same file system twice; the upper one hides the lower.
+            places.retain(|(below, _)| *below != index);
+            places.push((index, place));
+            parents.insert(
+                0,
+                Parent::Layer {
+                    index,
+                    implied: entries,
+                },
+            );
+        }
+        let lower: Vec<PathBuf> = places.into_iter().rev().map(|(_, place)| place).collect();
+        self.show(lower, target, made).await
+    }
+
+    /// Makes the stack visible at `target`.
+    async fn show(
+        &self,
+        mut lower: Vec<PathBuf>,
+        target: &Path,
+        made: &Mounted,
+    ) -> Result<(), MountImageError> {
+        // A read-only overlay needs two layers: an empty directory is the other one.
+        let empty = made.directory.join("empty");
+        let failed = |source| MountImageError::Directory {
+            path: empty.clone(),
+            source,
+        };
+        fs::create_dir_all(&empty).map_err(failed)?;
+        lower.push(empty.clone());
+        let overlay = Overlay { lower, upper: None };
+        let target = target.to_owned();
+        let mounting = tokio::task::spawn_blocking(move || mount_overlay(&overlay, &target));
+        let mounted = mounting
+            .await
+            .map_err(|error| PlaneError(error.to_string()))?;
+        Ok(mounted?)
+    }
+
+    /// Undoes [`Mounter::mount`].
+    pub async fn unmount(&self, target: &Path) -> Result<(), MountImageError> {
+        let mut mounted = self.mounted.lock().await;
+        let Some(image) = mounted.get(target).cloned() else {
+            return Err(MountImageError::Absent(target.to_owned()));
+        };
+        unmount(target, Unmount::Lazy)?;
+        mounted.remove(target);
+        let torn = self.tear_down(&image).await;
+        self.count.send_replace(mounted.len());
+        torn
+    }
+
+    /// Unmounts everything.
+    pub async fn unmount_all(&self) {
+        for (_, target) in self.list().await {
+            if let Err(error) = self.unmount(&target).await {
+                tracing::warn!(target = %target.display(), %error, "cannot unmount");
+            }
+        }
+    }
+
+    async fn tear_down(&self, image: &Mounted) -> Result<(), MountImageError> {
+        for place in &image.layers {
+            self.plane.unmount(place).await?;
+        }
+        let path = image.directory.clone();
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(MountImageError::Directory { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn wanted(layer: &Descriptor, origin: &Origin) -> Result<Wanted, MountImageError> {
+    let location = layer.annotations.get(annotation::INDEX);
+    let location = location.ok_or(MountImageError::NotConverted(layer.digest))?;
+    Ok(Wanted {
+        blob: layer.digest,
+        index: location.parse()?,
+        origins: vec![origin.clone()],
+    })
+}

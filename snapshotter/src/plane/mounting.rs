@@ -1,0 +1,191 @@
+//! The real data plane behind the trait.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use larder_fuse::{
+    DataPlane, DataPlaneConfig, DriverChoice, ImpliedDirectory, Layer, LayerId, LayerSpec,
+    LayerState, RegistrySource, Source, StartError,
+};
+use larder_proto::digest::Digest;
+use larder_proto::erofs::FileType;
+
+use super::{Node, NodeKind, Plane, PlaneError, Progress, SourceProgress, Wanted};
+use crate::config::{Config, Driver};
+use crate::registries::Registries;
+use crate::store::{ImpliedEntry, Owner};
+
+/// Layers mounted by EROFS or FUSE, their bytes from registries.
+#[derive(Debug)]
+pub struct MountingPlane {
+    plane: DataPlane,
+    registries: Registries,
+}
+
+impl MountingPlane {
+    /// Starts the data plane below the root directory; needs no network.
+    pub async fn start(config: &Config, registries: Registries) -> Result<Self, StartError> {
+        let mut settings = DataPlaneConfig::new(&config.root);
+        settings.driver = match config.fs_driver {
+            Driver::Auto => DriverChoice::Auto,
+            Driver::Erofs => DriverChoice::Erofs,
+            Driver::Fuse => DriverChoice::Fuse,
+        };
+        settings.read_deadline = config.read_deadline;
+        settings.min_free_percent = config.min_free_percent;
+        let plane = DataPlane::start(settings).await?;
+        Ok(Self { plane, registries })
+    }
+
+    /// Writes down what is in the store, and unmounts everything.
+    pub async fn shutdown(&self) {
+        self.plane.clone().shutdown().await;
+    }
+
+    fn layer(&self, index: &Digest) -> Option<Layer> {
+        self.plane.layer(&LayerId(*index))
+    }
+
+    fn sources(&self, wanted: &Wanted) -> Vec<Arc<dyn Source>> {
+        let repositories = wanted
+            .origins
+            .iter()
+            .filter_map(|origin| self.registries.origin(origin));
+        repositories
+            .map(|repository| Arc::new(RegistrySource::new(repository, wanted.blob)) as Arc<_>)
+            .collect()
+    }
+}
+
+fn refused(error: &dyn std::fmt::Display) -> PlaneError {
+    PlaneError(error.to_string())
+}
+
+impl Plane for MountingPlane {
+    fn add<'a>(&'a self, wanted: &'a Wanted) -> BoxFuture<'a, Result<(), PlaneError>> {
+        let (blob, index) = (wanted.blob, wanted.index);
+        let spec = LayerSpec {
+            blob,
+            index,
+            sources: self.sources(wanted),
+        };
+        Box::pin(async move {
+            self.plane
+                .add_layer(spec)
+                .await
+                .map(drop)
+                .map_err(|error| refused(&error))
+        })
+    }
+
+    fn attach(&self, wanted: &Wanted) -> bool {
+        let Some(layer) = self.layer(&wanted.index.digest) else {
+            return false;
+        };
+        layer.set_sources(self.sources(wanted));
+        true
+    }
+
+    fn implied(&self, index: &Digest) -> Vec<Vec<u8>> {
+        self.layer(index)
+            .map(|layer| layer.implied())
+            .unwrap_or_default()
+    }
+
+    fn node(&self, index: &Digest, path: &[u8]) -> Option<Node> {
+        let layer = self.layer(index)?;
+        let found = layer.attributes(path)?;
+        let kind = match found.file_type {
+            FileType::Directory => NodeKind::Directory,
+            FileType::Symlink => NodeKind::Symlink(layer.link_target(path)?),
+            _ => NodeKind::Other,
+        };
+        let owner = Owner {
+            uid: found.uid,
+            gid: found.gid,
+        };
+        Some(Node {
+            kind,
+            mode: found.mode,
+            owner,
+            xattrs: found.xattrs,
+        })
+    }
+
+    fn mount<'a>(
+        &'a self,
+        index: &'a Digest,
+        target: &'a Path,
+        implied: &'a [ImpliedEntry],
+    ) -> BoxFuture<'a, Result<(), PlaneError>> {
+        let directory = |entry: &ImpliedEntry| {
+            let mut xattrs = entry.xattrs.clone();
+            xattrs.sort();
+            ImpliedDirectory {
+                path: entry.path.clone(),
+                mode: entry.mode,
+                uid: entry.owner.uid,
+                gid: entry.owner.gid,
+                xattrs,
+            }
+        };
+        Box::pin(async move {
+            let layer = self
+                .layer(index)
+                .ok_or_else(|| refused(&"the store lost its index"))?;
+            let implied: Vec<_> = implied.iter().map(directory).collect();
+            layer
+                .mount(target, &implied)
+                .await
+                .map_err(|error| refused(&error))
+        })
+    }
+
+    fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), PlaneError>> {
+        Box::pin(async move {
+            self.plane
+                .unmount(target)
+                .await
+                .map_err(|error| refused(&error))
+        })
+    }
+
+    fn remove<'a>(&'a self, index: &'a Digest) -> BoxFuture<'a, Result<(), PlaneError>> {
+        Box::pin(async move {
+            self.plane
+                .remove_layer(&LayerId(*index))
+                .await
+                .map_err(|error| refused(&error))
+        })
+    }
+
+    fn layers(&self) -> Vec<Digest> {
+        self.plane
+            .layers()
+            .iter()
+            .map(|layer| layer.id().0)
+            .collect()
+    }
+
+    fn progress(&self, index: &Digest) -> Option<Progress> {
+        let status = self.layer(index)?.status();
+        let sources = status.sources.into_iter().map(|source| SourceProgress {
+            name: source.name,
+            bytes_fetched: source.bytes,
+            failure: source.last_failure.unwrap_or_default(),
+        });
+        Some(Progress {
+            bytes_total: status.bytes_total,
+            bytes_present: status.bytes_present,
+            complete: status.state == LayerState::Complete,
+            proven: status.proven,
+            sources: sources.collect(),
+        })
+    }
+
+    fn driver(&self) -> (String, String) {
+        let report = self.plane.driver();
+        (report.driver.to_string(), report.reason.clone())
+    }
+}
