@@ -14,6 +14,7 @@ use tracing::warn;
 use super::Slots;
 use super::filesystem::LarderFs;
 use super::inode::Node;
+use super::reads::READ_BYTES_MAX;
 use crate::config::DeviceReads;
 use crate::mount::SOURCE;
 
@@ -42,8 +43,9 @@ impl FuseMount {
             .write(true)
             .open("/dev/fuse")?;
         let options = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-            device.as_raw_fd()
+            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={}",
+            device.as_raw_fd(),
+            READ_BYTES_MAX
         );
         let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
         // Devices and setuid files are part of images: neither nodev nor nosuid.

@@ -11,9 +11,9 @@ use larder_proto::verified::Verified;
 use crate::fetch::{Fetcher, Priority};
 use crate::store::StoredLayer;
 
-/// Longest read the kernel sends: 256 pages. A longer request is answered in part only for
-/// devices nobody mounts this way.
-const READ_BYTES_MAX: u64 = 1 << 20;
+/// Longest read the kernel is allowed to send, by the mount's `max_read`: the kernel's own default
+/// limit of 256 pages. A reply that is shorter than its request would read as zeros behind.
+pub(super) const READ_BYTES_MAX: u64 = 1 << 20;
 
 thread_local! {
     /// The reply of the thread's current read.
