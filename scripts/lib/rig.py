@@ -163,7 +163,7 @@ class Node:
         """The command an operator types. `ctr` of containerd 1.x downloads before it asks a snapshotter."""
         if self.lazy and self.major < 2:
             settings = os.path.join(self.work, "larder.toml")
-            return run(os.path.join(self.programs, "larder-snapshotter"), "pull", "--config", settings, reference)
+            return run(os.path.join(self.programs, "larder-snapshotter"), "pull", "--config", settings, "--address", self.socket, reference)
         hosts = os.path.join(self.work, "certs.d")
         return self.ctr("images", "pull", "--hosts-dir", hosts, "--snapshotter", self.snapshotter, reference)
 
