@@ -116,7 +116,7 @@ def names(layer):
 
 def sparse(layer):
     """The three PAX formats, each with a hole at the start, in the middle and at the end; containerd refuses GNU's older one."""
-    data = [(8192, b"A" * 4096), (40960, b"B" * 1000), (50000, b"C" * 512)]
+    data = [(8192, b"A" * 4096), (40960, b"B" * 1024), (50176, b"C" * 512)]
     size = 100_000
     body = b"".join(piece for _, piece in data)
 
@@ -239,7 +239,7 @@ def huge(directory, _programs):
     layout = Layout(directory)
     layer = layout.layer()
     size = (4 << 30) + (256 << 20)
-    data = [(0, b"start" * 1000), (size - 4096, b"e" * 4096)]
+    data = [(0, b"start...." * 512), (size - 4096, b"e" * 4096)]
     text = b"2\n" + b"".join(b"%d\n%d\n" % (offset, len(piece)) for offset, piece in data)
     body = text + pad(len(text)) + b"".join(piece for _, piece in data)
     layer.add(b"cut", body, mtime=T, records=[
