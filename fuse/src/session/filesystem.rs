@@ -101,11 +101,8 @@ impl LarderFs {
             return reply.data(&[]);
         }
         let mut wanted = Wanted::new(end - offset);
-        for extent in image.extents(nid) {
+        for extent in image.extents_within(nid, offset..end) {
             let (from, to) = (extent.file_offset, extent.file_offset + extent.len);
-            if from >= end {
-                break;
-            }
             let (start, stop) = (from.max(offset), to.min(end));
             if start < stop {
                 let tar = extent.tar_offset + (start - from);

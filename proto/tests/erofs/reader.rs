@@ -1,8 +1,9 @@
 //! Our own reading of our images.
 
 use larder_proto::erofs::{FileType, Image};
-use larder_proto::tree::{Kind, difference};
+use larder_proto::tree::{Extent, Kind, ROOT, difference};
 
+use crate::layer::Layer;
 use crate::samples;
 
 /// Writing and reading a tree gives the same tree, and writing that the same bytes.
@@ -51,4 +52,52 @@ fn lookup_and_listing_agree_with_the_tree() {
             assert_eq!(image.inode(nid).unwrap().file_type, FileType::Directory);
         }
     }
+}
+
+/// What a read of any part of a file needs is what the whole file has there, no more and no less.
+#[test]
+fn extents_within_a_range_are_those_of_the_file() {
+    for layer in [samples::sparse(), samples::types()] {
+        let image = Image::open(layer.write(), layer.tar_len()).unwrap();
+        for (path, _) in layer.paths() {
+            let parts = path.split(|&b| b == b'/').filter(|part| !part.is_empty());
+            let nid = parts.fold(image.root(), |at, part| image.lookup(at, part).unwrap());
+            let size = image.inode(nid).unwrap().size;
+            let all: Vec<_> = image.extents(nid).collect();
+            for start in (0..size).step_by(509).take(500) {
+                for end in [start + 1, start + 512, start + 4096, size].map(|end| end.min(size)) {
+                    let found = image.extents_within(nid, start..end);
+                    let found = found.filter_map(|extent| cut(extent, start, end));
+                    let expected = all.iter().filter_map(|&extent| cut(extent, start, end));
+                    assert!(found.eq(expected), "{start}..{end} of {size}");
+                }
+            }
+        }
+    }
+}
+
+/// The part of an extent that lies in `start..end` of the file.
+fn cut(extent: Extent, start: u64, end: u64) -> Option<Extent> {
+    let from = extent.file_offset.max(start);
+    let to = (extent.file_offset + extent.len).min(end);
+    (from < to).then(|| Extent {
+        file_offset: from,
+        tar_offset: extent.tar_offset + (from - extent.file_offset),
+        len: to - from,
+    })
+}
+
+/// Reading a sparse file with the largest map piece by piece takes seconds, not the hours that
+/// walking the map from its start for each piece would.
+#[test]
+fn pieces_of_a_sparse_file_cost_what_they_are_long() {
+    let (size, piece) = ((2 << 30), 64 << 10);
+    let mut layer = Layer::new();
+    let ends: [(u64, &[u8]); 2] = [(0, &[1; 512]), (size - 512, &[2; 512])];
+    layer.sparse(ROOT, "file", size, &ends);
+    let image = Image::open(layer.write(), layer.tar_len()).unwrap();
+    let nid = image.lookup(image.root(), b"file").unwrap();
+    let pieces = (0..size).step_by(piece);
+    let found = pieces.map(|at| image.extents_within(nid, at..at + piece as u64).count());
+    assert_eq!(found.sum::<usize>(), 2);
 }

@@ -1,5 +1,7 @@
 //! Where a file's data lies: in the tar, or, for symlinks, in the image.
 
+use std::ops::Range;
+
 use super::{Image, Located, Nid};
 use crate::erofs::format::{BLOCK, FileType, HOLE, Layout, u32_at};
 use crate::limits;
@@ -15,8 +17,16 @@ pub struct Extents<'a> {
 impl<B: AsRef<[u8]>> Image<B> {
     /// The extents of a regular file; none for other types.
     pub fn extents(&self, nid: Nid) -> Extents<'_> {
+        self.extents_within(nid, 0..u64::MAX)
+    }
+
+    /// The extents that overlap `range` of a regular file, bytes; they may reach beyond it, at most
+    /// to where [`Self::extents`] has them reach. Costs what the range is long, whatever the file is.
+    pub fn extents_within(&self, nid: Nid, range: Range<u64>) -> Extents<'_> {
         let mut map = match self.located(nid) {
-            Some(located) if located.raw.file_type == FileType::Regular => self.block_map(&located),
+            Some(located) if located.raw.file_type == FileType::Regular => {
+                self.block_map(&located).within(range)
+            }
             _ => BlockMap::EMPTY,
         };
         let next = next_extent(&mut map);
@@ -98,6 +108,19 @@ impl BlockMap<'_> {
         size: 0,
         mapped: 0,
     };
+
+    /// The part of the map that `range` of the file needs.
+    fn within(mut self, range: Range<u64>) -> Self {
+        let clamped = |chunk: u64| {
+            let entry = usize::try_from(chunk).map_or(usize::MAX, |at| at.saturating_mul(4));
+            entry.min(self.entries.len())
+        };
+        let first = range.start >> self.shift;
+        let end = clamped(range.end.div_ceil(1 << self.shift));
+        self.entries = &self.entries[clamped(first).min(end)..end];
+        self.at = first.saturating_mul(1 << self.shift);
+        self
+    }
 
     fn run(&self, file_offset: u64, len: u64, block: u32) -> Run {
         match block.checked_sub(self.mapped) {
