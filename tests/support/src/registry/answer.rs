@@ -126,8 +126,9 @@ async fn answer(state: &Shared, connection: &Connection, cdn: bool, request: Req
     };
     if matches!(fault, Some(Fault::CutUpload(_) | Fault::DropAnswer)) {
         connection.reset();
-        // The server drops this future with the connection.
-        return std::future::pending().await;
+        // Writing this answer fails, which ends the connection; waiting would not, as a server whose
+        // request's body nobody reads does not look at the connection.
+        return finish(state, connection, &asked, Reply::new(500), None);
     }
     finish(state, connection, &asked, reply, fault.as_ref())
 }
