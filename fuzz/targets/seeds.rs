@@ -12,7 +12,7 @@ use larder_proto::limits;
 use larder_proto::scan::{LayerScan, ScanOptions};
 
 #[path = "../../tests/support/src/tar.rs"]
-#[allow(dead_code, reason = "shared with the tests, which use more of it")]
+#[expect(dead_code, reason = "shared with the tests, which use more of it")]
 mod tar;
 
 use tar::{Entry, TarBuilder};
