@@ -10,10 +10,13 @@ import wide
 IMAGES = {
     "wide": wide.write,
     "odd": odd.write,
+    "odd-sparse": odd.unaligned,
     "huge": odd.huge,
     "zeros": odd.zeros,
     "tools": lambda directory, programs: tools.write(directory, programs, 1),
     "tools-layers": lambda directory, programs: tools.write(directory, programs, 6),
+    "tools-user": lambda directory, programs: tools.write(directory, programs, 1, "worker"),
+    "tools-layers-user": lambda directory, programs: tools.write(directory, programs, 6, "worker"),
     "pause": tools.pause,
     "unconvertible-forward": unconvertible.forward,
     "unconvertible-across": unconvertible.across,

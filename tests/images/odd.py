@@ -234,12 +234,33 @@ def write(directory, programs):
     layout.finish({"Cmd": ["/bin/cat", "/white/file"], "Env": ["PATH=/bin"], "Labels": {"larder.ready": "exit"}})
 
 
+def unaligned(directory, programs):
+    """Three layers, the middle one with a sparse file whose pieces lie at odd offsets: legal, but no block device can show it."""
+    layout = Layout(directory)
+    first = layout.layer()
+    busybox(first, programs)
+    first.directory(b"sparse/", mtime=T)
+    first.finish()
+    layer = layout.layer()
+    data = [(1000, b"A" * 700), (70_001, b"B" * 5)]
+    body = b"".join(piece for _, piece in data)
+    text = b"%d\n" % len(data) + b"".join(b"%d\n%d\n" % (offset, len(piece)) for offset, piece in data)
+    layer.add(b"cut", text + pad(len(text)) + body, mtime=T, records=[
+        (b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"),
+        (b"GNU.sparse.name", b"sparse/unaligned"), (b"GNU.sparse.realsize", b"99999")])
+    layer.finish()
+    last = layout.layer()
+    last.add(b"sparse/after", b"lazy again", mtime=T)
+    last.finish()
+    layout.finish({"Cmd": ["/bin/sha256sum", "/sparse/unaligned", "/sparse/after"], "Env": ["PATH=/bin"]})
+
+
 def huge(directory, _programs):
     """A sparse file larger than 4 GiB with data at both ends, and a plain one of 64 MiB of zeros."""
     layout = Layout(directory)
     layer = layout.layer()
     size = (4 << 30) + (256 << 20)
-    data = [(0, b"start...." * 512), (size - 4096, b"e" * 4096)]
+    data = [(0, b"start..." * 512), (size - 4096, b"e" * 4096)]
     text = b"2\n" + b"".join(b"%d\n%d\n" % (offset, len(piece)) for offset, piece in data)
     body = text + pad(len(text)) + b"".join(piece for _, piece in data)
     layer.add(b"cut", body, mtime=T, records=[

@@ -1,4 +1,4 @@
-"""Small images that run: *tools* in one layer, *tools-layers* in six, *pause* for CRI pods.
+"""Small images that run: *tools* in one layer, *tools-layers* in six, each also as *-user* 1000; *pause* for CRI pods.
 
 Each has busybox, a setuid program and a program with a file capability, so that containers can show what the kernel
 made of them.
@@ -49,7 +49,7 @@ def private(layer):
     layer.add(b"etc/secret", b"only for root\n", mode=0o600, mtime=T)
 
 
-def write(directory, programs, layers):
+def write(directory, programs, layers, user=None):
     layout = Layout(directory)
     steps = [lambda l: busybox(l, programs), accounts, lambda l: setuid(l, programs), lambda l: capability(l, programs),
              private, lambda l: l.add(b"etc/motd", b"six layers\n" if layers > 1 else b"one layer\n", mtime=T)]
@@ -58,7 +58,8 @@ def write(directory, programs, layers):
         for step in group:
             step(layer)
         layer.finish()
-    layout.finish({"Cmd": ["/bin/cat", "/etc/motd"], "Env": ["PATH=/bin"], "Labels": {"larder.ready": "exit"}})
+    config = {"Cmd": ["/bin/cat", "/etc/motd"], "Env": ["PATH=/bin"], "Labels": {"larder.ready": "exit"}}
+    layout.finish(config | ({"User": user} if user else {}))
 
 
 def pause(directory, programs):
