@@ -15,6 +15,7 @@ import urllib.request
 READY_SECONDS_MAX = 300  # the slowest honest start, a full pull over 10 Mbit/s, takes less
 SOCKET_SECONDS_MAX = 30
 POLL_SECONDS = 0.005
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class RigError(Exception):
@@ -32,13 +33,14 @@ def run(*command, **options):
 class Link:
     """A network namespace with a registry in it, behind a veth pair shaped both ways."""
 
-    def __init__(self, work, rate):
+    def __init__(self, work, rate, storage=None):
+        """`storage` is what another registry holds already."""
         tag = secrets.token_hex(3)
         self.namespace, self.near, far = f"larder-{tag}", f"ldn{tag}", f"ldf{tag}"
         # TEST-NET-2 and a random host part: nothing of this machine's network is touched.
         host = 4 * secrets.randbelow(63)
         self.address = f"198.51.100.{host + 1}:5000"
-        self.storage = os.path.join(work, "registry")
+        self.storage = storage or os.path.join(work, "registry")
         self.registry = None
         run("ip", "netns", "add", self.namespace)
         run("ip", "link", "add", self.near, "type", "veth", "peer", "name", far, "netns", self.namespace)
@@ -58,7 +60,7 @@ class Link:
         return run("ip", "netns", "exec", self.namespace, *command)
 
     def start_registry(self, work):
-        os.makedirs(self.storage)
+        os.makedirs(self.storage, exist_ok=True)
         config = os.path.join(work, "registry.yml")
         with open(config, "w") as out:
             out.write(
@@ -74,8 +76,9 @@ class Link:
 
     def received(self):
         """Bytes that came from the registry's side so far, counted at the interface."""
-        with open(f"/sys/class/net/{self.near}/statistics/rx_bytes") as counter:
-            return int(counter.read())
+        # Not from /sys, which shows the network namespace that it was mounted in.
+        [link] = json.loads(run("ip", "-s", "-j", "link", "show", "dev", self.near))
+        return link["stats64"]["rx"]["bytes"]
 
     def close(self):
         stop(self.registry)
@@ -83,11 +86,30 @@ class Link:
         subprocess.run(["ip", "netns", "del", self.namespace], capture_output=True)
 
 
-class Node:
-    """containerd with an empty root, and Larder's snapshotter beside it if `lazy`."""
+def configuration_block(document):
+    """containerd's configuration as a document gives it to operators."""
+    with open(os.path.join(TOP, document)) as text:
+        block = re.search(r"^<!-- containerd-config -->\n```toml\n(.*?)^```$", text.read(), re.S | re.M)
+    if not block:
+        raise RigError(f"{document} has no configuration block after <!-- containerd-config -->")
+    return block[1]
 
-    def __init__(self, work, programs, lazy, driver="auto", containerd=None):
+
+def substituted(block, places):
+    """A configuration block with other paths; each must be in it."""
+    for place, other in places.items():
+        if f'"{place}"' not in block:
+            raise RigError(f"the configuration block does not name {place}")
+        block = block.replace(f'"{place}"', f'"{other}"')
+    return block
+
+
+class Node:
+    """containerd with an empty root, and Larder's snapshotter beside it if `lazy`. CRI only with a `sandbox` image for pods."""
+
+    def __init__(self, work, programs, lazy, driver="auto", containerd=None, sandbox=None):
         self.work = tempfile.mkdtemp(dir=work)
+        self.sandbox = sandbox
         self.programs, self.lazy, self.driver = programs, lazy, driver
         self.directory = containerd or os.path.dirname(shutil.which("containerd") or "/usr/bin/containerd")
         self.socket = os.path.join(self.work, "c.sock")
@@ -105,22 +127,7 @@ class Node:
             out.write(f'server = "http://{registry}"\n[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n')
         config = os.path.join(self.work, "containerd.toml")
         with open(config, "w") as out:
-            out.write(
-                f'version = 2\nroot = "{self.work}/root"\nstate = "{self.work}/state"\n'
-                'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-                f'[grpc]\n  address = "{self.socket}"\n[ttrpc]\n  address = "{self.socket}.ttrpc"\n'
-            )
-            for snapshotter in ("overlayfs", "larder") if self.lazy else ("overlayfs",):
-                out.write(
-                    '[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n  platform = "linux"\n'
-                    f'  snapshotter = "{snapshotter}"\n  differ = "walking"\n'
-                )
-            if self.lazy:
-                out.write(
-                    f'[proxy_plugins.larder]\n  type = "snapshot"\n  address = "{plugin}"\n'
-                    f'  [proxy_plugins.larder.exports]\n    root = "{self.work}/larder"\n'
-                    '    enable_remote_snapshot_annotations = "true"\n'
-                )
+            out.write(self.configuration(plugin))
         if self.lazy:
             settings = os.path.join(self.work, "larder.toml")
             with open(settings, "w") as out:
@@ -134,6 +141,23 @@ class Node:
             wait_for(lambda: os.path.exists(plugin), "larder-snapshotter to listen", self.log)
         self.background([os.path.join(self.directory, "containerd"), "-c", config], "containerd.log")
         wait_for(lambda: self.ctr_ok("version"), "containerd to answer", self.log)
+
+    def configuration(self, plugin):
+        """The README's block with this node's paths, and what only a second containerd on a machine needs."""
+        block = "version = 2\n" if not self.lazy else substituted(configuration_block("README.md"), {
+            "/run/larder/larder.sock": plugin,
+            "/var/lib/larder": f"{self.work}/larder",
+            "/etc/containerd/certs.d": f"{self.work}/certs.d",
+        })
+        first = f'version = 2\nroot = "{self.work}/root"\nstate = "{self.work}/state"\n'
+        last = f'\n[grpc]\n  address = "{self.socket}"\n[ttrpc]\n  address = "{self.socket}.ttrpc"\n'
+        if self.sandbox:
+            # Where root may not lower a process's OOM score (as in most containers), pods need the restriction.
+            last += ('[plugins."io.containerd.grpc.v1.cri"]\n'
+                     f'  sandbox_image = "{self.sandbox}"\n  restrict_oom_score_adj = true\n')
+        else:
+            first += 'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+        return block.replace("version = 2\n", first, 1) + last
 
     def background(self, command, log):
         out = open(os.path.join(self.work, log), "w")
@@ -185,8 +209,15 @@ class Node:
         self.ctr_ok("tasks", "rm", "-f", name)
         self.ctr_ok("containers", "rm", name)
 
-    def blobs(self):
-        return set(self.ctr("content", "ls", "-q").split())
+    def blobs(self, namespace="default"):
+        return set(self.ctr("-n", namespace, "content", "ls", "-q").split())
+
+    def left_behind(self):
+        """What of lazily loaded images is on the node: mounts, snapshots, layers in the store."""
+        root = os.path.join(self.work, "larder")
+        with open("/proc/self/mountinfo") as table:
+            mounts = [line for line in table if f" {root}/snapshots/" in line]
+        return mounts + os.listdir(os.path.join(root, "snapshots")) + os.listdir(os.path.join(root, "store"))
 
     def close(self):
         for process in reversed(self.processes):

@@ -1,13 +1,17 @@
 """What the tests of a node share: a registry on loopback, containerd releases, programs and mounted trees."""
 
+import atexit
 import contextlib
 import functools
+import itertools
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -19,11 +23,16 @@ import rig  # noqa: E402
 
 PROGRAMS = os.environ["LARDER_PROGRAMS"]
 REGISTRY = "127.0.0.1:5000"
+DISK_SIZE = "100G"  # sparse; no run needs a tenth of it
+GONE_SECONDS_MAX = 20  # containerd collects garbage seconds after the last change
 RELEASES = {
     "1.6": os.path.dirname(shutil.which("containerd")),
     "1.7": os.path.join(images.CACHE, "containerd/trixie/usr/bin"),
     "2": os.path.join(images.CACHE, "containerd/sid/usr/bin"),
 }
+
+
+DRIVERS = ("erofs", "fuse")
 
 
 def larder(*words, **options):
@@ -36,65 +45,114 @@ def snapshotter(*words, **options):
 
 @functools.cache
 def drivers():
-    """Both drivers, or a message why this kernel has only one. Never counts as passed: the caller skips with it."""
+    """For each driver, why this kernel has not got it, or None. Never counts as passed: tests are skipped with it."""
     major, minor = map(int, re.match(r"(\d+)\.(\d+)", os.uname().release).groups())
     return {"fuse": None, "erofs": None if (major, minor) >= (6, 12) else "needs kernel ≥ 6.12"}
 
 
+@functools.cache
+def work():
+    """A temporary folder for the whole run; what is mounted below is unmounted at its end.
+
+    It is a file system of its own, which is gone at once: on a disk mounted with `discard`, deleting the 100,000 files of
+    *wide* alone takes minutes.
+    """
+    outer = tempfile.mkdtemp(prefix="larder-test-")
+    atexit.register(shutil.rmtree, outer, True)
+    atexit.register(rig.unmount_below, outer)
+    disk, folder = os.path.join(outer, "disk"), os.path.join(outer, "work")
+    os.mkdir(folder)
+    rig.run("truncate", "-s", DISK_SIZE, disk)
+    rig.run("mkfs.ext4", "-q", disk)
+    rig.run("mount", "-o", "loop", disk, folder)
+    return folder
+
+
+@functools.cache
+def registry():
+    """One registry for the whole run; its storage folder."""
+    config, storage = os.path.join(work(), "registry.yml"), os.path.join(work(), "registry")
+    with open(config, "w") as out:
+        out.write("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+                  f"storage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: '{REGISTRY}'}}\n")
+    with open(os.path.join(work(), "registry.log"), "w") as log:
+        process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
+    atexit.register(rig.stop, process)
+    rig.wait_for(lambda: rig.answers(f"http://{REGISTRY}/v2/"), "the registry to answer")
+    return storage
+
+
+@functools.cache
+def publish(name):
+    """Pushes a test image as it is and converted; their references."""
+    registry()
+    original, converted = f"{REGISTRY}/test/{name}:original", f"{REGISTRY}/test/{name}:larder"
+    rig.run("skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{images.layout(name)}:latest", f"docker://{original}")
+    larder("convert", original, converted)
+    return original, converted
+
+
+def manifest(reference):
+    return json.loads(rig.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{reference}"))
+
+
+def layers(reference):
+    """The digests of an image's layer blobs in the registry."""
+    return {layer["digest"] for layer in manifest(reference)["layers"]}
+
+
+@contextlib.contextmanager
+def node(release, lazy, driver="auto", sandbox=None, registry=REGISTRY):
+    """A node that starts empty; what goes wrong on it is told with the ends of its logs."""
+    node = rig.Node(work(), PROGRAMS, lazy, driver, RELEASES[release], sandbox)
+    try:
+        node.start(registry)
+        yield node
+    except Exception as error:
+        error.add_note(node.log())
+        raise
+    finally:
+        node.close()
+
+
+def once_per(**axes):
+    """A test that runs once for each combination of values, as a test of its own with the values in its name."""
+    def mark(test):
+        test.axes = axes
+        return test
+    return mark
+
+
 class Case(unittest.TestCase):
-    """A test class with a temporary folder, a registry in it, and everything undone at its end."""
+    """A test class with temporary folders, nodes and mounts; everything is undone at its end."""
 
     maxDiff = None
+    node = staticmethod(node)
 
-    @classmethod
-    def setUpClass(cls):
-        cls.work = tempfile.mkdtemp(prefix="larder-test-")
-        cls.addClassCleanup(shutil.rmtree, cls.work, True)
-        cls.addClassCleanup(rig.unmount_below, cls.work)
-        config = os.path.join(cls.work, "registry.yml")
-        storage = os.path.join(cls.work, "registry")
-        with open(config, "w") as out:
-            out.write("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-                      f"storage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: '{REGISTRY}'}}\n")
-        log = open(os.path.join(cls.work, "registry.log"), "w")
-        registry = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
-        log.close()
-        cls.addClassCleanup(rig.stop, registry)
-        rig.wait_for(lambda: rig.answers(f"http://{REGISTRY}/v2/"), "the registry to answer")
+    def __init_subclass__(cls):
+        for name, test in list(vars(cls).items()):
+            if axes := getattr(test, "axes", None):
+                delattr(cls, name)
+                for values in itertools.product(*axes.values()):
+                    one = re.sub(r"\W", "_", "_".join([name, *values]))
+                    setattr(cls, one, cls.with_values(test, dict(zip(axes, values))))
 
-    @classmethod
-    def folder(cls):
-        return tempfile.mkdtemp(dir=cls.work)
+    @staticmethod
+    def with_values(test, values):
+        @functools.wraps(test)
+        def run(self):
+            if missing := drivers().get(values.get("driver")):
+                self.skipTest(missing)
+            test(self, **values)
+        return run
 
-    @classmethod
-    def publish(cls, name):
-        """Pushes a test image as it is and converted; their references."""
-        original, converted = f"{REGISTRY}/test/{name}:original", f"{REGISTRY}/test/{name}:larder"
-        if not rig.answers(f"http://{REGISTRY}/v2/test/{name}/manifests/original"):
-            rig.run("skopeo", "copy", "--quiet", "--dest-tls-verify=false",
-                    f"oci:{images.layout(name)}:latest", f"docker://{original}")
-            larder("convert", original, converted)
-        return original, converted
+    def folder(self):
+        return tempfile.mkdtemp(dir=work())
 
-    @contextlib.contextmanager
-    def node(self, release, lazy, driver="auto"):
-        node = rig.Node(self.work, PROGRAMS, lazy, driver, RELEASES[release])
-        try:
-            node.start(REGISTRY)
-            yield node
-        finally:
-            node.close()
-
-    def mount_of_containerd(self, node, reference):
-        """The tree that containerd's overlayfs unpack makes of an image."""
-        place = self.folder()
-        node.ctr("images", "mount", "--snapshotter", node.snapshotter, reference, place)
-        self.addCleanup(rig.run, "umount", place)
-        return place
-
-    def mount_of_larder(self, reference, driver):
-        """The tree that `larder-snapshotter mount` shows."""
-        root, place = self.folder(), self.folder()
-        snapshotter("mount", "--root", root, "--fs-driver", driver, "--detach", reference, place)
-        self.addCleanup(snapshotter, "umount", place)
-        return place
+    def gone(self, rest, seconds=GONE_SECONDS_MAX):
+        """Waits until `rest()` is empty, as it is some time after containerd collected its garbage."""
+        until = time.monotonic() + seconds
+        while left := rest():
+            if time.monotonic() > until:
+                self.fail(f"still there after {seconds} s: {left}")
+            time.sleep(0.1)

@@ -1,0 +1,26 @@
+"""The configuration that the documents give to operators. Every lazy node of these tests runs with the README's block."""
+
+import json
+import os
+
+import world
+from world import RELEASES, once_per, rig
+
+
+class Configuration(world.Case):
+    """One block, for every release of containerd."""
+
+    def test_both_documents_give_the_same_block(self):
+        """Promise: README and docs/CONFIGURATION.md do not contradict each other."""
+        self.assertEqual(rig.configuration_block("README.md"), rig.configuration_block("docs/CONFIGURATION.md"))
+
+    @once_per(release=RELEASES)
+    def test_doctor_misses_nothing_in_it(self, release):
+        """Promise: on a node that runs with the block, with CRI, `doctor` finds nothing that is wrong."""
+        with self.node(release, lazy=True, sandbox="none.invalid/pause") as node:
+            told = world.snapshotter("doctor", "--json", "--config", os.path.join(node.work, "larder.toml"),
+                                     "--containerd-config", os.path.join(node.work, "containerd.toml"))
+            findings = json.loads(told)
+            self.assertFalse([finding for finding in findings if finding["verdict"] == "bad"])
+            good = {finding["what"] for finding in findings if finding["verdict"] == "good"}
+            self.assertLessEqual({"proxy plugin", "CRI", "daemon"}, good, findings)
