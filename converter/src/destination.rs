@@ -67,6 +67,11 @@ impl Destination {
         }
     }
 
+    /// Whether a file put here becomes the blob, and is not only read.
+    pub fn keeps_files(&self) -> bool {
+        matches!(&*self.0, Kind::Layout(_))
+    }
+
     /// The repository, if the destination is a registry.
     pub fn repository(&self) -> Option<&Repository> {
         match &*self.0 {

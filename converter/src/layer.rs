@@ -9,6 +9,8 @@
 //! Chunks are cut by the scan alone, so the blob is the same on any number of cores.
 
 mod budget;
+mod cutter;
+mod flush;
 mod options;
 mod pipeline;
 mod scanning;
@@ -48,6 +50,16 @@ impl std::fmt::Debug for LayerInput {
             .field("digest", &self.digest)
             .finish_non_exhaustive()
     }
+}
+
+/// Where a converted layer is written.
+#[derive(Debug)]
+pub struct LayerOutput {
+    /// An empty file, which need not have a name.
+    pub file: File,
+    /// Whether the file itself will stay: then its bytes go to the disk while others are being
+    /// compressed. A file that is only sent on need never reach the disk.
+    pub stays: bool,
 }
 
 /// What became of a layer.

@@ -13,7 +13,7 @@ use larder_registry::oci::Descriptor;
 use super::earlier::Earlier;
 use super::{Conversion, ConvertError, Image, Node};
 use crate::cache::Entry;
-use crate::layer::{LayerInput, Outcome, convert_layer};
+use crate::layer::{LayerInput, LayerOutput, Outcome, convert_layer};
 use crate::plan::{LayerPlan, ManifestPlan, Replacement};
 use crate::progress::Event;
 use crate::report::{Action, LayerReport};
@@ -212,6 +212,8 @@ async fn convert(
         doing: format!("create a file in {}", dir.display()),
         error,
     })?;
+    let stays = conversion.destination.keeps_files();
+    let output = LayerOutput { file, stays };
     let (workers, cancel) = (Arc::clone(&conversion.workers), conversion.cancel.clone());
     let progress = Arc::clone(&conversion.progress);
     let outcome = blocking(move || {
@@ -227,7 +229,7 @@ async fn convert(
                 bytes,
             });
         };
-        convert_layer(input, &workers, file, &cancel, &advance)
+        convert_layer(input, &workers, output, &cancel, &advance)
     })
     .await?;
     let new = match outcome {

@@ -1,12 +1,12 @@
 //! The stages of one layer's conversion, put together.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::ScopedJoinHandle;
 
+use bytes::Bytes;
 use larder_proto::erofs;
 use larder_proto::index::{Index, IndexParts, StoredIndex};
 use larder_proto::scan::{ScanError, ScannedLayer};
@@ -14,7 +14,7 @@ use larder_proto::scan::{ScanError, ScannedLayer};
 use super::scanning::{Scanned, scan};
 use super::tap::Tap;
 use super::writing::BlobWriter;
-use super::{ConvertedLayer, LayerError, LayerInput, Outcome, Workers};
+use super::{ConvertedLayer, LayerError, LayerInput, LayerOutput, Outcome, Workers};
 use crate::decode::decode;
 
 /// Bytes of tar handed from the reading to the scanning stage at a time.
@@ -46,13 +46,13 @@ impl Cancel {
     }
 }
 
-/// Converts one layer into `file`, which must be empty; `advance` is told of source bytes read.
+/// Converts one layer into `output`; `advance` is told of source bytes read.
 ///
 /// Blocks; memory is bounded by the workers' budget and the layer's tree.
 pub fn convert_layer(
     input: LayerInput,
     workers: &Workers,
-    file: File,
+    output: LayerOutput,
     cancel: &Cancel,
     advance: &(dyn Fn(u64) + Sync),
 ) -> Result<Outcome, LayerError> {
@@ -63,7 +63,8 @@ pub fn convert_layer(
         blob,
     } = input;
     let mut tap = Tap::new(blob);
-    let mut writer = BlobWriter::new(file);
+    let write = |error| LayerError::Write { layer, error };
+    let mut writer = BlobWriter::new(output).map_err(write)?;
     let (read, scanned, written) = std::thread::scope(|scope| {
         let (tar, tar_in) = sync_channel(BUFFERS);
         let (frames, frames_in) = sync_channel(FRAMES);
@@ -75,7 +76,7 @@ pub fn convert_layer(
         (read, join(scan), join(write))
     });
     cancel.check()?;
-    written.map_err(|error| LayerError::Write { layer, error })?;
+    written.map_err(write)?;
     // What the source is at fault for comes first: it explains whatever followed from it.
     tap.finish(layer, size, cancel)?;
     read.map_err(|error| LayerError::Encoding {
@@ -108,7 +109,7 @@ pub fn convert_layer(
 /// Reads and decodes the blob until its end, or until the scan wants no more.
 fn read_tar(
     tap: &mut Tap<Box<dyn Read + Send>>,
-    tar: &SyncSender<Vec<u8>>,
+    tar: &SyncSender<Bytes>,
     cancel: &Cancel,
     advance: &dyn Fn(u64),
 ) -> io::Result<()> {
@@ -128,7 +129,7 @@ fn read_tar(
             }
         }
         bytes.truncate(filled);
-        if filled == 0 || tar.send(bytes).is_err() {
+        if filled == 0 || tar.send(bytes.into()).is_err() {
             return Ok(());
         }
     }
@@ -177,10 +178,10 @@ fn seal(
         Ok(stored) => stored,
         Err(error) => return Ok(Outcome::Unrepresentable(error.to_string())),
     };
-    let wrote = writer.write(&stored.tail);
-    wrote.map_err(|error| LayerError::Write { layer, error })?;
+    let write = |error| LayerError::Write { layer, error };
+    writer.write(&stored.tail).map_err(write)?;
     let chunks = writer.chunks.len();
-    let (file, digest, size) = writer.finish();
+    let (file, digest, size) = writer.finish().map_err(write)?;
     let (location, tar_len) = (stored.location, scanned.tar_len);
     Ok(Outcome::Converted(ConvertedLayer {
         file,

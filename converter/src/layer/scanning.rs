@@ -3,10 +3,12 @@
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender};
 
+use bytes::Bytes;
 use larder_proto::digest::Digest;
 use larder_proto::scan::{LayerScan, ScanError, ScanOptions, ScannedLayer};
 use sha2::Digest as _;
 
+use super::cutter::Cutter;
 use super::workers::{Frame, Workers};
 
 /// What the writer receives for each chunk, in tar order: where its frame will arrive.
@@ -24,7 +26,7 @@ pub(super) struct Scanned {
 /// After an entry that cannot be represented the rest is still hashed: the layer will be copied,
 /// and that must not let a wrong diffID through.
 pub(super) fn scan(
-    tar: &Receiver<Vec<u8>>,
+    tar: &Receiver<Bytes>,
     workers: &Workers,
     frames: SyncSender<Pending>,
 ) -> Option<Scanned> {
@@ -53,14 +55,14 @@ pub(super) fn scan(
             walk = None;
             continue;
         }
-        cutter.push(&bytes);
-        cutter.submit(&mut cuts, workers, frames)?;
+        cutter.push(bytes);
+        submit(&mut cutter, &mut cuts, workers, frames)?;
     }
     let layer = match (walk, stopped) {
         (Some((scan, frames)), _) => {
             let layer = scan.finish(&mut cuts);
             if layer.is_ok() {
-                cutter.submit(&mut cuts, workers, &frames)?;
+                submit(&mut cutter, &mut cuts, workers, &frames)?;
             }
             layer
         }
@@ -73,38 +75,19 @@ pub(super) fn scan(
     })
 }
 
+/// Hands over the chunks that end at `cuts`, emptying the list. `None`: nobody takes them.
+fn submit(
+    cutter: &mut Cutter,
+    cuts: &mut Vec<u64>,
+    workers: &Workers,
+    frames: &SyncSender<Pending>,
+) -> Option<()> {
+    for cut in cuts.drain(..) {
+        frames.send(workers.submit(cutter.cut(cut))).ok()?;
+    }
+    Some(())
+}
+
 fn digest(hasher: sha2::Sha256) -> Digest {
     Digest::from_bytes(hasher.finalize().into())
-}
-
-/// Holds the tar's bytes from the last cut on.
-#[derive(Debug, Default)]
-struct Cutter {
-    start: u64,
-    bytes: Vec<u8>,
-}
-
-impl Cutter {
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// Hands over the chunks that end at `cuts`, emptying the list. `None`: nobody takes them.
-    fn submit(
-        &mut self,
-        cuts: &mut Vec<u64>,
-        workers: &Workers,
-        frames: &SyncSender<Pending>,
-    ) -> Option<()> {
-        let mut from = 0;
-        for cut in cuts.drain(..) {
-            let to = usize::try_from(cut - self.start).expect("cuts lie within the fed bytes");
-            let chunk = self.bytes[from..to].to_vec();
-            from = to;
-            frames.send(workers.submit(chunk)).ok()?;
-        }
-        self.bytes.drain(..from);
-        self.start += from as u64;
-        Some(())
-    }
 }

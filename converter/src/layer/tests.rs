@@ -40,6 +40,13 @@ fn options(chunk: u64) -> LayerOptions {
     LayerOptions::new(3, chunk, Algorithm::Blake3).unwrap()
 }
 
+fn output() -> LayerOutput {
+    LayerOutput {
+        file: tempfile::tempfile().unwrap(),
+        stays: true,
+    }
+}
+
 struct Case {
     blob: Vec<u8>,
     diff_id: Digest,
@@ -65,8 +72,7 @@ impl Case {
             blob: Box::new(Cursor::new(self.blob)),
         };
         let workers = Workers::start(options, NonZero::new(jobs).unwrap()).unwrap();
-        let file = tempfile::tempfile().unwrap();
-        convert_layer(input, &workers, file, &Cancel::default(), &|_| {})
+        convert_layer(input, &workers, output(), &Cancel::default(), &|_| {})
     }
 
     fn converted(self, options: LayerOptions, jobs: usize) -> ConvertedLayer {
@@ -227,7 +233,6 @@ fn a_cancelled_conversion_ends() {
         diff_id: Digest::of(&tar),
         blob: Box::new(Cursor::new(blob)),
     };
-    let file = tempfile::tempfile().unwrap();
-    let error = convert_layer(input, &workers, file, &cancel, &|_| {}).unwrap_err();
+    let error = convert_layer(input, &workers, output(), &cancel, &|_| {}).unwrap_err();
     assert!(matches!(error, LayerError::Cancelled));
 }

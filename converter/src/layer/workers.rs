@@ -6,9 +6,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use larder_proto::digest::ChunkDigest;
+use larder_proto::digest::{Algorithm, ChunkDigest};
 
 use super::budget::{Budget, Share};
+use super::cutter::Chunk;
 use super::options::LayerOptions;
 
 /// Bytes of chunks in flight per worker: one in work, one waiting, at the largest usual size.
@@ -20,7 +21,7 @@ const FLIGHT_BYTES_MIN: usize = 8 << 20;
 /// A chunk in its stored form.
 #[derive(Debug)]
 pub(super) struct Frame {
-    pub(super) stored: Vec<u8>,
+    pub(super) stored: Box<[u8]>,
     pub(super) len: u32,
     pub(super) stored_digest: ChunkDigest,
     pub(super) content_digest: ChunkDigest,
@@ -28,7 +29,7 @@ pub(super) struct Frame {
 }
 
 struct Job {
-    chunk: Vec<u8>,
+    chunk: Chunk,
     share: Share,
     reply: SyncSender<io::Result<Frame>>,
 }
@@ -76,7 +77,7 @@ impl Workers {
     }
 
     /// Hands over a chunk; its frame arrives at the returned receiver. Waits for the budget.
-    pub(super) fn submit(&self, chunk: Vec<u8>) -> Receiver<io::Result<Frame>> {
+    pub(super) fn submit(&self, chunk: Chunk) -> Receiver<io::Result<Frame>> {
         let share = self.budget.take(chunk.len());
         let (reply, receiver) = sync_channel(1);
         let queue = self.queue.as_ref().expect("the queue lives until drop");
@@ -100,47 +101,60 @@ impl Drop for Workers {
 }
 
 fn work(options: LayerOptions, jobs: &Mutex<Receiver<Job>>) {
-    let mut encoder = encoder(options);
+    let mut press = Press::new(options);
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = job else { return };
-        let frame = match &mut encoder {
-            Ok(encoder) => frame(encoder, options, &job.chunk),
-            Err(error) => Err(io::Error::other(error.to_string())),
-        };
-        let Job {
+        let Ok(Job {
             chunk,
             share,
             reply,
-        } = job;
-        let result = frame.map(|(stored, stored_digest, content_digest)| Frame {
-            stored,
-            len: u32::try_from(chunk.len()).expect("CHUNK_BYTES_MAX fits 32 bits"),
-            stored_digest,
-            content_digest,
-            _share: share,
-        });
+        }) = job
+        else {
+            return;
+        };
+        let frame = match &mut press {
+            Ok(press) => press.frame(&chunk, share),
+            Err(error) => Err(io::Error::other(error.to_string())),
+        };
         // Nobody listens when the layer was given up; the frame is then of no use.
-        let _ = reply.send(result);
+        let _ = reply.send(frame);
     }
 }
 
-fn encoder(options: LayerOptions) -> io::Result<zstd::bulk::Compressor<'static>> {
-    let mut encoder = zstd::bulk::Compressor::default();
-    for parameter in options.level().parameters() {
-        encoder.set_parameter(parameter)?;
-    }
-    Ok(encoder)
+/// What one worker uses again for every chunk.
+struct Press {
+    encoder: zstd::bulk::Compressor<'static>,
+    algorithm: Algorithm,
+    content: Vec<u8>,
+    stored: Vec<u8>,
 }
 
-fn frame(
-    encoder: &mut zstd::bulk::Compressor<'static>,
-    options: LayerOptions,
-    chunk: &[u8],
-) -> io::Result<(Vec<u8>, ChunkDigest, ChunkDigest)> {
-    let mut stored = encoder.compress(chunk)?;
-    stored.shrink_to_fit();
-    let algorithm = options.algorithm();
-    let (frame, content) = (algorithm.digest(&stored), algorithm.digest(chunk));
-    Ok((stored, frame, content))
+impl Press {
+    fn new(options: LayerOptions) -> io::Result<Self> {
+        let mut encoder = zstd::bulk::Compressor::default();
+        for parameter in options.level().parameters() {
+            encoder.set_parameter(parameter)?;
+        }
+        Ok(Self {
+            encoder,
+            algorithm: options.algorithm(),
+            content: Vec::new(),
+            stored: Vec::new(),
+        })
+    }
+
+    fn frame(&mut self, chunk: &Chunk, share: Share) -> io::Result<Frame> {
+        let content = chunk.contiguous(&mut self.content);
+        self.stored.clear();
+        self.stored
+            .reserve(zstd::zstd_safe::compress_bound(content.len()));
+        self.encoder.compress_to_buffer(content, &mut self.stored)?;
+        Ok(Frame {
+            stored: self.stored.as_slice().into(),
+            len: u32::try_from(content.len()).expect("CHUNK_BYTES_MAX fits 32 bits"),
+            stored_digest: self.algorithm.digest(&self.stored),
+            content_digest: self.algorithm.digest(content),
+            _share: share,
+        })
+    }
 }

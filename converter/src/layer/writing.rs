@@ -8,24 +8,29 @@ use larder_proto::digest::Digest;
 use larder_proto::index::Chunk;
 use sha2::Digest as _;
 
+use super::LayerOutput;
+use super::flush::Flush;
 use super::scanning::Pending;
 
 /// The blob as far as it has been written.
 pub(super) struct BlobWriter {
-    pub(super) file: File,
+    file: File,
     pub(super) chunks: Vec<Chunk>,
     hasher: sha2::Sha256,
     len: u64,
+    flush: Option<Flush>,
 }
 
 impl BlobWriter {
-    pub(super) fn new(file: File) -> Self {
-        Self {
+    pub(super) fn new(LayerOutput { file, stays }: LayerOutput) -> io::Result<Self> {
+        let flush = stays.then(|| Flush::start(&file)).transpose()?;
+        Ok(Self {
             file,
             chunks: Vec::new(),
             hasher: sha2::Sha256::new(),
             len: 0,
-        }
+            flush,
+        })
     }
 
     /// Writes every frame that comes.
@@ -45,6 +50,10 @@ impl BlobWriter {
             });
             self.write(&frame.stored)?;
         }
+        // The disk writes the last frames while the index is made.
+        if let Some(flush) = &mut self.flush {
+            flush.begin();
+        }
         Ok(())
     }
 
@@ -52,7 +61,11 @@ impl BlobWriter {
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.hasher.update(bytes);
-        self.len += bytes.len() as u64;
+        let len = bytes.len() as u64;
+        self.len += len;
+        if let Some(flush) = &mut self.flush {
+            flush.wrote(len);
+        }
         Ok(())
     }
 
@@ -62,11 +75,11 @@ impl BlobWriter {
     }
 
     /// The finished blob with its digest.
-    pub(super) fn finish(self) -> (File, Digest, u64) {
-        (
-            self.file,
-            Digest::from_bytes(self.hasher.finalize().into()),
-            self.len,
-        )
+    pub(super) fn finish(self) -> io::Result<(File, Digest, u64)> {
+        if let Some(flush) = self.flush {
+            flush.finish()?;
+        }
+        let digest = Digest::from_bytes(self.hasher.finalize().into());
+        Ok((self.file, digest, self.len))
     }
 }
