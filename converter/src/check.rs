@@ -11,6 +11,7 @@ use std::num::NonZero;
 use futures_util::StreamExt as _;
 use larder_proto::annotation;
 use larder_proto::digest::Digest;
+use larder_proto::index::{FOOTER_FRAME_LEN, Footer};
 use larder_registry::oci::{Descriptor, Manifest, media_type};
 use serde::Serialize;
 
@@ -158,6 +159,12 @@ async fn check_layer(source: &Source, layer: &Descriptor, diff_id: Digest) -> La
     if has_annotation && location.is_none() {
         found.problem("its annotations are malformed or speak of another layer");
     }
+    if !has_annotation && has_footer(source, layer).await {
+        found.problem(
+            "its blob ends in an index that its descriptor does not name, so no node starts it \
+             lazily: convert the image again",
+        );
+    }
     let blob = match source.blob(&layer.digest).await {
         Ok(blob) => blob,
         Err(error) => {
@@ -189,6 +196,16 @@ async fn check_layer(source: &Source, layer: &Descriptor, diff_id: Digest) -> La
         None => layer::check_plain(blob, &expected, found),
     })
     .await
+}
+
+/// Whether a blob ends as those in Larder's form do. What cannot be read will be reported by
+/// whoever reads all of it.
+async fn has_footer(source: &Source, layer: &Descriptor) -> bool {
+    let Some(start) = layer.size.checked_sub(FOOTER_FRAME_LEN) else {
+        return false;
+    };
+    let footer = source.range(&layer.digest, start..layer.size).await;
+    footer.is_ok_and(|footer| Footer::decode(&footer, layer.size).is_ok())
 }
 
 /// Attestations that name no manifest of the image.

@@ -93,6 +93,7 @@ impl<E: std::error::Error> From<E> for Failure {
 
 impl AccessArguments {
     fn access(&self) -> Result<Access, Failure> {
+        self.check_files().map_err(Failure::Usage)?;
         let options = ClientOptions {
             plain_http: self.plain_http,
             authfile: self.authfile.clone(),
@@ -103,21 +104,32 @@ impl AccessArguments {
             client: Client::new(options)?,
         })
     }
+
+    /// A mistyped name would else be noticed as a refusal of the registry, or not at all.
+    fn check_files(&self) -> Result<(), String> {
+        if let Some(file) = &self.authfile {
+            let refuse =
+                |reason: &dyn std::fmt::Display| format!("--authfile {}: {reason}", file.display());
+            let text = std::fs::read(file).map_err(|error| refuse(&error))?;
+            serde_json::from_slice::<serde::de::IgnoredAny>(&text)
+                .map_err(|error| refuse(&format_args!("it is not JSON: {error}")))?;
+        }
+        match &self.certs_dir {
+            Some(dir) if !dir.is_dir() => {
+                Err(format!("--certs-dir {}: no such directory", dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Runs the tool with these arguments, the program's name first.
 pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitCode {
     start_logging();
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() {
-                EXIT_USAGE.into()
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(error) => return tell_usage(&error, &arguments),
     };
     let json = cli.command.wants_json();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -151,6 +163,22 @@ impl Command {
             Self::Completions { .. } => false,
         }
     }
+}
+
+/// What clap says about the command line: help on standard output, or what is wrong with it.
+fn tell_usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    // It was not parsed, so whether JSON was asked for is a guess, and a good one.
+    if arguments.iter().any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let first = first.strip_prefix("error: ").unwrap_or(first);
+        let _ = print_json(&serde_json::json!({ "error": first }));
+    }
+    EXIT_USAGE.into()
 }
 
 async fn dispatch(command: Command) -> Result<(), Failure> {

@@ -89,6 +89,8 @@ pub(crate) struct Conversion {
     pub(crate) workers: Arc<Workers>,
     pub(crate) progress: Arc<dyn Progress>,
     pub(crate) cancel: Cancel,
+    /// Whether layers that are in Larder's form already stay as they are.
+    pub(crate) reuse: bool,
 }
 
 /// Stops the threads of a conversion whose future is dropped.
@@ -124,6 +126,7 @@ pub async fn convert(
         workers: Arc::new(workers),
         progress,
         cancel,
+        reuse: request.reuse,
     };
     let report = run(&conversion, request).await?;
     Ok(Report {
@@ -142,6 +145,7 @@ async fn run(conversion: &Conversion, request: &Request) -> Result<Report, Conve
     } = conversion;
     let mut notes = Vec::new();
     let image = load(source, &request.platforms).await?;
+    destination.prepare().await?;
     let existing = destination.existing(access).await;
     let usable = existing.as_ref().filter(|_| request.reuse);
     let earlier = earlier::results(&image, usable, &request.options).await;
@@ -154,6 +158,16 @@ async fn run(conversion: &Conversion, request: &Request) -> Result<Report, Conve
     } = referrers::prepare(conversion, &image, &result, request.referrers, &mut notes).await?;
     let uploaded = blobs::push(conversion, &results, waiting, parts).await?;
     let root = result.root();
+    let source_digest = image.root.document().digest;
+    let replaces = existing
+        .as_ref()
+        .is_some_and(|(document, _)| document.digest == source_digest);
+    if replaces && root.digest != source_digest {
+        let name = &request.destination;
+        notes.push(format!(
+            "{name} was the original until now; the original is still there as {source_digest}"
+        ));
+    }
     let is_there = existing.is_some_and(|(document, _)| document.digest == root.digest);
     if !is_there || !referrers.is_empty() {
         for document in result.below_root() {

@@ -77,7 +77,7 @@ pub fn decode<R: Read>(mut blob: R) -> io::Result<Decoder<Buffered<R>>> {
         .take(MAGIC_BYTES as u64)
         .read_to_end(&mut head)?;
     let encoding = Encoding::detect(&head).map_err(|name| {
-        let text = format!("it is compressed with {name}, which container layers cannot be");
+        let text = format!("it is compressed with {name}; only gzip and zstd are understood");
         io::Error::new(io::ErrorKind::InvalidData, text)
     })?;
     let blob = BufReader::with_capacity(READ_BYTES, io::Cursor::new(head).chain(blob));
@@ -111,6 +111,10 @@ impl<R: BufRead> Read for Decoder<R> {
 /// An error of the reader below arrives here too; who owns that reader asks it first.
 fn damaged(error: &io::Error, name: &str) -> io::Error {
     let text = match error.kind() {
+        // To the decoder, a few bytes after the last member are the start of another one.
+        io::ErrorKind::UnexpectedEof if name == "gzip" => {
+            "its gzip stream is cut off, or followed by bytes that are not gzip".into()
+        }
         io::ErrorKind::UnexpectedEof => format!("its {name} stream is cut off"),
         _ => format!("its {name} stream is damaged ({error})"),
     };

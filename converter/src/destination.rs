@@ -58,6 +58,21 @@ impl Destination {
         Ok(Self(Arc::new(kind)))
     }
 
+    /// Asks whether the image can be put here, before any work is done for it.
+    pub async fn prepare(&self) -> Result<(), AccessError> {
+        if let Kind::Registry { repository, .. } = &*self.0 {
+            return Ok(repository.may_push().await?);
+        }
+        let to = Arc::clone(&self.0);
+        blocking(move || match &*to {
+            Kind::Layout(layout) => layout.prepare(),
+            Kind::Archive(archive) => archive.prepare(),
+            Kind::Registry { .. } => unreachable!("handled above"),
+        })
+        .await?;
+        Ok(())
+    }
+
     /// The directory for blobs that are on their way here.
     pub fn spool_dir(&self) -> PathBuf {
         match &*self.0 {

@@ -148,7 +148,7 @@ pub enum LayerError {
         reason: String,
     },
     /// The result could not be written.
-    #[error("layer {layer} could not be written: {error}{}", advice(error))]
+    #[error("layer {layer} could not be written: {error}")]
     Write {
         /// Digest of the source layer.
         layer: Digest,
@@ -168,12 +168,4 @@ pub enum LayerError {
     /// The conversion was interrupted.
     #[error("interrupted")]
     Cancelled,
-}
-
-fn advice(error: &io::Error) -> &'static str {
-    if error.kind() == io::ErrorKind::StorageFull {
-        "; free some space, or set TMPDIR to a directory that has more"
-    } else {
-        ""
-    }
 }

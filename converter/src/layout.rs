@@ -9,7 +9,7 @@ mod directory;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use larder_proto::digest::Digest;
 use larder_registry::oci::{Descriptor, ImageIndex, media_type};
@@ -74,6 +74,23 @@ pub enum LayoutError {
     /// The archive is damaged.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// A directory full of other things.
+    #[error(
+        "{} is not empty and is not an OCI image layout: give a directory of its own",
+        .0.display()
+    )]
+    Occupied(PathBuf),
+    /// A name that other tools would not take.
+    #[error(
+        "{name:?} cannot name an image in {}: use letters, digits and any of -._:@/+",
+        path.display()
+    )]
+    Name {
+        /// The directory or archive.
+        path: PathBuf,
+        /// The name that was given.
+        name: String,
+    },
     /// The file system refused.
     #[error("cannot {doing} {}: {error}", path.display())]
     Io {
@@ -206,6 +223,23 @@ fn named(
     index.manifests.push(entry);
     index.manifests.extend_from_slice(referrers);
     index
+}
+
+/// Whether an image may get this name; the grammar of the specification's annotation.
+fn check_name(path: &Path, name: &str) -> Result<(), LayoutError> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:@/+".contains(&byte);
+    if name.bytes().all(fits) {
+        return Ok(());
+    }
+    Err(LayoutError::Name {
+        path: path.to_owned(),
+        name: name.to_owned(),
+    })
+}
+
+fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> LayoutError {
+    let path = path.to_owned();
+    move |error| LayoutError::Io { doing, path, error }
 }
 
 fn blob_name(digest: &Digest) -> String {

@@ -147,16 +147,29 @@ impl std::str::FromStr for PlatformFilter {
             (Some(os), Some(architecture), variant, None)
                 if !os.is_empty() && !architecture.is_empty() =>
             {
+                let (architecture, implied) = normalised(architecture);
                 Ok(Self {
                     os,
                     architecture,
-                    variant,
+                    variant: variant.or(implied),
                 })
             }
             _ => Err(format!(
                 "{text:?} is not OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT"
             )),
         }
+    }
+}
+
+/// The names of Go for what Linux calls its architectures, as containerd's `platforms` has them.
+fn normalised(architecture: String) -> (String, Option<String>) {
+    match architecture.as_str() {
+        "x86_64" | "x86-64" => ("amd64".into(), None),
+        "aarch64" => ("arm64".into(), None),
+        "armhf" => ("arm".into(), Some("v7".into())),
+        "armel" => ("arm".into(), Some("v6".into())),
+        "i386" | "i686" => ("386".into(), None),
+        _ => (architecture, None),
     }
 }
 

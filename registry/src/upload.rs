@@ -73,6 +73,36 @@ impl Repository {
         }
     }
 
+    /// Asks whether we may push here, by beginning an upload and giving it up: registries say so
+    /// only then, and whoever has hours of work before the first upload wants to know now.
+    pub async fn may_push(&self) -> Result<(), RegistryError> {
+        let mut attempts = self
+            .attempts(Purpose::Push, "begin an upload".into(), 0)
+            .await?;
+        loop {
+            let endpoint = attempts.endpoint();
+            match attempts.run(self.try_begin(&endpoint)).await {
+                Ok(()) => {
+                    attempts.succeeded();
+                    return Ok(());
+                }
+                Err(cause) => attempts.failed(cause).await?,
+            }
+        }
+    }
+
+    async fn try_begin(&self, endpoint: &Endpoint) -> Result<(), Cause> {
+        let call = self.call(endpoint, Method::POST, "blobs/uploads/", Access::Push)?;
+        let response = self.send(endpoint, &call).await?;
+        if response.status().as_u16() != 202 {
+            return Err(self.refusal(endpoint, response).await);
+        }
+        if let Ok(location) = location(endpoint, &call.url, &response) {
+            self.cancel_upload(endpoint, location).await;
+        }
+        Ok(())
+    }
+
     /// Makes a blob of another repository of the same registry appear in this one.
     ///
     /// `false` if the registry does not do that (or not for us): then the blob has to be uploaded.

@@ -4,6 +4,7 @@ use std::num::NonZero;
 
 use clap::Args;
 
+use super::text::counted;
 use super::{AccessArguments, Failure, print, print_json};
 use crate::check::{CheckReport, check};
 use crate::location::Location;
@@ -36,18 +37,20 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.access.json {
         print_json(&report)?;
     } else {
-        print(text(&report).as_bytes())?;
+        print(text(&report, arguments.against.as_ref()).as_bytes())?;
     }
     let problems = report.problems().count();
     // The report itself says what; this is for the exit code.
-    if problems == 0 {
-        Ok(())
-    } else {
-        Err(Failure::Told(format!("{problems} problems found")))
+    match report.problems().next() {
+        None => Ok(()),
+        Some(first) => Err(Failure::Told(format!(
+            "{} found: {first}",
+            counted(problems, "problem")
+        ))),
     }
 }
 
-fn text(report: &CheckReport) -> String {
+fn text(report: &CheckReport, against: Option<&Location>) -> String {
     let mut lines = vec![format!("image {}", report.digest)];
     for manifest in &report.manifests {
         let platform = manifest.platform.as_deref().unwrap_or("not an image");
@@ -56,7 +59,7 @@ fn text(report: &CheckReport) -> String {
         for layer in &manifest.layers {
             let form = match (layer.problems.is_empty(), layer.larder) {
                 (false, _) => "BAD".into(),
-                (true, true) => format!("ok, {} chunks", layer.chunks),
+                (true, true) => format!("ok, {}", counted(layer.chunks, "chunk")),
                 (true, false) => "ok, not converted".into(),
             };
             lines.push(format!("  layer {}: {form}", layer.digest));
@@ -67,8 +70,14 @@ fn text(report: &CheckReport) -> String {
             .problems()
             .map(|problem| format!("problem: {problem}")),
     );
+    let layers = report.manifests.iter().flat_map(|found| &found.layers);
+    let lazy = layers.clone().filter(|layer| layer.larder).count();
+    let all = counted(layers.count(), "layer");
+    lines.push(format!("{lazy} of {all} in Larder's form"));
     if report.problems().next().is_none() {
-        lines.push("everything is as it should be".into());
+        let compared = against.map(|original| format!(", and nothing differs from {original}"));
+        let compared = compared.unwrap_or_default();
+        lines.push(format!("everything is as it should be{compared}"));
     }
     lines.join("\n") + "\n"
 }

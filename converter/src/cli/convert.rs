@@ -32,14 +32,15 @@ pub(super) struct Arguments {
     /// Compression level, 1 to 19.
     #[arg(long, default_value_t = LEVEL_DEFAULT, value_name = "N")]
     level: i32,
-    /// Size of the chunks that are fetched and verified at a time, such as 128K or 1M.
+    /// Size of the chunks that are fetched and verified at a time, such as 128K or 1M;
+    /// 64K to 4M, a multiple of 512.
     #[arg(long, default_value_t = u64::from(limits::CHUNK_TARGET_DEFAULT), value_parser = parse_size, value_name = "BYTES")]
     chunk_size: u64,
     /// Digests of chunks; sha256 where a policy asks for it.
     #[arg(long, value_enum, default_value_t = DigestAlgorithm::Blake3)]
     digest_algorithm: DigestAlgorithm,
     /// Threads that compress [default: one per processor]. The result does not depend on it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_jobs)]
     jobs: Option<NonZero<usize>>,
     /// SBOMs and other artifacts that refer to the image: copy them to the result, or leave them.
     /// Signatures are never copied: they sign another digest.
@@ -50,6 +51,16 @@ pub(super) struct Arguments {
     no_cache: bool,
     #[command(flatten)]
     pub(super) access: AccessArguments,
+}
+
+/// Threads that may be asked for: more than any machine has processors to gain from, and few
+/// enough that a typing error does not exhaust it.
+const JOBS_MAX: usize = 1024;
+
+fn parse_jobs(text: &str) -> Result<NonZero<usize>, String> {
+    let jobs = text.parse::<NonZero<usize>>().ok();
+    jobs.filter(|jobs| jobs.get() <= JOBS_MAX)
+        .ok_or_else(|| format!("it is a number from 1 to {JOBS_MAX}"))
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -78,6 +89,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if json {
         print_json(&report)
     } else {
+        for manifest in &report.manifests {
+            if let Some(reason) = &manifest.copied {
+                eprintln!("manifest {} copied: {reason}", manifest.source);
+            }
+        }
         print(summary(&report).as_bytes())
     }
 }
@@ -113,12 +129,14 @@ fn request(arguments: Arguments) -> Result<Request, Failure> {
 
 fn summary(report: &Report) -> String {
     let ratio = report.size_after as f64 / (report.size_before.max(1)) as f64;
-    let copied = report.manifests.iter().filter_map(|manifest| {
-        let reason = manifest.copied.as_ref()?;
-        Some(format!("manifest {} copied: {reason}", manifest.source))
-    });
-    let mut lines: Vec<_> = copied.collect();
-    lines.push(format!("{}@{}", report.destination, report.digest));
+    // First what can be given to other commands; only registries name images by digest.
+    let mut lines = match report.destination.parse() {
+        Ok(Location::Registry(_)) => vec![format!("{}@{}", report.destination, report.digest)],
+        _ => vec![
+            report.destination.clone(),
+            format!("digest: {}", report.digest),
+        ],
+    };
     lines.push(format!(
         "layers: {} converted, {} reused, {} copied; {} -> {} ({:.0} %); {} sent; {:.1} s",
         report.count(Action::Converted),

@@ -1,6 +1,9 @@
 //! `larder ls` and `larder cat`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::os::unix::ffi::OsStrExt as _;
 
 use clap::Args;
@@ -24,7 +27,7 @@ pub(super) struct ListArguments {
     /// Mode, links, owner, size and time of each file.
     #[arg(short, long)]
     long: bool,
-    /// The platform to look at [default: this machine's].
+    /// The platform to look at [default: this machine's, or the only one].
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<PlatformFilter>,
     #[command(flatten)]
@@ -37,7 +40,7 @@ pub(super) struct CatArguments {
     image: Location,
     /// The file.
     path: OsString,
-    /// The platform to look at [default: this machine's].
+    /// The platform to look at [default: this machine's, or the only one].
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<PlatformFilter>,
     #[command(flatten)]
@@ -48,6 +51,11 @@ pub(super) struct CatArguments {
 #[derive(Debug, Serialize)]
 struct Entry {
     name: String,
+    /// The name's bytes in hexadecimal, where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name_hex: Option<String>,
+    #[serde(skip)]
+    raw_name: Vec<u8>,
     #[serde(rename = "type")]
     kind: &'static str,
     mode: String,
@@ -56,8 +64,14 @@ struct Entry {
     gid: u32,
     size: u64,
     mtime: i64,
+    mtime_nanoseconds: u32,
+    /// Values in hexadecimal.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    xattrs: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
+    #[serde(skip)]
+    raw_target: Vec<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<(u32, u32)>,
 }
@@ -70,7 +84,14 @@ pub(super) async fn list(arguments: ListArguments) -> Result<(), Failure> {
     )
     .await?;
     let path = arguments.path.as_bytes();
-    let found = view.find(path, false)?;
+    let mut found = view.find(path, false)?;
+    // As `ls` does: a link to a directory is the directory, unless the link itself is asked about.
+    if !arguments.long
+        && let Ok(target) = view.find(path, true)
+        && matches!(view.node(&target).kind, Kind::Directory(_))
+    {
+        found = target;
+    }
     let entries: Vec<_> = match view.node(&found).kind {
         Kind::Directory(_) => view
             .list(&found)
@@ -82,14 +103,33 @@ pub(super) async fn list(arguments: ListArguments) -> Result<(), Failure> {
     if arguments.access.json {
         return print_json(&entries);
     }
-    let line = |entry: &Entry| {
+    let terminal = std::io::stdout().is_terminal();
+    let mut lines = Vec::new();
+    for entry in &entries {
         if arguments.long {
-            long(entry)
-        } else {
-            format!("{}\n", entry.name)
+            lines.extend(long(entry).as_bytes());
         }
-    };
-    print(entries.iter().map(line).collect::<String>().as_bytes())
+        lines.extend(shown(&entry.raw_name, terminal));
+        if arguments.long && entry.target.is_some() {
+            lines.extend(b" -> ");
+            lines.extend(shown(&entry.raw_target, terminal));
+        }
+        lines.push(b'\n');
+    }
+    print(&lines)
+}
+
+/// A name as it is; on a terminal, which some of its bytes could command, without those.
+fn shown(name: &[u8], terminal: bool) -> Vec<u8> {
+    if !terminal {
+        return name.to_vec();
+    }
+    let harmless = |letter: char| if letter.is_control() { '?' } else { letter };
+    let text: String = String::from_utf8_lossy(name)
+        .chars()
+        .map(harmless)
+        .collect();
+    text.into_bytes()
 }
 
 pub(super) async fn cat(arguments: CatArguments) -> Result<(), Failure> {
@@ -146,8 +186,15 @@ fn entry(view: &View, found: &Found, name: &[u8]) -> Entry {
         Kind::Fifo => ("fifo", 0, None, None),
         Kind::Socket => ("socket", 0, None, None),
     };
+    let raw_target = match &node.kind {
+        Kind::Symlink(target) => target.clone(),
+        _ => Vec::new(),
+    };
+    let xattrs = node.xattrs.iter();
     Entry {
         name: lossy(name),
+        name_hex: std::str::from_utf8(name).is_err().then(|| hex(name)),
+        raw_name: name.to_vec(),
         kind,
         mode: mode(node),
         links: view.links(found),
@@ -155,13 +202,25 @@ fn entry(view: &View, found: &Found, name: &[u8]) -> Entry {
         gid: node.gid,
         size,
         mtime: node.mtime.seconds,
+        mtime_nanoseconds: node.mtime.nanoseconds,
+        xattrs: xattrs
+            .map(|(name, value)| (lossy(name), hex(value)))
+            .collect(),
         target,
+        raw_target,
         device,
     }
 }
 
 fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// The ten letters of `ls -l`.
@@ -191,31 +250,33 @@ fn mode(node: &Node) -> String {
     out
 }
 
+/// What `ls -l` writes before the name.
 fn long(entry: &Entry) -> String {
     let size = match entry.device {
         Some((major, minor)) => format!("{major}, {minor}"),
         None => entry.size.to_string(),
     };
-    let target = entry
-        .target
-        .as_ref()
-        .map(|target| format!(" -> {target}"))
-        .unwrap_or_default();
     format!(
-        "{} {:>3} {:>5} {:>5} {:>10} {} {}{target}\n",
+        "{} {:>3} {:>5} {:>5} {:>10} {} ",
         entry.mode,
         entry.links,
         entry.uid,
         entry.gid,
         size,
         super::text::time(entry.mtime),
-        entry.name,
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_cannot_command_a_terminal() {
+        let name = b"\x1b[31mred\x07\xc2\x9b\n";
+        assert_eq!(shown(name, true), b"?[31mred???");
+        assert_eq!(shown(name, false), name);
+    }
 
     #[test]
     fn modes_read_as_ls_writes_them() {

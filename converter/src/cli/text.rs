@@ -18,15 +18,23 @@ pub(super) fn size(bytes: u64) -> String {
 /// Bytes from `262144`, `256K` or `1M`; the units are powers of 1024.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let refuse = || format!("{text:?} is not a size such as 256K or 1M");
-    let (digits, shift) = match text.strip_suffix(['K', 'k']) {
-        Some(digits) => (digits, 10),
-        None => match text.strip_suffix(['M', 'm']) {
-            Some(digits) => (digits, 20),
-            None => (text, 0),
-        },
+    let upper = text.to_ascii_uppercase();
+    let stem = upper.strip_suffix("IB").unwrap_or(&upper);
+    let (digits, shift) = match stem.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) if stem.ends_with('K') => (digits, 10),
+        Some(digits) if stem.ends_with('M') => (digits, 20),
+        Some(digits) => (digits, 30),
+        None if stem.len() == upper.len() => (stem, 0),
+        None => return Err(refuse()),
     };
     let number: u64 = digits.parse().map_err(|_| refuse())?;
     number.checked_mul(1 << shift).ok_or_else(refuse)
+}
+
+/// `1 layer`, `2 layers`.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }
 
 /// The first digits of a digest, enough to tell layers apart.
@@ -87,11 +95,14 @@ mod tests {
         }
         assert_eq!(parse_size("256K"), Ok(256 << 10));
         assert_eq!(parse_size("1m"), Ok(1 << 20));
+        assert_eq!(parse_size("1MiB"), Ok(1 << 20));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
         assert_eq!(parse_size("65536"), Ok(65536));
         for text in [
             "",
             "K",
-            "1G",
+            "1T",
+            "1iB",
             "-1",
             "99999999999999999999M",
             "9999999999999999M",

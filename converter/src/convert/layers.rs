@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -13,7 +14,7 @@ use larder_registry::oci::Descriptor;
 use super::earlier::Earlier;
 use super::{Conversion, ConvertError, Image, Node};
 use crate::cache::Entry;
-use crate::layer::{LayerInput, LayerOutput, Outcome, convert_layer};
+use crate::layer::{LayerError, LayerInput, LayerOutput, Outcome, convert_layer};
 use crate::plan::{LayerPlan, ManifestPlan, Replacement};
 use crate::progress::Event;
 use crate::report::{Action, LayerReport};
@@ -134,14 +135,16 @@ async fn settle_one(
 ) -> Result<Settled, ConvertError> {
     let diff_id = match plan {
         LayerPlan::Copy(reason) => return Ok(kept(layer, Action::Copied, reason)),
+        LayerPlan::Reuse { diff_id, .. } if !conversion.reuse => *diff_id,
         LayerPlan::Reuse { location, diff_id } => {
             match verify_index(conversion, layer, location, *diff_id).await? {
-                Ok(()) => {
-                    return Ok(kept(
-                        layer,
-                        Action::Reused,
-                        "it is in Larder's form already",
-                    ));
+                Ok(chunk_target) => {
+                    let mut reason = String::from("it is in Larder's form already");
+                    if chunk_target != conversion.workers.options().chunk_target() {
+                        let note = ", with chunks of another size; --no-cache converts it again";
+                        reason.push_str(note);
+                    }
+                    return Ok(kept(layer, Action::Reused, &reason));
                 }
                 Err(reason) => {
                     let note = format!(
@@ -231,7 +234,8 @@ async fn convert(
         };
         convert_layer(input, &workers, output, &cancel, &advance)
     })
-    .await?;
+    .await
+    .map_err(|error| unwritten(error, conversion, &dir))?;
     let new = match outcome {
         Outcome::Converted(new) => new,
         Outcome::Unrepresentable(reason) => {
@@ -255,6 +259,23 @@ async fn convert(
     settled.report.chunks = Some(new.chunks);
     settled.file = Some(Arc::new(new.file));
     Ok(settled)
+}
+
+/// Names the directory that could not be written to, and what to do if it is full.
+fn unwritten(error: LayerError, conversion: &Conversion, dir: &Path) -> ConvertError {
+    let LayerError::Write { layer, error } = error else {
+        return error.into();
+    };
+    let full = error.kind() == std::io::ErrorKind::StorageFull;
+    let advice = match (full, conversion.destination.repository()) {
+        (false, _) => "",
+        (true, None) => "; free some space there",
+        (true, Some(_)) => "; free some space there, or set TMPDIR to another directory",
+    };
+    ConvertError::Local {
+        doing: format!("write layer {layer} to {}", dir.display()),
+        error: std::io::Error::new(error.kind(), format!("{error}{advice}")),
+    }
 }
 
 fn kept(layer: &Descriptor, action: Action, reason: &str) -> Settled {
@@ -288,13 +309,14 @@ fn reused(layer: &Descriptor, new: Replacement, tar_size: Option<u64>) -> Settle
     settled
 }
 
-/// Checks that a layer which says it is in Larder's form has the index it names, and the footer.
+/// Checks that a layer which says it is in Larder's form has the index it names, and the footer;
+/// the size its chunks were cut at, bytes.
 async fn verify_index(
     conversion: &Conversion,
     layer: &Descriptor,
     location: &IndexLocation,
     diff_id: Digest,
-) -> Result<Result<(), String>, ConvertError> {
+) -> Result<Result<u32, String>, ConvertError> {
     if location.offset > layer.size {
         return Ok(Err("its annotation points beyond its end".into()));
     }
@@ -309,7 +331,7 @@ async fn verify_index(
         if index.diff_id() != diff_id {
             return Err(format!("its index is for diffID {}", index.diff_id()));
         }
-        Ok(())
+        Ok(index.chunk_target())
     };
     Ok(check())
 }

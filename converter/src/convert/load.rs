@@ -4,10 +4,12 @@ use std::future::Future;
 use std::pin::Pin;
 
 use larder_proto::digest::Digest;
-use larder_registry::oci::{Descriptor, ImageIndex, Manifest, media_type};
+use larder_registry::oci::{Descriptor, ImageIndex, Manifest, Platform, media_type};
 
 use crate::access::AccessError;
-use crate::manifest::{CONFIG_BYTES_MAX, Document, ImageConfig, Parsed, is_attestation};
+use crate::manifest::{
+    CONFIG_BYTES_MAX, Document, ImageConfig, Parsed, is_attestation, platform_text,
+};
 use crate::plan::{ATTESTED, ManifestPlan, PlanError, PlatformFilter, is_image, plan_manifest};
 use crate::source::Source;
 
@@ -114,31 +116,47 @@ pub async fn load(source: &Source, platforms: &[PlatformFilter]) -> Result<Image
     };
     let document = source.root().await?;
     let root = loader.node(document, None, 0).await?;
-    root.map(|root| Image { root }).ok_or_else(|| {
-        let texts = |list: Vec<String>| {
-            if list.is_empty() {
-                "none".into()
-            } else {
-                list.join(", ")
-            }
-        };
-        LoadError::Platform {
-            wanted: texts(platforms.iter().map(ToString::to_string).collect()),
-            found: texts(std::mem::take(&mut loader.seen)),
-        }
-    })
+    let missing = loader.missing();
+    match root {
+        Some(root) if missing.is_empty() => Ok(Image { root }),
+        _ => Err(LoadError::Platform {
+            wanted: texts(missing),
+            found: texts(loader.seen.iter().map(platform_text)),
+        }),
+    }
+}
+
+fn texts(list: impl IntoIterator<Item = String>) -> String {
+    let list: Vec<_> = list.into_iter().collect();
+    if list.is_empty() {
+        "none".into()
+    } else {
+        list.join(", ")
+    }
 }
 
 struct Loader<'a> {
     source: &'a Source,
     platforms: &'a [PlatformFilter],
-    seen: Vec<String>,
+    seen: Vec<Platform>,
     count: usize,
 }
 
 type NodeFuture<'a> = Pin<Box<dyn Future<Output = Result<Option<Node>, LoadError>> + Send + 'a>>;
 
 impl Loader<'_> {
+    /// The platforms that were asked for and that no image is for.
+    fn missing(&self) -> Vec<String> {
+        let is_missing =
+            |filter: &&PlatformFilter| !self.seen.iter().any(|platform| filter.admits(platform));
+        if self.seen.is_empty() {
+            // A chart or another artifact is for every platform.
+            return Vec::new();
+        }
+        let missing = self.platforms.iter().filter(is_missing);
+        missing.map(ToString::to_string).collect()
+    }
+
     /// The node of a document, or nothing if the platforms exclude it.
     fn node<'a>(
         &'a mut self,
@@ -202,7 +220,7 @@ impl Loader<'_> {
         if self.platforms.is_empty() || media_type::is_index(&entry.media_type) {
             return false;
         }
-        self.seen.push(crate::manifest::platform_text(platform));
+        self.seen.push(platform.clone());
         !self.platforms.iter().any(|filter| filter.admits(platform))
     }
 
@@ -242,8 +260,7 @@ impl Loader<'_> {
             })?;
         // An index's word about the platform counts before the config's.
         if !self.platforms.is_empty() && entry.is_none_or(|entry| entry.platform.is_none()) {
-            self.seen
-                .push(crate::manifest::platform_text(&config.platform));
+            self.seen.push(config.platform.clone());
             if !self
                 .platforms
                 .iter()

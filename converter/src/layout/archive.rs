@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
 
-use super::{DEFAULT_TAG, LayoutError, MARKER, blob_name, named};
+use super::{DEFAULT_TAG, LayoutError, MARKER, blob_name, check_name, named};
 use crate::files::Window;
 use crate::spool;
 
@@ -46,6 +46,16 @@ impl ArchiveDestination {
                 blobs: HashSet::new(),
             }),
         })
+    }
+
+    /// Refuses a name that is taken by something else; that the place can be written was seen
+    /// when it was opened.
+    pub fn prepare(&self) -> Result<(), LayoutError> {
+        check_name(&self.path, &self.tag)?;
+        if self.path.is_dir() {
+            return Err(at(&self.path, io::ErrorKind::IsADirectory.into()));
+        }
+        Ok(())
     }
 
     /// A directory on the same file system, for what is not finished.

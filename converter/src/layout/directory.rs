@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
 
-use super::{DEFAULT_TAG, LayoutError, MARKER, blob_name, named, read_index};
+use super::{DEFAULT_TAG, LayoutError, MARKER, blob_name, check_name, io, named, read_index};
 use crate::files::Files;
 use crate::spool;
 
@@ -24,6 +24,20 @@ impl LayoutDestination {
             dir: dir.to_owned(),
             tag: tag.unwrap_or(DEFAULT_TAG).to_owned(),
         }
+    }
+
+    /// Refuses a directory that holds something else, and one that cannot be written.
+    pub fn prepare(&self) -> Result<(), LayoutError> {
+        check_name(&self.dir, &self.tag)?;
+        if self.dir.exists() {
+            let is_layout = self.dir.join("oci-layout").is_file();
+            let mut entries = fs::read_dir(&self.dir).map_err(io("write to", &self.dir))?;
+            if !is_layout && entries.next().is_some() {
+                return Err(LayoutError::Occupied(self.dir.clone()));
+            }
+        }
+        let dir = self.spool_dir();
+        spool::create(&dir).map_err(io("write to", &dir)).map(drop)
     }
 
     /// A directory on the same file system, for what is not finished.
@@ -82,9 +96,4 @@ impl LayoutDestination {
         fs::create_dir_all(&dir).map_err(io("create", &dir))?;
         Ok(path)
     }
-}
-
-fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> LayoutError {
-    let path = path.to_owned();
-    move |error| LayoutError::Io { doing, path, error }
 }

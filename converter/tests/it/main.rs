@@ -8,5 +8,6 @@ mod fixture;
 mod interop;
 #[cfg(test)]
 mod local;
+mod operator;
 #[cfg(test)]
 mod registry;

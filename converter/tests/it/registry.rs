@@ -32,7 +32,7 @@ fn push(world: &World, registry: &FakeRegistry, repository: &str) -> Value {
 }
 
 /// A world whose source image is in `a/source` of a registry; with the layer's digest.
-async fn pushed(settings: Settings) -> (World, FakeRegistry, Digest) {
+pub(crate) async fn pushed(settings: Settings) -> (World, FakeRegistry, Digest) {
     let world = World::new();
     world.tag(&world.simple(&base()));
     let registry = FakeRegistry::start_with(settings).await;
@@ -46,7 +46,7 @@ async fn pushed(settings: Settings) -> (World, FakeRegistry, Digest) {
 }
 
 /// Runs the command while the registry answers on the runtime.
-async fn larder(world: &World, registry: &FakeRegistry, arguments: &str) -> Ran {
+pub(crate) async fn larder(world: &World, registry: &FakeRegistry, arguments: &str) -> Ran {
     let arguments = arguments.replace("R/", &format!("{}/", registry.host()));
     let mut command = world.command(&arguments);
     tokio::task::spawn_blocking(move || run(&mut command))
