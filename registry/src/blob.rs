@@ -22,7 +22,7 @@ mod partial;
 mod whole;
 
 use content_range::ContentRange;
-pub use whole::BlobBody;
+pub use whole::{BlobBody, Senders};
 
 /// Longest range that can be asked for at once, bytes: a stored index is fetched in one.
 pub const RANGE_BYTES_MAX: u64 = limits::INDEX_STORED_BYTES_MAX;
@@ -124,10 +124,16 @@ impl Repository {
     /// The size is what the registry announces, and exactly so many bytes come or an error; the
     /// digest is checked by [`BlobBody::verified`] or by the caller.
     pub async fn blob(&self, digest: &Digest) -> Result<BlobBody, RegistryError> {
+        self.blob_from(digest, 0).await
+    }
+
+    /// The same from byte `offset` on, which must lie before the blob's end. Nothing checks its
+    /// digest but the caller, who has the bytes before.
+    pub async fn blob_from(&self, digest: &Digest, offset: u64) -> Result<BlobBody, RegistryError> {
         let attempts = self
             .attempts(Purpose::Pull, format!("fetch blob {digest}"), 0)
             .await?;
-        BlobBody::open(self, *digest, attempts).await
+        BlobBody::open(self, *digest, offset, attempts).await
     }
 
     /// A whole small blob, such as a configuration, with its digest checked.

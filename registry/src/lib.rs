@@ -31,7 +31,7 @@ mod secret;
 mod transport;
 mod upload;
 
-pub use blob::{BlobBody, Origin, RANGE_BYTES_MAX};
+pub use blob::{BlobBody, Origin, RANGE_BYTES_MAX, Senders};
 pub use client::{Client, ClientError, Repository};
 pub use error::{Cause, RegistryError};
 pub use manifest::{MANIFEST_BYTES_MAX, Manifest};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use larder_proto::digest::Digest;
 use reqwest::header::HeaderValue;
 use sha2::Digest as _;
 
-use super::{ContentRange, check_encoding, settle};
+use super::{ContentRange, Origin, check_encoding, settle};
 use crate::attempts::Attempts;
 use crate::body::{self, Paced};
 use crate::client::Repository;
@@ -23,8 +23,30 @@ use crate::exchange;
 pub struct BlobBody {
     size: Option<u64>,
     expected: Digest,
+    senders: Senders,
     stream: BoxStream<'static, Result<Bytes, RegistryError>>,
     describe: Arc<dyn Fn(Cause) -> RegistryError + Send + Sync>,
+}
+
+/// Who sent the bytes of a blob, as far as it has come.
+#[derive(Debug, Clone, Default)]
+pub struct Senders(Arc<Mutex<Vec<Origin>>>);
+
+impl Senders {
+    /// Reports that the bytes were wrong; any of the senders may be to blame. See
+    /// [`Origin::distrust`].
+    pub fn distrust(&self) {
+        let senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        senders.iter().for_each(Origin::distrust);
+    }
+
+    fn add(&self, origin: Origin) {
+        let mut senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // As many as there are mirrors, whatever breaks how often.
+        if senders.iter().all(|known| known.host() != origin.host()) {
+            senders.push(origin);
+        }
+    }
 }
 
 impl fmt::Debug for BlobBody {
@@ -47,6 +69,11 @@ impl BlobBody {
         self.size
     }
 
+    /// Who sends it, to be asked after the bytes turned out wrong.
+    pub fn senders(&self) -> Senders {
+        self.senders.clone()
+    }
+
     /// The same stream, ending in an error if its bytes do not have the blob's digest.
     ///
     /// The bytes before that error have not been checked; act on them only after the end.
@@ -55,6 +82,7 @@ impl BlobBody {
         let Self {
             size,
             expected,
+            senders,
             stream,
             describe,
         } = self;
@@ -79,6 +107,7 @@ impl BlobBody {
         Self {
             size,
             expected,
+            senders,
             stream: stream.boxed(),
             describe,
         }
@@ -87,14 +116,17 @@ impl BlobBody {
     pub(super) async fn open(
         repository: &Repository,
         digest: Digest,
+        offset: u64,
         attempts: Attempts,
     ) -> Result<Self, RegistryError> {
+        let senders = Senders::default();
         let mut download = Download {
             repository: repository.clone(),
             digest,
             attempts,
             size: None,
-            offset: 0,
+            offset,
+            senders: senders.clone(),
             skip: 0,
             body: None,
             progressed: false,
@@ -110,6 +142,7 @@ impl BlobBody {
         Ok(Self {
             size,
             expected: digest,
+            senders,
             stream: stream.boxed(),
             describe,
         })
@@ -122,8 +155,9 @@ struct Download {
     digest: Digest,
     attempts: Attempts,
     size: Option<u64>,
-    /// Bytes handed out.
+    /// Place of the next byte.
     offset: u64,
+    senders: Senders,
     /// Bytes to pass over: from a server that began anew instead of where it was asked to.
     skip: u64,
     body: Option<Paced>,
@@ -158,6 +192,11 @@ impl Download {
             let opened = open(&self.repository, &endpoint, &self.digest, offset, self.size);
             match self.attempts.run(opened).await {
                 Ok((body, size, skip)) => {
+                    self.senders.add(Origin {
+                        repository: self.repository.clone(),
+                        endpoint,
+                        digest: self.digest,
+                    });
                     self.body = Some(body);
                     self.size = self.size.or(size);
                     self.skip = skip;

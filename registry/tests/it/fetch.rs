@@ -128,3 +128,24 @@ async fn an_error_names_registry_repository_and_cause() {
         )
     );
 }
+
+/// Promise: a blob is continued where an earlier download ended, also by a registry that ignores
+/// ranges.
+#[tokio::test]
+async fn a_blob_is_continued_at_any_byte() {
+    for fault in [None, Some(Fault::IgnoreRange)] {
+        let registry = FakeRegistry::start().await;
+        let bytes = noise(100_000);
+        let digest = registry.push_blob(bytes.clone());
+        if let Some(fault) = fault {
+            registry.set_fault(fault);
+        }
+        let repository = repository(&registry, options(&TestClock::new()));
+        for offset in [0, 1, 99_999] {
+            let body = repository.blob_from(&digest, offset).await.unwrap();
+            let pieces: Vec<_> = body.try_collect().await.unwrap();
+            let place = usize::try_from(offset).unwrap();
+            assert!(pieces.concat() == bytes[place..], "from {offset}");
+        }
+    }
+}

@@ -296,3 +296,20 @@ async fn a_mirror_in_disgrace_is_better_than_nobody() {
     assert!(error.is_not_found(), "{error}");
     assert_eq!(world.counts(), [0, 1, 1]);
 }
+
+/// Promise: when a whole blob turns out wrong, those who sent it are asked last the next time.
+#[tokio::test]
+async fn who_sent_a_wrong_blob_is_left_alone() {
+    use futures_util::TryStreamExt as _;
+    let world = World::new().await;
+    world.mirrors[0].set_fault(Fault::FlippedBit);
+    let body = world.repository.blob(&world.digest).await.unwrap();
+    let senders = body.senders();
+    assert!(body.verified().try_collect::<Vec<_>>().await.is_err());
+    senders.distrust();
+    world.counts();
+    let body = world.repository.blob(&world.digest).await.unwrap();
+    let pieces: Vec<_> = body.verified().try_collect().await.unwrap();
+    assert!(pieces.concat() == world.bytes);
+    assert_eq!(world.counts(), [0, 1, 0]);
+}
