@@ -5,11 +5,14 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
+import time
 
 import rig
 from samples import Table, abba, seconds
@@ -19,7 +22,7 @@ IMPORT = ["python3", "-c", "import numpy, pandas, flask"]
 
 def main():
     words = argparse.ArgumentParser()
-    words.add_argument("what", choices=("local", "cold", "convert", "mount", "all"))
+    words.add_argument("what", choices=("local", "cold", "convert", "mount", "stall", "all"))
     words.add_argument("--programs", required=True)
     words.add_argument("--images", required=True)
     words.add_argument("--pairs", type=int, default=15)
@@ -31,7 +34,7 @@ def main():
     table = Table()
     work = tempfile.mkdtemp(prefix="larder-bench-")
     try:
-        for name in ("convert", "mount", "local", "cold") if args.what == "all" else (args.what,):
+        for name in ("convert", "mount", "stall", "local", "cold") if args.what == "all" else (args.what,):
             print(f"==> {name}", file=sys.stderr)
             globals()[name](args, drivers, work, table)
     except rig.RigError as error:
@@ -268,28 +271,142 @@ def blob_bytes(layout):
     return max(os.path.getsize(path) for path in blobs(layout))
 
 
-def mount(args, drivers, work, table):
-    """A layer of 10,000 files, index in the store, caches dropped; and ten images at rest."""
-    tree = os.path.join(work, "files")
-    for number in range(10_000):
+class Daemon:
+    """`larder-snapshotter run` without containerd; `examples/prepare` speaks to it as containerd would."""
+
+    def __init__(self, args, work, driver, registry):
+        self.args, self.root = args, tempfile.mkdtemp(dir=work)
+        self.socket = os.path.join(self.root, "l.sock")
+        settings, log = os.path.join(self.root, "larder.toml"), os.path.join(self.root, "log")
+        with open(settings, "w") as out:
+            out.write(f'root = "{self.root}/larder"\naddress = "{self.socket}"\nfs_driver = "{driver}"\n'
+                      f'read_deadline_seconds = 600\n[containerd]\naddress = "{self.root}/none.sock"\n'
+                      f'[registry]\nplain_http = ["{registry}"]\n')
+        program = os.path.join(args.programs, "larder-snapshotter")
+        with open(log, "w") as out:
+            self.process = subprocess.Popen([program, "run", "--config", settings], stdout=out, stderr=out)
+        rig.wait_for(lambda: os.path.exists(self.socket), "the daemon to listen", lambda: open(log).read())
+
+    def prepare(self, labels, *words):
+        """What `examples/prepare` prints for a layer."""
+        program = os.path.join(self.args.programs, "examples", "prepare")
+        command = [program, self.socket, os.path.join(self.root, "larder"), *map(str, words)]
+        return rig.run(*command, input=json.dumps(labels)).strip()
+
+    def memory(self):
+        """Its anonymous memory, MB: the heap and the stacks, not the files it has mapped."""
+        with open(f"/proc/{self.process.pid}/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1e3
+
+    def close(self):
+        rig.stop(self.process)
+        rig.unmount_below(self.root)
+
+
+def labels(registry, reference):
+    """For each layer of an image the labels that containerd's unpacker hands to a snapshotter."""
+    repository, tag = reference.partition("/")[2].rsplit(":", 1)
+    manifest, _ = rig.image_of(registry.link, repository, tag)
+    prefix = "containerd.io/snapshot/"
+    for layer in manifest["layers"]:
+        inherited = {name: value for name, value in layer.get("annotations", {}).items() if name.startswith(prefix)}
+        yield inherited | {prefix + "cri.image-ref": reference, prefix + "cri.layer-digest": layer["digest"]}
+
+
+def small_files(work, name, count, content):
+    """The layout of an image of one layer with `count` files."""
+    tree, layout = os.path.join(work, name), os.path.join(work, name + "-layout")
+    for number in range(count):
         folder = os.path.join(tree, f"d{number // 100:03}")
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, f"file-{number:05}"), "w") as out:
-            out.write(f"{number}\n" * 20)
-    layout = os.path.join(work, "ten-thousand")
+        with open(os.path.join(folder, f"file-{number:05}"), "wb") as out:
+            out.write(content(number))
     one_layer(tree, layout)
+    return layout
+
+
+def percentile(samples, percent):
+    return sorted(samples)[min(len(samples) - 1, len(samples) * percent // 100)]
+
+
+def mount(args, drivers, work, table):
+    """Prepare of a layer of 10,000 files, page cache dropped; and the daemon at rest with ten images mounted."""
+    layout = small_files(work, "files", 10_000, lambda number: b"%d\n" % number * 20)
+    turns = max(args.pairs, 30)
     with Registry(args, work) as registry:
-        reference = registry.push(layout, "files")
+        (files,) = labels(registry, registry.push(layout, "files"))
+        ten = [f"image-{number}" for number in range(10)]
+        layouts = [small_files(work, name, 2_000, lambda number, name=name: f"{name} {number}\n".encode() * 50) for name in ten]
+        images = [next(labels(registry, registry.push(layout, name))) for name, layout in zip(ten, layouts)]
         for driver in drivers:
-            mounted = Mounted(args, work, driver, reference)
-            samples = []
-            for _ in range(max(args.pairs, 20)):
-                mounted.unmount()
-                rig.drop_caches()
-                samples.append(seconds(mounted.mount) * 1e3)
-            mounted.unmount()
-            p95 = sorted(samples)[int(len(samples) * 0.95)]
-            table.single(f"mount of 10,000 files by the command line, {driver}, p95", "ms", p95, "10 ms is for Prepare alone", samples)
+            daemon = Daemon(args, work, driver, registry.link.address)
+            try:
+                for what, said in (("index", "index in the store"), ("fresh", "index fetched over loopback, and validated")):
+                    samples = json.loads(daemon.prepare(files, what, turns))
+                    for percent in (50, 95):
+                        label = f"Prepare of 10,000 files, {driver}, {said}, p{percent}"
+                        table.single(label, "ms", percentile(samples, percent), "≤ 10 ms" if percent == 95 else "", samples)
+                for image in images:
+                    list_all(daemon.prepare(image, "keep"))
+                time.sleep(12)  # one round of writing down what is there
+                table.single(f"daemon at rest with ten images of 2,000 files mounted, {driver}", "MB", daemon.memory(), "≤ 30 MB")
+            finally:
+                daemon.close()
+
+
+def stall(args, drivers, work, table):
+    """A thousand reads of one image wait for a stalled registry; another image is in the store."""
+    stalled = small_files(work, "stalled", 1_000, lambda number: os.urandom(66_000))
+    here = small_files(work, "here", 1, lambda number: os.urandom(64_000_000))
+    with Registry(args, work) as registry:
+        (far,), (near,) = (labels(registry, registry.push(layout, name)) for layout, name in ((stalled, "stalled"), (here, "here")))
+        for driver in drivers:
+            daemon, readers = Daemon(args, work, driver, registry.link.address), []
+            try:
+                far_at, near_at = daemon.prepare(far, "keep"), daemon.prepare(near, "keep")
+                file = os.path.join(near_at, "d000", "file-00000")
+                read_all(near_at)
+                quiet = reads(file), json.loads(daemon.prepare(near, "shared", 100))
+                registry.link.registry.send_signal(signal.SIGSTOP)
+                readers = thousand(far_at)
+                busy = reads(file), json.loads(daemon.prepare(near, "shared", 100))
+                waiting = sum(reader.is_alive() for reader in readers)
+                table.single(f"reads that wait for the stalled registry, {driver}", "reads", waiting, "1000")
+            finally:
+                registry.link.registry.send_signal(signal.SIGCONT)
+                for reader in readers:
+                    reader.join()
+                daemon.close()
+            for name, before, after, goal in (("read of 4 KiB in the store", quiet[0], busy[0], "≤ 5 ms"), ("Prepare", quiet[1], busy[1], "unaffected")):
+                for percent in (50, 99):
+                    table.single(f"{name}, nothing stalled, {driver}, p{percent}", "ms", percentile(before, percent), "", before)
+                    table.single(f"{name}, 1,000 reads stalled, {driver}, p{percent}", "ms", percentile(after, percent), goal if percent == 99 else "", after)
+
+
+def reads(path, count=2_000):
+    """Milliseconds of reads that the page cache cannot answer."""
+    samples = []
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        for turn in range(count):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            began = time.perf_counter()
+            os.pread(file.fileno(), 4096, turn * 9_973_771 % (size - 4096))
+            samples.append((time.perf_counter() - began) * 1e3)
+    return samples
+
+
+def thousand(place):
+    """A thousand threads, each reading a file of its own."""
+    def read(path):
+        with open(path, "rb") as file:
+            file.read()
+    paths = [os.path.join(folder, name) for folder, _, names in os.walk(place) for name in names]
+    threads = [threading.Thread(target=read, args=(path,), daemon=True) for path in paths]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    return threads
 
 
 if __name__ == "__main__":
