@@ -31,7 +31,7 @@ impl Source for Memory {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
         let bytes = self.blob.slice(place(range.start)..place(range.end));
-        Box::pin(async { Answer::Bytes(bytes) })
+        Box::pin(async { Answer::from(bytes) })
     }
 }
 
@@ -62,6 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             blob: fixture.digest,
             index: fixture.index,
             sources: vec![source.clone()],
+            elsewhere: None,
         };
         drop(fixture);
         let layer = plane.add_layer(spec).await?;

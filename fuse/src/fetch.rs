@@ -8,15 +8,17 @@
 //!
 //! A miss and a damaged chunk take the same road. Whoever asks for a chunk in flight joins it.
 
-mod blob;
 mod decode;
 mod error;
 mod flight;
 mod recent;
 mod run;
+mod sources;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use larder_proto::digest::Digest;
@@ -24,15 +26,15 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
-use crate::source::Source;
+use crate::source::{Elsewhere, Source};
 use crate::store::{ChunkState, StoredLayer};
 
-pub use blob::BlobReader;
 pub use error::FetchError;
 use flight::{Flights, Pending};
 pub(crate) use flight::{Landed, Landing};
 pub(crate) use recent::Recent;
 use run::Run;
+use sources::{Sources, Tracked};
 
 /// Range requests of one layer in flight for waiting readers. Sixteen ranges of a few hundred KiB
 /// keep 1 Gbit/s busy at 20 ms; more would only make them slower one by one.
@@ -44,6 +46,11 @@ const BACKGROUND_REQUESTS: usize = 2;
 /// Most bytes of the blob in one range request: 30 ms at 1 Gbit/s, and with [`DEMAND_REQUESTS`]
 /// at most 64 MiB of one layer's bodies in memory.
 const RUN_BYTES_MAX: u64 = 4 << 20;
+
+/// Most bytes of the tar in one range request. All of them are decompressed and verified within one
+/// deadline, and what compresses well would otherwise make a request of gigabytes: 10 GB of zeros
+/// are 1 MB of frames. 20 ms of one processor.
+const RUN_CONTENT_MAX: u64 = 16 << 20;
 
 /// How long a failed chunk fails at once. The kernel repeats a failed read 3 to 5 times within
 /// milliseconds, and each repetition would wait for the whole deadline again.
@@ -63,7 +70,7 @@ pub(crate) enum Priority {
 pub(crate) struct Fetcher {
     id: Digest,
     layer: Arc<StoredLayer>,
-    sources: RwLock<Arc<[Tracked]>>,
+    sources: Sources,
     flights: Mutex<Flights>,
     demand: Semaphore,
     background: Semaphore,
@@ -73,31 +80,12 @@ pub(crate) struct Fetcher {
     completed: Notify,
 }
 
-/// A source, and what came of asking it.
-#[derive(Debug, Clone)]
-pub(crate) struct Tracked {
-    pub(crate) source: Arc<dyn Source>,
-    pub(crate) tally: Arc<Mutex<Tally>>,
-}
-
-/// Figures about one source of one layer.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Tally {
-    /// Bytes that came and were right.
-    pub(crate) bytes: u64,
-    /// Range requests made.
-    pub(crate) requests: u64,
-    /// Requests that brought nothing usable.
-    pub(crate) failures: u64,
-    /// The latest of them.
-    pub(crate) last_failure: Option<String>,
-}
-
 impl Fetcher {
     pub(crate) fn new(
         id: Digest,
         layer: Arc<StoredLayer>,
         sources: Vec<Arc<dyn Source>>,
+        elsewhere: Option<Arc<dyn Elsewhere>>,
         deadline: Duration,
         recent: Arc<Recent>,
         runtime: Handle,
@@ -105,7 +93,7 @@ impl Fetcher {
         Self {
             id,
             layer,
-            sources: RwLock::new(track(sources)),
+            sources: Sources::new(sources, elsewhere),
             flights: Mutex::default(),
             demand: Semaphore::new(DEMAND_REQUESTS),
             background: Semaphore::new(BACKGROUND_REQUESTS),
@@ -124,16 +112,17 @@ impl Fetcher {
         &self.runtime
     }
 
-    pub(crate) fn sources(&self) -> Arc<[Tracked]> {
-        let sources = self.sources.read();
-        sources.unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     pub(crate) fn set_sources(&self, sources: Vec<Arc<dyn Source>>) {
-        let mut current = self.sources.write().unwrap_or_else(PoisonError::into_inner);
-        *current = track(sources);
-        drop(current);
+        self.sources.set(sources);
         self.lock_flights().forget_failures();
+    }
+
+    pub(crate) fn set_elsewhere(&self, elsewhere: Option<Arc<dyn Elsewhere>>) {
+        self.sources.set_elsewhere(elsewhere);
     }
 
     /// Resolves when the last chunk has arrived since the call before.
@@ -201,11 +190,12 @@ impl Fetcher {
     /// The row after `first` and its neighbours of one range request.
     fn batch_end(&self, first: usize) -> usize {
         let index = self.layer.index();
-        let mut bytes = 0;
+        let (mut bytes, mut content) = (0, 0);
         let mut row = first;
         while let Some(chunk) = index.chunk(row) {
             bytes += u64::from(chunk.stored_len);
-            if row > first && bytes > RUN_BYTES_MAX {
+            content += u64::from(chunk.len);
+            if row > first && (bytes > RUN_BYTES_MAX || content > RUN_CONTENT_MAX) {
                 break;
             }
             row += 1;
@@ -213,7 +203,8 @@ impl Fetcher {
         row
     }
 
-    /// Groups ascending rows into runs of neighbours, each within [`RUN_BYTES_MAX`].
+    /// Groups ascending rows into runs of neighbours, each within [`RUN_BYTES_MAX`] and
+    /// [`RUN_CONTENT_MAX`].
     fn neighbours(&self, rows: &[usize]) -> Vec<Range<usize>> {
         let mut runs: Vec<Range<usize>> = Vec::new();
         for &row in rows {
@@ -228,12 +219,4 @@ impl Fetcher {
     fn lock_flights(&self) -> MutexGuard<'_, Flights> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn track(sources: Vec<Arc<dyn Source>>) -> Arc<[Tracked]> {
-    let tracked = |source| Tracked {
-        source,
-        tally: Arc::default(),
-    };
-    sources.into_iter().map(tracked).collect()
 }

@@ -14,10 +14,10 @@ use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
 use tokio::task::AbortHandle;
 
-use crate::fetch::{BlobReader, FetchError, Fetcher};
+use crate::fetch::{FetchError, Fetcher};
 use crate::mount::MountFailed;
 use crate::plane::Plane;
-use crate::source::Source;
+use crate::source::{Elsewhere, Source};
 use crate::store::{LayerStoreError, Proof, StoredLayer};
 
 pub use attributes::NodeAttributes;
@@ -45,6 +45,8 @@ pub struct LayerSpec {
     pub index: IndexLocation,
     /// Where the blob may be had, the best first.
     pub sources: Vec<Arc<dyn Source>>,
+    /// Who finds more of them when none delivers.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
 }
 
 /// A layer of a [`crate::DataPlane`]; clones are the same layer.
@@ -175,6 +177,11 @@ impl Layer {
         self.0.fetcher.set_sources(sources);
     }
 
+    /// Says who finds more sources when none of them delivers.
+    pub fn set_elsewhere(&self, elsewhere: Option<Arc<dyn Elsewhere>>) {
+        self.0.fetcher.set_elsewhere(elsewhere);
+    }
+
     /// Fetches every chunk that is not there; the proof of the whole layer follows by itself.
     pub async fn fetch_all(&self) -> Result<(), Arc<FetchError>> {
         let fetcher = self.0.fetcher.clone();
@@ -185,11 +192,6 @@ impl Layer {
             .spawn(async move { fetcher.fetch_all().await });
         task.await
             .unwrap_or_else(|_| Err(Arc::new(FetchError::ShutDown)))
-    }
-
-    /// Reads the whole blob from the sources, as the registry has it.
-    pub fn blob_reader(&self) -> BlobReader {
-        BlobReader::new(self.0.fetcher.clone())
     }
 
     pub(crate) fn stored(&self) -> &Arc<StoredLayer> {

@@ -23,11 +23,11 @@ mod sys;
 
 pub use config::{DataPlaneConfig, DeviceReads, DriverChoice};
 pub use driver::{Driver, DriverReport};
-pub use fetch::{BlobReader, FetchError};
+pub use fetch::FetchError;
 pub use layer::{
     ImpliedDirectory, Layer, LayerId, LayerSpec, LayerState, LayerStatus, MountError,
     NodeAttributes, SourceStatus,
 };
 pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, UnmountError};
-pub use source::{Answer, BoxFuture, RegistrySource, Source, SourceFailure};
+pub use source::{Answer, BoxFuture, Delivery, Elsewhere, RegistrySource, Source, SourceFailure};
 pub use store::{Disk, OpenStoreError, Space, StdDisk};

@@ -35,6 +35,8 @@ pub(crate) struct Plane {
     session: FuseMount,
     driver: DriverReport,
     recent: Arc<Recent>,
+    /// Files the process may have open.
+    open_files: u64,
     layers: Mutex<HashMap<LayerId, Layer>>,
     adding: Mutex<HashMap<LayerId, Arc<tokio::sync::Mutex<()>>>>,
     mounts: Mutex<Mounts>,
@@ -110,14 +112,17 @@ impl Plane {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes durable what arrived since the last time.
-    fn sync(&self) {
+    /// Makes durable what arrived since the last time; whether that was possible.
+    fn sync(&self) -> bool {
         let layers: Vec<_> = self.lock_layers().values().cloned().collect();
+        let mut written = true;
         for layer in layers {
             if let Err(error) = layer.stored().sync() {
                 tracing::warn!(layer = %layer.id(), %error, "cannot write down what is there");
+                written = false;
             }
         }
+        written
     }
 
     fn close(&self) {
@@ -128,7 +133,9 @@ impl Plane {
             .take();
         let Some(runtime) = runtime else { return };
         self.proofs.close();
-        self.sync();
+        if self.sync() {
+            self.store.end();
+        }
         self.unmount_all();
         self.session.detach();
         runtime.shutdown_background();

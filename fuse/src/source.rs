@@ -5,9 +5,11 @@ mod registry;
 use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use larder_registry::Origin;
 
 pub use registry::RegistrySource;
 
@@ -18,22 +20,55 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 ///
 /// Nothing a source says is believed before its digest was checked.
 pub trait Source: Send + Sync + fmt::Debug {
-    /// What to call it in messages: host and repository.
+    /// What to call it in messages: host and repository. Two sources of a layer with the same
+    /// name are taken for the same.
     fn name(&self) -> &str;
 
     /// The bytes `range` of the blob. The caller drops the future when it takes too long.
     fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer>;
 }
 
+/// Finds further sources of one layer when none of the known ones delivers.
+pub trait Elsewhere: Send + Sync + fmt::Debug {
+    /// All places that may have the blob, the best first; known ones may be among them. Asked
+    /// rarely, and dropped when it takes too long.
+    fn find(&self) -> BoxFuture<'_, Vec<Arc<dyn Source>>>;
+}
+
 /// What a source says.
 #[derive(Debug, Clone)]
 pub enum Answer {
     /// The bytes, not yet verified.
-    Bytes(Bytes),
+    Bytes(Delivery),
     /// It does not have the blob.
     Miss,
     /// It may have it, but did not deliver.
     Failed(SourceFailure),
+}
+
+impl From<Bytes> for Answer {
+    fn from(bytes: Bytes) -> Self {
+        let origin = None;
+        Self::Bytes(Delivery { bytes, origin })
+    }
+}
+
+/// Bytes of a blob as they came.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// Which of a registry's mirrors sent them, to be blamed if they are wrong.
+    pub origin: Option<Origin>,
+}
+
+impl Delivery {
+    /// Tells the sender's side that the bytes were wrong, so that asking again asks another one.
+    pub(crate) fn distrust(&self) {
+        if let Some(origin) = &self.origin {
+            origin.distrust();
+        }
+    }
 }
 
 /// Why a source did not deliver.
@@ -44,4 +79,23 @@ pub struct SourceFailure {
     pub reason: String,
     /// When the source asks to be asked again.
     pub retry_after: Option<Duration>,
+}
+
+/// Asks `source` for `range`; exactly so many bytes, or why there are none.
+pub(crate) async fn ask(source: &dyn Source, range: Range<u64>) -> Result<Delivery, SourceFailure> {
+    let asked = range.end - range.start;
+    let failure = |reason: String| SourceFailure {
+        reason,
+        retry_after: None,
+    };
+    match source.get(range).await {
+        Answer::Bytes(delivery) if delivery.bytes.len() as u64 == asked => Ok(delivery),
+        Answer::Bytes(delivery) => {
+            delivery.distrust();
+            let sent = delivery.bytes.len();
+            Err(failure(format!("it sent {sent} bytes instead of {asked}")))
+        }
+        Answer::Miss => Err(failure("it does not have the blob".into())),
+        Answer::Failed(failure) => Err(failure),
+    }
 }

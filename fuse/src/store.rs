@@ -9,6 +9,7 @@
 //! layer.json  what names the layer, and the sums of the files above
 //! ```
 
+mod claims;
 mod device;
 mod disk;
 mod floor;

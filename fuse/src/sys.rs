@@ -2,7 +2,9 @@
 #![expect(unsafe_code, reason = "this module is where unsafe code lives")]
 
 mod mapping;
+mod open_files;
 mod priority;
 
 pub(crate) use mapping::Mapping;
+pub(crate) use open_files::raise_open_files;
 pub(crate) use priority::lower_this_thread;

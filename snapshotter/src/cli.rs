@@ -1,6 +1,7 @@
 //! The command line of `larder-snapshotter`.
 
 mod doctor;
+mod download;
 mod fetch_blobs;
 mod mount;
 mod pull;
@@ -16,9 +17,7 @@ use clap_complete::Shell;
 
 use larder_registry::Reference;
 
-use crate::config::{
-    Config, ConfigError, DEFAULT_ROOT, Driver, LogFormat, LogLevel, Overrides, RegistryConfig,
-};
+use crate::config::{Config, ConfigError, DEFAULT_ROOT, Driver, LogFormat, LogLevel, Overrides};
 
 /// Exit code for bad usage and bad configuration, as in sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -155,14 +154,9 @@ struct MountArgs {
 /// Which containerd, and how to reach registries.
 #[derive(Debug, clap::Args)]
 struct ContainerdArgs {
-    /// containerd's socket.
-    #[arg(
-        long,
-        value_name = "SOCK",
-        env = "CONTAINERD_ADDRESS",
-        default_value = "/run/containerd/containerd.sock"
-    )]
-    address: PathBuf,
+    /// containerd's socket; without it the configuration's `[containerd] address`.
+    #[arg(long, value_name = "SOCK", env = "CONTAINERD_ADDRESS")]
+    address: Option<PathBuf>,
     /// containerd's namespace.
     #[arg(short, long, env = "CONTAINERD_NAMESPACE", default_value = "default")]
     namespace: String,
@@ -178,8 +172,13 @@ struct ContainerdArgs {
 }
 
 impl ContainerdArgs {
-    fn registry_config(&self) -> Result<RegistryConfig, ConfigError> {
-        Ok(Config::load(self.config.as_deref(), &Overrides::default())?.registry)
+    /// The configuration, with containerd's socket as the command line says.
+    fn config(&self) -> Result<Config, ConfigError> {
+        let overrides = Overrides {
+            containerd: self.address.clone(),
+            ..Overrides::default()
+        };
+        Config::load(self.config.as_deref(), &overrides)
     }
 }
 
@@ -191,9 +190,19 @@ impl RunArgs {
             fs_driver: self.fs_driver,
             log_level: self.log_level,
             log_format: self.log_format,
+            ..Overrides::default()
         };
         Config::load(self.config.as_deref(), &overrides)
     }
+}
+
+/// What to do about a containerd that does not answer.
+fn unreachable(socket: &std::path::Path) -> String {
+    format!(
+        "containerd does not answer at {}: is it running? Name its socket with --address, or as \
+         address under [containerd] in the configuration file",
+        socket.display()
+    )
 }
 
 /// Runs the program: 0 for success, 1 for failure, 64 for bad usage or configuration.
@@ -321,6 +330,30 @@ mod tests {
         };
         let told = in_words(&anyhow::Error::from(missing).context("start"));
         assert_eq!(told, "start: read configuration /x: entity not found");
+    }
+
+    /// Promise: a containerd that is not there is named, with what to do about it.
+    #[tokio::test]
+    async fn a_containerd_that_does_not_answer_is_named_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, socket) = (dir.path().join("config.toml"), dir.path().join("none.sock"));
+        std::fs::write(&file, format!("[containerd]\naddress = {socket:?}")).unwrap();
+        let command = [
+            "x",
+            "pull",
+            "--config",
+            file.to_str().unwrap(),
+            "r.test/app:1",
+        ];
+        let cli = Cli::try_parse_from(command).unwrap();
+        let Command::Pull { image, containerd } = cli.command else {
+            panic!("another command");
+        };
+        let refused = pull::pull(containerd, image).await.unwrap_err();
+        let words = in_words(&refused);
+        assert!(words.contains(socket.to_str().unwrap()), "{words}");
+        assert!(words.contains("is it running"), "{words}");
+        assert!(words.contains("[containerd]"), "{words}");
     }
 
     #[test]

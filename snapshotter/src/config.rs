@@ -106,8 +106,10 @@ pub enum LogFormat {
 pub struct Overrides {
     /// `--root`.
     pub root: Option<PathBuf>,
-    /// `--address`.
+    /// `--address` of the daemon.
     pub address: Option<PathBuf>,
+    /// `--address` of the commands that talk to containerd.
+    pub containerd: Option<PathBuf>,
     /// `--fs-driver`.
     pub fs_driver: Option<Driver>,
     /// `--log-level`.
@@ -233,7 +235,7 @@ impl Config {
                 .or(written.log.format)
                 .unwrap_or_default(),
             containerd: pick(
-                &None,
+                &overrides.containerd,
                 written.containerd.address,
                 "/run/containerd/containerd.sock",
             ),

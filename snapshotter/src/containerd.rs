@@ -1,6 +1,7 @@
 //! containerd's own services, as a client of its socket.
 
 mod content;
+mod lookup;
 mod session;
 
 use std::path::PathBuf;
@@ -11,6 +12,8 @@ use tonic::{Request, Status};
 use crate::socket::Connector;
 
 pub use content::{Blob, ContentError};
+pub use lookup::chain_ids;
+pub(crate) use lookup::{Key, Lookup};
 pub use session::{CallError, Session, WriteError, unique};
 
 /// A connection to containerd that is made when it is first needed.

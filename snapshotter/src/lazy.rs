@@ -6,7 +6,6 @@
 mod flight;
 pub(crate) mod implied;
 mod locate;
-mod lookup;
 mod restore;
 
 use std::collections::{HashMap, VecDeque};
@@ -19,14 +18,12 @@ use tokio::sync::RwLock;
 use tokio::time::{Instant as Moment, timeout_at};
 
 use crate::config::Config;
-use crate::containerd::{Containerd, ContentError};
+use crate::containerd::{Containerd, ContentError, Lookup};
 use crate::plane::{Plane, PlaneError, Wanted};
 use crate::snapshots::Labels;
 use crate::store::{Content, LayerFacts, Owner, Record, Store, StoreError};
 use flight::Flights;
 pub(crate) use implied::Parent;
-use lookup::Lookup;
-pub use lookup::chain_ids;
 
 /// Reasons remembered for `status`: a few hundred bytes each, the layers of some dozen images.
 const EAGER_MAX: usize = 1024;
@@ -234,7 +231,10 @@ impl Lazy {
         };
         if let Err(reason) = recorded {
             drop(self.plane.unmount(&target).await);
-            drop(store.directories().delete(id));
+            let is_certain = !matches!(&reason, Reason::Store(error) if !error.is_certain());
+            if is_certain {
+                drop(store.directories().delete(id));
+            }
             return Err(reason);
         }
         Ok(())

@@ -135,6 +135,7 @@ impl Mounter {
         let origin = Origin {
             host: image.registry().to_owned(),
             repository: image.repository().to_owned(),
+            plain_http,
         };
         let layers = &resolved.parsed.layers;
         let wanted = layers.iter().map(|layer| wanted(layer, &origin));
@@ -265,5 +266,6 @@ fn wanted(layer: &Descriptor, origin: &Origin) -> Result<Wanted, MountImageError
         blob: layer.digest,
         index: location.parse()?,
         origins: vec![origin.clone()],
+        namespace: String::new(),
     })
 }

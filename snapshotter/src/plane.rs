@@ -1,5 +1,6 @@
 //! What the snapshotter needs of the data plane, so that its logic can be tested without a kernel.
 
+mod elsewhere;
 mod mounting;
 
 use std::fmt::Debug;
@@ -10,6 +11,7 @@ use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
 
 use crate::store::{ImpliedEntry, LayerFacts, Origin, Owner};
+pub(crate) use elsewhere::with_port;
 pub use mounting::MountingPlane;
 
 /// A layer that should be loaded lazily.
@@ -21,6 +23,9 @@ pub struct Wanted {
     pub index: IndexLocation,
     /// Where the blob can be fetched, best first.
     pub origins: Vec<Origin>,
+    /// containerd namespace whose images may name further places; empty for images mounted by
+    /// hand.
+    pub namespace: String,
 }
 
 impl Wanted {
@@ -30,6 +35,7 @@ impl Wanted {
             blob: facts.blob.parse().ok()?,
             index: facts.location.parse().ok()?,
             origins: facts.origins.clone(),
+            namespace: facts.namespace.clone(),
         })
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::Arc;
+use std::time::Duration;
 
-use larder_registry::{Client, ClientError, ClientOptions, Reference, Repository};
+use larder_registry::{Client, ClientError, ClientOptions, Reference, Repository, RetryPolicy};
 
 use crate::config::RegistryConfig;
 use crate::store::Origin;
@@ -12,22 +13,41 @@ use crate::store::Origin;
 /// Where containerd's mirrors and certificates are, if the configuration names no other place.
 const HOSTS_DIR: &str = "/etc/containerd/certs.d";
 
+/// How often the data plane's client tries one call. Prepare has two seconds, and then has to say
+/// what was wrong; reads are repeated by the fetcher, to which every attempt here is one of many.
+const LAYER_RETRIES: RetryPolicy = RetryPolicy {
+    attempts_max: 3,
+    delay_min: Duration::from_millis(150),
+    delay_max: Duration::from_secs(1),
+};
+
 /// Two clients that differ in the scheme: most registries want HTTPS, some listed ones do not.
 #[derive(Debug, Clone)]
 pub struct Registries {
     usual: Client,
     plain: Client,
-    plain_hosts: Arc<RwLock<BTreeSet<String>>>,
+    plain_hosts: Arc<BTreeSet<String>>,
 }
 
 impl Registries {
-    /// Reads the files the configuration names; talks to nobody yet.
+    /// For the layers of a data plane; see [`Registries::new`].
+    pub fn for_layers(config: &RegistryConfig) -> Result<Self, ClientError> {
+        Self::with(config, LAYER_RETRIES)
+    }
+
+    /// For commands, which wait longer for a registry that is busy.
     pub fn new(config: &RegistryConfig) -> Result<Self, ClientError> {
+        Self::with(config, RetryPolicy::default())
+    }
+
+    /// Reads the files the configuration names; talks to nobody yet.
+    fn with(config: &RegistryConfig, retry: RetryPolicy) -> Result<Self, ClientError> {
         let default = || Some(PathBuf::from(HOSTS_DIR)).filter(|path| Path::new(path).is_dir());
         let options = ClientOptions {
             authfile: config.authfile.clone(),
             hosts_dir: config.hosts_dir.clone().or_else(default),
             extra_ca: config.extra_ca.clone(),
+            retry,
             ..ClientOptions::default()
         };
         Ok(Self {
@@ -36,27 +56,22 @@ impl Registries {
                 plain_http: true,
                 ..options
             })?,
-            plain_hosts: Arc::new(RwLock::new(config.plain_http.iter().cloned().collect())),
+            plain_hosts: Arc::new(config.plain_http.iter().cloned().collect()),
         })
     }
 
     /// The repository of an image; `plain_http` as the command line says.
-    ///
-    /// A host that was once asked for by plain HTTP is from then on, until the process ends: the
-    /// layers of that image are fetched long after the command that named it.
     pub fn repository(&self, image: &Reference, plain_http: bool) -> Repository {
-        let host = image.registry();
-        if plain_http && let Ok(mut hosts) = self.plain_hosts.write() {
-            hosts.insert(host.to_owned());
-        }
-        let plain = plain_http || self.is_plain(host);
-        let client = if plain { &self.plain } else { &self.usual };
+        let client = if self.is_plain(image.registry(), plain_http) {
+            &self.plain
+        } else {
+            &self.usual
+        };
         client.repository(image)
     }
 
-    fn is_plain(&self, host: &str) -> bool {
-        let known = |hosts: RwLockReadGuard<'_, BTreeSet<String>>| hosts.contains(host);
-        self.plain_hosts.read().is_ok_and(known)
+    fn is_plain(&self, host: &str, asked_for: bool) -> bool {
+        asked_for || self.plain_hosts.contains(host)
     }
 
     /// The repository of an origin; nothing if its text is not one we can name.
@@ -64,23 +79,72 @@ impl Registries {
         let text = format!("{}/{}", origin.host, origin.repository);
         let image: Reference = text.parse().ok()?;
         // A host without dot or port would be taken for a path on Docker Hub.
-        (image.registry() == origin.host).then(|| self.repository(&image, false))
+        (image.registry() == origin.host).then(|| self.repository(&image, origin.plain_http))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use larder_test_support::registry::FakeRegistry;
 
-    /// The layers of an image that was mounted with `--plain-http` come by plain HTTP too.
+    fn registries(plain_http: Vec<String>) -> Registries {
+        let config = RegistryConfig {
+            plain_http,
+            ..RegistryConfig::default()
+        };
+        Registries::for_layers(&config).unwrap()
+    }
+
+    /// Promise: who asked for plain HTTP once, for one image, has it for the layers of that image,
+    /// also after a restart without configuration; no other image has.
+    #[tokio::test]
+    async fn plain_http_on_request_is_kept_with_the_layer() {
+        let registry = FakeRegistry::start().await;
+        let digest = registry.push_blob("bytes");
+        // A name for loopback that is not taken for loopback: plain HTTP has to be asked for.
+        let host = format!("0.0.0.0:{}", registry.address().port());
+        let origin = |plain_http| Origin {
+            host: host.clone(),
+            repository: "team/app".into(),
+            plain_http,
+        };
+        let kept = serde_json::to_string(&origin(true)).unwrap();
+        let again: Origin = serde_json::from_str(&kept).unwrap();
+        let registries = registries(Vec::new());
+        let asked = registries.origin(&again).unwrap();
+        assert_eq!(asked.blob_range(&digest, 0..5).await.unwrap(), "bytes");
+        let other = registries.origin(&origin(false)).unwrap();
+        assert!(other.blob_range(&digest, 0..5).await.is_err());
+    }
+
     #[test]
-    fn plain_http_on_request_holds_for_the_layers_fetched_later() {
-        let config = crate::config::Config::load(None, &crate::config::Overrides::default());
-        let registries = Registries::new(&config.unwrap().registry).unwrap();
-        let image: Reference = "registry.example:5000/app:1".parse().unwrap();
-        assert!(!registries.is_plain("registry.example:5000"));
-        drop(registries.repository(&image, true));
-        assert!(registries.is_plain("registry.example:5000"));
-        assert!(!registries.is_plain("other.example:5000"));
+    fn records_of_earlier_builds_mean_https() {
+        let old = r#"{"host":"h:5000","repository":"r"}"#;
+        let origin: Origin = serde_json::from_str(old).unwrap();
+        assert!(!origin.plain_http);
+        assert_eq!(serde_json::to_string(&origin).unwrap(), old);
+        let listed = registries(vec!["h:5000".into()]);
+        assert!(listed.is_plain("h:5000", origin.plain_http));
+        assert!(!listed.is_plain("other:5000", false));
+    }
+
+    /// Promise: a registry whose name does not resolve is named, within Prepare's two seconds.
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_is_told_in_time() {
+        let registries = registries(Vec::new());
+        let origin = Origin {
+            host: "registry.invalid".into(),
+            repository: "team/app".into(),
+            plain_http: false,
+        };
+        let repository = registries.origin(&origin).unwrap();
+        let begun = std::time::Instant::now();
+        let digest = larder_proto::digest::Digest::of(b"");
+        let error = repository.blob_range(&digest, 0..5).await.unwrap_err();
+        assert!(begun.elapsed() < Duration::from_secs(2), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("registry.invalid"), "{text}");
+        assert!(text.contains("dns error"), "{text}");
     }
 }

@@ -19,10 +19,14 @@ mod record;
 mod tables;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use redb::{Database, ReadableDatabase, ReadableMultimapTable, ReadableTable, WriteTransaction};
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableMultimapTable, ReadableTable,
+    WriteTransaction,
+};
 
 pub use directories::{Directories, DirectoryError};
 pub use error::StoreError;
@@ -72,11 +76,29 @@ impl Store {
     ///
     /// The database file is locked for as long as the store lives, so a second process fails here.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
+        Self::open_with(root, |builder, path| builder.create(path))
+    }
+
+    /// The same; `create` opens the database file, or makes it. Tests make it fail.
+    fn open_with(
+        root: &Path,
+        create: impl Fn(&Builder, &Path) -> Result<Database, DatabaseError>,
+    ) -> Result<Self, StoreError> {
         let directories = Directories::create(&root.join("snapshots"))?;
         let path = root.join("snapshots.redb");
         let mut builder = Database::builder();
-        let database = builder.set_cache_size(CACHE_BYTES_MAX).create(&path);
-        let database = database.map_err(|error| StoreError::open(&path, error))?;
+        builder.set_cache_size(CACHE_BYTES_MAX);
+        let open =
+            |path: &Path| create(&builder, path).map_err(|error| StoreError::open(path, error));
+        if !path.exists() {
+            // A database whose making was interrupted is none, and would be refused for ever: it
+            // gets its name when it is whole.
+            let fresh = path.with_extension("new");
+            drop(fs::remove_file(&fresh));
+            tables::prepare(&open(&fresh)?)?;
+            fs::rename(&fresh, &path).map_err(|error| StoreError::open(&path, error.into()))?;
+        }
+        let database = open(&path)?;
         let next_id = tables::prepare(&database)?.max(directories.highest()? + 1);
         Ok(Self {
             database,
@@ -102,7 +124,9 @@ impl Store {
         }
         let id = self.take_id();
         let made = self.create_at(id, new);
-        if made.is_err() {
+        if let Err(error) = &made
+            && error.is_certain()
+        {
             // Nothing refers to the directory; if it cannot be removed now, the next start does.
             drop(self.directories.delete(id));
         }
@@ -298,5 +322,7 @@ impl Store {
     }
 }
 
+#[cfg(test)]
+mod failing;
 #[cfg(test)]
 mod tests;

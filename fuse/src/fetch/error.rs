@@ -32,14 +32,4 @@ pub enum FetchError {
         /// The layer.
         layer: Digest,
     },
-    /// The blob as a whole is not what its digest says.
-    #[error("the blob of layer {layer} has digest {found}, expected {expected}")]
-    Blob {
-        /// The layer.
-        layer: Digest,
-        /// By the manifest.
-        expected: Digest,
-        /// Of what came.
-        found: Digest,
-    },
 }

@@ -1,16 +1,15 @@
 //! One run of neighbouring chunks, from the first try to the last waiter's answer.
 
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use super::decode::open_frame;
 use super::{FetchError, Fetcher, Landed, Priority, Tracked};
-use crate::source::Answer;
+use crate::source::{Delivery, ask};
 use crate::store::{ChunkState, Published};
 
 /// First pause after all sources failed; doubled each time, up to [`PAUSE_MAX`].
@@ -83,7 +82,8 @@ impl Run {
         let mut pause = PAUSE_MIN;
         while !self.rows.is_empty() {
             let mut retry_after = None;
-            for tracked in self.fetcher.sources().iter() {
+            let sources = self.fetcher.sources.in_order();
+            for tracked in &sources {
                 // What another source delivered is not asked for again.
                 for rows in neighbours(&self.rows) {
                     let wish = self.fetch_from(tracked, rows, deadline).await;
@@ -92,6 +92,9 @@ impl Run {
                 if self.rows.is_empty() {
                     return;
                 }
+            }
+            if self.fetcher.sources.look_elsewhere(sources.len()).await {
+                continue;
             }
             tokio::time::sleep(retry_after.unwrap_or_default().clamp(pause, PAUSE_MAX)).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -116,31 +119,24 @@ impl Run {
             };
             let _permit = permits.acquire().await.ok()?;
             let until = deadline.min(Instant::now() + attempt);
-            timeout_at(until, tracked.source.get(range.clone())).await
+            timeout_at(until, ask(tracked.source.as_ref(), range)).await
         };
-        let asked = range.end - range.start;
+        tracked.asked();
         let (failure, retry_after) = match answer {
-            Ok(Answer::Bytes(bytes)) if bytes.len() as u64 == asked => {
-                tally(tracked, |tally| tally.requests += 1);
-                self.open(tracked, rows, bytes).await;
+            Ok(Ok(delivery)) => {
+                self.open(tracked, rows, delivery).await;
                 return None;
             }
-            Ok(Answer::Bytes(bytes)) => (
-                format!("it sent {} bytes instead of {asked}", bytes.len()),
-                None,
-            ),
-            Ok(Answer::Miss) => ("it does not have the blob".to_owned(), None),
-            Ok(Answer::Failed(failure)) => (failure.reason, failure.retry_after),
+            Ok(Err(failure)) => (failure.reason, failure.retry_after),
             Err(_) => (format!("no answer within {attempt:?}"), None),
         };
-        tally(tracked, |tally| tally.requests += 1);
         self.failed(tracked, failure);
         retry_after
     }
 
     /// Verifies, decompresses and publishes the chunks of one answer.
-    async fn open(&mut self, tracked: &Tracked, rows: Range<usize>, bytes: Bytes) {
-        let mut rest = bytes;
+    async fn open(&mut self, tracked: &Tracked, rows: Range<usize>, delivery: Delivery) {
+        let mut rest = delivery.bytes.clone();
         for row in rows {
             let Some(chunk) = self.fetcher.layer.index().chunk(row) else {
                 return;
@@ -154,14 +150,17 @@ impl Run {
             });
             match opened.await {
                 Ok(Ok((published, content))) => {
-                    tally(tracked, |tally| tally.bytes += u64::from(chunk.stored_len));
+                    tracked.delivered(chunk.stored_len.into());
                     let landed = match published {
                         Published::Stored => Landed::Stored,
                         Published::NotStored => Landed::Held(Arc::new(content)),
                     };
                     self.land(row, landed);
                 }
-                Ok(Err(lie)) => self.failed(tracked, format!("chunk {row} is wrong: {lie}")),
+                Ok(Err(lie)) => {
+                    delivery.distrust();
+                    self.failed(tracked, format!("chunk {row} is wrong: {lie}"));
+                }
                 Err(_) => return,
             }
         }
@@ -189,22 +188,24 @@ impl Run {
     fn failed(&mut self, tracked: &Tracked, reason: String) {
         let source = tracked.source.name();
         debug!(layer = %self.fetcher.id, source, reason, "trying the next source");
-        tally(tracked, |tally| {
-            tally.failures += 1;
-            tally.last_failure = Some(reason.clone());
-        });
+        tracked.failed(reason.clone());
         self.last_failure = Some((source.to_owned(), reason));
     }
 
     /// Answers every waiter with the reason, and logs it once.
     fn give_up(&mut self) {
-        let none = || {
-            (
+        let reason = match self.last_failure.take() {
+            Some(reason) => reason,
+            None if self.fetcher.sources.all().is_empty() => (
                 "no source".to_owned(),
                 "none is known for this layer".to_owned(),
-            )
+            ),
+            None => (
+                "this node".to_owned(),
+                "the bytes came and were not verified in time; is it overloaded?".to_owned(),
+            ),
         };
-        let (source_name, reason) = self.last_failure.take().unwrap_or_else(none);
+        let (source_name, reason) = reason;
         let Some(&chunk) = self.rows.first() else {
             return;
         };
@@ -232,10 +233,6 @@ impl Drop for Run {
             self.land(row, Landed::Failed(Arc::new(FetchError::ShutDown)));
         }
     }
-}
-
-fn tally(tracked: &Tracked, change: impl FnOnce(&mut super::Tally)) {
-    change(&mut tracked.tally.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// Groups ascending rows that follow each other.

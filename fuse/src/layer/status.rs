@@ -1,6 +1,5 @@
 //! What there is to tell about a layer.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use larder_proto::digest::Digest;
@@ -68,15 +67,15 @@ impl Layer {
         } else {
             LayerState::Lazy
         };
-        let sources = self.0.fetcher.sources();
+        let sources = self.0.fetcher.sources().all();
         let sources = sources.iter().map(|tracked| {
-            let tally = tracked.tally.lock().unwrap_or_else(PoisonError::into_inner);
+            let tally = tracked.tally();
             SourceStatus {
                 name: tracked.source.name().to_owned(),
                 bytes: tally.bytes,
                 requests: tally.requests,
                 failures: tally.failures,
-                last_failure: tally.last_failure.clone(),
+                last_failure: tally.last_failure,
             }
         });
         LayerStatus {

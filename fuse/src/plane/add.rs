@@ -8,8 +8,12 @@ use tokio::time::timeout;
 
 use super::Plane;
 use crate::layer::{Layer, LayerId, LayerSpec};
-use crate::source::{Answer, Source};
+use crate::source::{Source, ask};
 use crate::store::{LayerStoreError, NewLayer};
+
+/// How many senders of one source may lie about an index before the next source is asked: a
+/// registry and more mirrors than anybody configures.
+const SENDERS_MAX: usize = 4;
 
 /// A layer that could not be added.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +48,7 @@ pub enum AddLayerError {
 }
 
 impl Plane {
-    pub(super) async fn add(self: Arc<Self>, spec: LayerSpec) -> Result<Layer, AddLayerError> {
+    pub(super) async fn add(self: Arc<Self>, mut spec: LayerSpec) -> Result<Layer, AddLayerError> {
         let id = LayerId(spec.index.digest);
         let turn = {
             let mut adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,22 +59,42 @@ impl Plane {
         if let Some(layer) = self.lock_layers().get(&id) {
             if !spec.sources.is_empty() {
                 layer.set_sources(spec.sources);
+                layer.set_elsewhere(spec.elsewhere);
             }
             return Ok(layer.clone());
         }
-        let stored = self.fetch_index(id, &spec).await?;
+        let stored = self.fetch_index(id, &mut spec).await?;
         let plane = self.clone();
         let added = tokio::task::spawn_blocking(move || plane.store_index(id, spec, &stored)).await;
         added.unwrap_or(Err(AddLayerError::ShutDown))
     }
 
-    /// The stored index, verified against the digest that names the layer.
-    async fn fetch_index(&self, id: LayerId, spec: &LayerSpec) -> Result<Vec<u8>, AddLayerError> {
+    /// The stored index, verified against the digest that names the layer. Sources found elsewhere
+    /// become the layer's own.
+    async fn fetch_index(
+        &self,
+        id: LayerId,
+        spec: &mut LayerSpec,
+    ) -> Result<Vec<u8>, AddLayerError> {
         let mut reasons = Vec::new();
-        for source in &spec.sources {
-            match self.fetch_index_from(source.as_ref(), &spec.index).await {
-                Ok(index) => return Ok(index),
-                Err(reason) => reasons.push(format!("{}: {reason}", source.name())),
+        let mut untried = 0;
+        let mut looked = spec.elsewhere.is_none();
+        loop {
+            for source in &spec.sources[untried..] {
+                match self.fetch_index_from(source.as_ref(), &spec.index).await {
+                    Ok(index) => return Ok(index),
+                    Err(reason) => reasons.push(format!("{}: {reason}", source.name())),
+                }
+            }
+            untried = spec.sources.len();
+            if looked {
+                break;
+            }
+            looked = true;
+            if let Some(elsewhere) = &spec.elsewhere {
+                let mut found = elsewhere.find().await;
+                found.retain(|new| spec.sources.iter().all(|old| old.name() != new.name()));
+                spec.sources.extend(found);
             }
         }
         if reasons.is_empty() {
@@ -88,14 +112,26 @@ impl Plane {
         location: &IndexLocation,
     ) -> Result<Vec<u8>, String> {
         let range = location.offset..location.offset + location.stored_len;
-        let answer = timeout(self.config.read_deadline, source.get(range)).await;
-        let bytes = match answer {
-            Ok(Answer::Bytes(bytes)) => bytes,
-            Ok(Answer::Miss) => return Err("it does not have the blob".into()),
-            Ok(Answer::Failed(failure)) => return Err(failure.reason),
-            Err(_) => return Err(format!("no answer within {:?}", self.config.read_deadline)),
+        let fetch = async {
+            let mut senders = 1;
+            loop {
+                let delivery = ask(source, range.clone()).await;
+                let delivery = delivery.map_err(|failure| failure.reason)?;
+                let wrong = match open_stored(&delivery.bytes, location) {
+                    Ok(index) => return Ok(index),
+                    Err(wrong) => wrong,
+                };
+                delivery.distrust();
+                // Without an origin, the same sender would be asked again.
+                if delivery.origin.is_none() || senders == SENDERS_MAX {
+                    return Err(wrong.to_string());
+                }
+                senders += 1;
+            }
         };
-        open_stored(&bytes, location).map_err(|error| error.to_string())
+        let deadline = self.config.read_deadline;
+        let late = |_| Err(format!("no answer within {deadline:?}"));
+        timeout(deadline, fetch).await.unwrap_or_else(late)
     }
 
     fn store_index(
@@ -118,6 +154,6 @@ impl Plane {
             slot,
         };
         let stored = self.store.add(&new).map_err(refused)?;
-        Ok(self.register(id, stored, spec.sources))
+        Ok(self.register(id, stored, spec.sources, spec.elsewhere))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Plane;
 use super::mounts::Mounts;
@@ -17,15 +17,24 @@ use crate::fetch::{Fetcher, Recent};
 use crate::layer::{Layer, LayerId};
 use crate::mount::unmount_stale;
 use crate::session::{Content, FuseMount, Slots};
+use crate::source::{Elsewhere, Source};
 use crate::store::{OpenStoreError, StoreRoot, StoredLayer};
+use crate::sys::raise_open_files;
 
 /// Threads that decompress, and that read what a fetch brought: a few per processor of a small
 /// node, since some of them wait for the disk.
 const BLOCKING_THREADS: usize = 8;
 
-/// How often the store writes down which chunks it has. What is lost in between is verified and
-/// fetched again.
+/// How often the store writes down which chunks it has. What a kill -9 loses of it is found in the
+/// device files at the next start; what a power cut loses is fetched again.
 const SYNC_EVERY: Duration = Duration::from_secs(10);
+
+/// Files open apart from those of layers: connections to registries and from containerd, the
+/// session, databases, logs.
+const OPEN_FILES_APART: u64 = 256;
+
+/// The soft limit most systems give a process.
+const OPEN_FILES_USUAL: u64 = 1024;
 
 /// Why a data plane does not start.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +64,10 @@ pub enum StartError {
 impl Plane {
     pub(super) fn start(config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
         let store = StoreRoot::open(&config.root, config.disk.clone(), config.min_free_percent)?;
+        let open_files = raise_open_files().unwrap_or_else(|error| {
+            warn!(%error, "cannot raise the limit of open files");
+            OPEN_FILES_USUAL
+        });
         let stale = unmount_stale(store.root()).map_err(StartError::Mounts)?;
         if stale > 0 {
             info!(mounts = stale, "unmounted what a former run left");
@@ -72,6 +85,7 @@ impl Plane {
             session,
             driver,
             recent: Arc::new(Recent::new()),
+            open_files,
             layers: Mutex::new(HashMap::new()),
             adding: Mutex::default(),
             mounts: Mutex::new(Mounts::default()),
@@ -80,7 +94,7 @@ impl Plane {
             handle: handle.clone(),
         });
         for (id, layer) in stored {
-            plane.register(LayerId(id), layer, Vec::new());
+            plane.register(LayerId(id), layer, Vec::new(), None);
         }
         handle.spawn(sync_now_and_then(Arc::downgrade(&plane)));
         Ok(plane)
@@ -91,7 +105,8 @@ impl Plane {
         self: &Arc<Self>,
         id: LayerId,
         stored: StoredLayer,
-        sources: Vec<Arc<dyn crate::Source>>,
+        sources: Vec<Arc<dyn Source>>,
+        elsewhere: Option<Arc<dyn Elsewhere>>,
     ) -> Layer {
         let stored = Arc::new(stored);
         let slot = stored.record().slot;
@@ -100,6 +115,7 @@ impl Plane {
             id.0,
             stored,
             sources,
+            elsewhere,
             self.config.read_deadline,
             self.recent.clone(),
             self.handle.clone(),
@@ -110,7 +126,18 @@ impl Plane {
         };
         self.slots.put(slot, content);
         let layer = Layer::new(id, slot, fetcher, Arc::downgrade(self), self.proofs.clone());
-        self.lock_layers().insert(id, layer.clone());
+        let mut layers = self.lock_layers();
+        layers.insert(id, layer.clone());
+        let files = layers.len() as u64 + OPEN_FILES_APART;
+        if files == self.open_files + 1 {
+            warn!(
+                layers = layers.len(),
+                limit = self.open_files,
+                "the limit of open files is too low for so many layers, each has one open: raise \
+                 LimitNOFILE of the service, or `ulimit -Hn`"
+            );
+        }
+        drop(layers);
         layer
     }
 }

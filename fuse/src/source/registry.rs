@@ -5,7 +5,7 @@ use std::ops::Range;
 use larder_proto::digest::Digest;
 use larder_registry::Repository;
 
-use super::{Answer, BoxFuture, Source, SourceFailure};
+use super::{Answer, BoxFuture, Delivery, Source, SourceFailure};
 
 /// One blob of one repository.
 #[derive(Debug)]
@@ -34,8 +34,11 @@ impl Source for RegistrySource {
 
     fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
-            match self.repository.blob_range(&self.blob, range).await {
-                Ok(bytes) => Answer::Bytes(bytes),
+            match self.repository.blob_range_from(&self.blob, range).await {
+                Ok((bytes, origin)) => Answer::Bytes(Delivery {
+                    bytes,
+                    origin: Some(origin),
+                }),
                 Err(error) if error.is_not_found() => Answer::Miss,
                 Err(error) => Answer::Failed(SourceFailure {
                     retry_after: error.retry_after(),

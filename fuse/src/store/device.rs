@@ -34,9 +34,13 @@ impl Device {
     /// Takes `file`, and gives it the length of the tar, rounded up to whole blocks.
     pub(crate) fn new(file: File, disk: Arc<dyn Disk>, len: u64) -> io::Result<Self> {
         if file.metadata()?.len() != len {
-            file.set_len(len)?;
+            disk.set_len(&file, len)?;
         }
         Ok(Self { file, disk })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Writes the content of `chunk`, leaving out what is zero anyway.

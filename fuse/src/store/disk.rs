@@ -1,10 +1,10 @@
 //! The file operations of the store, behind a trait so that tests can make them fail.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::FallocateFlags;
@@ -33,18 +33,35 @@ pub trait Disk: Send + Sync + fmt::Debug {
         file.sync_data()
     }
 
+    /// Gives `file` the length `len`; what is new reads as zeros.
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
+    }
+
+    /// A new, empty file at `path`, mode 0600; one that is there is emptied.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(path)
+    }
+
+    /// A new directory at `path`, mode 0700.
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        DirBuilder::new().mode(0o700).create(path)
+    }
+
+    /// Gives what is at `from` the name `to`.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
     /// Puts a file of `bytes` at `path`, whole or not at all; mode 0600.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let fresh = path.with_extension("new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&fresh)?;
-        file.write_all(bytes)?;
+        let file = self.create(&fresh)?;
+        self.write_at(&file, bytes, 0)?;
         drop(file);
-        std::fs::rename(&fresh, path)
+        self.rename(&fresh, path)
     }
 
     /// The room on the file system that holds `directory`.

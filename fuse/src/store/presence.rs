@@ -46,25 +46,24 @@ impl Presence {
         }
     }
 
-    /// Reads what [`Presence::encode`] wrote; a damaged file claims nothing.
-    pub(crate) fn decode(bytes: &[u8], rows: usize) -> Self {
+    /// Reads what [`Presence::encode`] wrote; `None` if it is damaged.
+    pub(crate) fn decode(bytes: &[u8], rows: usize) -> Option<Self> {
         let presence = Self::empty(rows);
-        let Some((body, sum)) = bytes.split_at_checked(bytes.len().saturating_sub(SUM_LEN)) else {
-            return presence;
-        };
+        let (body, sum) = bytes.split_at_checked(bytes.len().saturating_sub(SUM_LEN))?;
         let expected_len = HEADER_LEN + presence.claimed.len() * 8;
         let intact = body.len() == expected_len
             && body[..8] == *MAGIC
             && body[8..16] == (rows as u64).to_le_bytes()
             && Algorithm::Blake3.digest(body).as_bytes() == sum;
-        if intact {
-            let words = body[HEADER_LEN..].chunks_exact(8);
-            for (word, bits) in presence.claimed.iter().zip(words) {
-                let bits = bits.try_into().map_or(0, u64::from_le_bytes);
-                word.store(bits, Ordering::Relaxed);
-            }
+        if !intact {
+            return None;
         }
-        presence
+        let words = body[HEADER_LEN..].chunks_exact(8);
+        for (word, bits) in presence.claimed.iter().zip(words) {
+            let bits = bits.try_into().map_or(0, u64::from_le_bytes);
+            word.store(bits, Ordering::Relaxed);
+        }
+        Some(presence)
     }
 
     /// The bits as they go to disk. The caller has made the chunks they speak of durable.
@@ -102,6 +101,13 @@ impl Presence {
                 self.verified_count.fetch_add(1, Ordering::AcqRel);
             }
             self.dirty.store(true, Ordering::Release);
+        }
+    }
+
+    /// A chunk may be there, whatever the bits on the disk say.
+    pub(crate) fn claim(&self, row: usize) {
+        if let Some(word) = self.claimed.get(row / 64) {
+            word.fetch_or(1 << (row % 64), Ordering::AcqRel);
         }
     }
 
@@ -163,7 +169,7 @@ mod tests {
         presence.set_verified(129);
         presence.set_verified(64);
         presence.set_absent(64);
-        let again = Presence::decode(&presence.encode(), 130);
+        let again = Presence::decode(&presence.encode(), 130).unwrap();
         let claimed: Vec<_> = again.rows(|s| s == ChunkState::Claimed).collect();
         assert_eq!(claimed, [0, 129]);
         assert!(!again.all_verified());
@@ -174,25 +180,15 @@ mod tests {
         let presence = Presence::empty(100);
         presence.set_verified(3);
         let good = presence.encode();
+        assert!(Presence::decode(&good, 100).is_some());
         for cut in 0..good.len() {
-            let nothing = Presence::decode(&good[..cut], 100);
-            assert_eq!(nothing.rows(|s| s != ChunkState::Absent).count(), 0);
+            assert!(Presence::decode(&good[..cut], 100).is_none(), "{cut} bytes");
         }
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            let nothing = Presence::decode(&bad, 100);
-            assert_eq!(
-                nothing.rows(|s| s != ChunkState::Absent).count(),
-                0,
-                "bit {bit}"
-            );
+            assert!(Presence::decode(&bad, 100).is_none(), "bit {bit}");
         }
-        assert_eq!(
-            Presence::decode(&good, 101)
-                .rows(|s| s != ChunkState::Absent)
-                .count(),
-            0
-        );
+        assert!(Presence::decode(&good, 101).is_none());
     }
 }

@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::disk::Disk;
 use super::floor::Floor;
-use super::stored::{LayerStoreError, NewLayer, StoredLayer};
+use super::stored::{Ended, LayerStoreError, NewLayer, StoredLayer};
 
 /// Version of `state.json`, and of the directory layout it stands for.
 const VERSION: u32 = 1;
@@ -22,6 +22,9 @@ const SLOTS_RESERVED: u32 = 64;
 
 /// The beginning of the name of a directory that is not finished, or being removed.
 const UNFINISHED: &str = ".";
+
+/// The file that says that the last run wrote down everything.
+const ENDED: &str = "ended";
 
 /// Why a root directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +68,7 @@ pub(crate) struct StoreRoot {
     disk: Arc<dyn Disk>,
     floor: Arc<Floor>,
     slots: Mutex<Slots>,
+    ended: Ended,
     _lock: File,
 }
 
@@ -94,6 +98,7 @@ impl StoreRoot {
         // Mount targets below may be given out by absolute path only.
         let root = &root.canonicalize().map_err(at(root))?;
         let lock = lock(&root.join("lock"))?;
+        let ended = take_mark(&root.join(ENDED));
         let next_slot = read_state(&root.join("state.json"))?;
         let floor = Arc::new(Floor::new(
             disk.clone(),
@@ -108,10 +113,18 @@ impl StoreRoot {
                 next: next_slot,
                 reserved: next_slot,
             }),
+            ended,
             _lock: lock,
         };
         store.remove_unfinished();
         Ok(store)
+    }
+
+    /// Leaves the mark that everything was written down: the next start need not look for more.
+    pub(crate) fn end(&self) {
+        if let Err(error) = self.disk.replace(&self.root.join(ENDED), b"") {
+            warn!(%error, "cannot leave the mark of an orderly end; the next start looks closer");
+        }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -142,11 +155,17 @@ impl StoreRoot {
     pub(crate) fn add(&self, new: &NewLayer<'_>) -> Result<StoredLayer, LayerStoreError> {
         let id = new.location.digest;
         let (directory, unfinished) = (self.directory(&id), self.unfinished(&id));
+        // What could not be opened at the start, and can be now, is worth keeping.
+        if let Ok(layer) = self.open_layer(directory.clone())
+            && layer.record().location == new.location
+        {
+            return Ok(layer);
+        }
         // Both may be left from an attempt that failed half way.
         let _ = std::fs::remove_dir_all(&unfinished);
         let _ = std::fs::remove_dir_all(&directory);
         let made = StoredLayer::create(&unfinished, new, &*self.disk).and_then(|()| {
-            let renamed = std::fs::rename(&unfinished, &directory);
+            let renamed = self.disk.rename(&unfinished, &directory);
             renamed.map_err(|error| LayerStoreError::Io {
                 path: directory.clone(),
                 error,
@@ -180,6 +199,10 @@ impl StoreRoot {
             });
             match opened {
                 Ok(layer) => layers.push((id, layer)),
+                // Too many open files, or no memory: the next start may be luckier.
+                Err(error) if error.is_passing() => {
+                    warn!(layer = %id, %error, "a stored layer cannot be opened now");
+                }
                 Err(error) => {
                     warn!(layer = %id, %error, "dropping a stored layer; it will be fetched again");
                     self.remove(&id);
@@ -218,7 +241,7 @@ impl StoreRoot {
     }
 
     fn open_layer(&self, directory: PathBuf) -> Result<StoredLayer, LayerStoreError> {
-        StoredLayer::open(directory, self.disk.clone(), self.floor.clone())
+        StoredLayer::open(directory, self.disk.clone(), self.floor.clone(), self.ended)
     }
 
     fn directory(&self, id: &Digest) -> PathBuf {
@@ -262,6 +285,14 @@ fn lock(path: &Path) -> Result<File, OpenStoreError> {
             path: path.to_owned(),
         }),
         Err(TryLockError::Error(error)) => Err(at(path)(error)),
+    }
+}
+
+/// How the last run ended by its mark, which is taken away: only an orderly end puts it back.
+fn take_mark(path: &Path) -> Ended {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ended::Orderly,
+        Err(_) => Ended::Badly,
     }
 }
 

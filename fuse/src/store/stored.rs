@@ -1,8 +1,8 @@
 //! One layer in the store.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +13,7 @@ use larder_proto::index::{Chunk, Index, IndexError};
 use larder_proto::limits;
 use larder_proto::verified::Verified;
 
+use super::claims::claim_what_is_there;
 use super::device::{Device, Published};
 use super::disk::Disk;
 use super::floor::Floor;
@@ -31,6 +32,15 @@ pub(crate) struct StoredLayer {
     presence: Presence,
     disk: Arc<dyn Disk>,
     floor: Arc<Floor>,
+}
+
+/// How the run before this one ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Everything it had was written down.
+    Orderly,
+    /// It was killed, or the disk failed it.
+    Badly,
 }
 
 /// Why a layer's files cannot be used.
@@ -82,6 +92,13 @@ fn sum(bytes: &[u8]) -> String {
     Digest::from_bytes(*Algorithm::Blake3.digest(bytes).as_bytes()).hex()
 }
 
+impl LayerStoreError {
+    /// Whether the files may be in order, and only this attempt failed.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Io { error, .. } if error.kind() != io::ErrorKind::NotFound)
+    }
+}
+
 impl StoredLayer {
     /// Writes the files of a new layer into the new directory `directory`.
     pub(crate) fn create(
@@ -91,10 +108,7 @@ impl StoredLayer {
     ) -> Result<(), LayerStoreError> {
         let index = Index::open(new.index)?;
         Image::open(index.metadata(), index.tar_len())?;
-        DirBuilder::new()
-            .mode(0o700)
-            .create(directory)
-            .map_err(at(directory))?;
+        disk.make_directory(directory).map_err(at(directory))?;
         let record = Record {
             blob: new.blob,
             location: new.location,
@@ -115,11 +129,13 @@ impl StoredLayer {
         Ok(())
     }
 
-    /// Opens and validates what [`StoredLayer::create`] wrote, in this run or a former one.
+    /// Opens and validates what [`StoredLayer::create`] wrote, in this run or a former one, which
+    /// `ended` in order or not.
     pub(crate) fn open(
         directory: PathBuf,
         disk: Arc<dyn Disk>,
         floor: Arc<Floor>,
+        ended: Ended,
     ) -> Result<Self, LayerStoreError> {
         let path = directory.join("layer.json");
         let bytes = std::fs::read(&path).map_err(at(&path))?;
@@ -135,6 +151,7 @@ impl StoredLayer {
         }
         let image = Arc::new(Image::open(meta, index.tar_len())?);
         let path = directory.join("device");
+        let is_new = !path.exists();
         let device = OpenOptions::new()
             .read(true)
             .write(true)
@@ -144,9 +161,9 @@ impl StoredLayer {
             .open(&path)
             .and_then(|file| Device::new(file, disk.clone(), device_len(index.tar_len())))
             .map_err(at(&path))?;
-        let claims = std::fs::read(directory.join("present")).unwrap_or_default();
+        let presence = claims(&directory, &index, &device, is_new, ended);
         Ok(Self {
-            presence: Presence::decode(&claims, index.chunk_count()),
+            presence,
             record: Mutex::new(record),
             directory,
             index,
@@ -301,6 +318,24 @@ impl StoredLayer {
     fn lock_record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a former run left, by the bits it wrote down, and after a bad end by the file itself.
+fn claims(
+    directory: &Path,
+    index: &Index<Mapping>,
+    device: &Device,
+    is_new: bool,
+    ended: Ended,
+) -> Presence {
+    let written = std::fs::read(directory.join("present")).unwrap_or_default();
+    let written = Presence::decode(&written, index.chunk_count());
+    let incomplete = ended == Ended::Badly || written.is_none();
+    let presence = written.unwrap_or_else(|| Presence::empty(index.chunk_count()));
+    if incomplete && !is_new {
+        claim_what_is_there(&presence, index, device.file());
+    }
+    presence
 }
 
 fn device_len(tar_len: u64) -> u64 {

@@ -4,8 +4,10 @@
     reason = "a test stops where something unexpected happens"
 )]
 
+mod disk;
 mod faults;
 mod proof;
 mod reading;
 mod restart;
 mod scene;
+mod sources;

@@ -1,20 +1,50 @@
 //! A data plane that was killed, and the next one on the same root.
 
-use std::io::{BufRead, BufReader};
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use larder_fuse::mount::mounts;
 use larder_fuse::{DataPlane, DriverChoice, LayerState, StartError};
+use larder_test_support::layer::LayerFixture;
+use larder_test_support::tar::{Entry, TarBuilder};
 
-use crate::scene::{Memory, Mood, Scene, config, layer_of, noise, odd_layer, read};
+use crate::scene::{Memory, Mood, Scene, config, layer_of, noise, read};
 
-/// The variable that makes the test program the daemon to be killed.
+/// The variables that make the test program the daemon to be killed.
 const ROOT: &str = "LARDER_TEST_DOOMED_ROOT";
+const DRIVER: &str = "LARDER_TEST_DOOMED_DRIVER";
+
+/// A layer whose device has data, holes, and both within one chunk.
+fn patchy_layer() -> LayerFixture {
+    let mut mixed = vec![0; 300_000];
+    mixed[100_000..140_000].copy_from_slice(&noise(11, 40_000));
+    mixed[299_999] = 1;
+    let tar = TarBuilder::new()
+        .entry(Entry::file("mixed", mixed))
+        .entry(Entry::file("noise", noise(12, 500_000)))
+        .entry(Entry::file("small", "a few bytes"))
+        .entry(Entry::file("zeros", vec![0; 400_000]));
+    LayerFixture::new(tar.finish())
+}
+
+/// Every file of it that `except` is not, with its content.
+async fn read_patchy(at: &Path, except: &str) -> Vec<(&'static str, io::Result<Vec<u8>>)> {
+    let mut contents = Vec::new();
+    for name in ["mixed", "noise", "small", "zeros"] {
+        if name != except {
+            contents.push((name, read(at.join(name)).await));
+        }
+    }
+    contents
+}
 
 /// Promise: a root that is no directory is refused with its path. With the variable set, this is
-/// also the process that `a_killed_data_plane_leaves_…` kills.
+/// also the process that `after_kill_9_…` kills.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_root_that_is_a_file_is_refused() {
     let Some(root) = std::env::var_os(ROOT).map(PathBuf::from) else {
@@ -24,26 +54,30 @@ async fn a_root_that_is_a_file_is_refused() {
         assert!(message.contains(file.path().to_str().unwrap()), "{message}");
         return;
     };
-    let plane = DataPlane::start(config(&root, DriverChoice::Auto, |_| {}))
+    let driver = std::env::var(DRIVER).unwrap().parse().unwrap();
+    let plane = DataPlane::start(config(&root, driver, |_| {}))
         .await
         .unwrap();
-    let fixture = odd_layer();
+    let fixture = patchy_layer();
     let source = Memory::new(&fixture);
     let spec = larder_fuse::LayerSpec {
         blob: fixture.digest,
         index: fixture.index,
         sources: vec![source],
+        elsewhere: None,
     };
     let layer = plane.add_layer(spec).await.unwrap();
     let target = root.join("at");
     std::fs::create_dir(&target).unwrap();
     layer.mount(&target, &[]).await.unwrap();
-    assert!(read(target.join("etc/passwd")).await.is_ok());
+    for (name, read) in read_patchy(&target, "").await {
+        assert!(read.is_ok(), "{name}");
+    }
     println!("\nready {}", layer.id());
     std::future::pending::<()>().await;
 }
 
-fn start_doomed(root: &Path) -> Child {
+fn start_doomed(root: &Path, driver: &str) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -51,6 +85,7 @@ fn start_doomed(root: &Path) -> Child {
             "--nocapture",
         ])
         .env(ROOT, root)
+        .env(DRIVER, driver)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -60,39 +95,86 @@ fn start_doomed(root: &Path) -> Child {
     child
 }
 
-/// Promise: after kill -9 the next start needs no network, takes under 2 s, leaves no stale mount,
-/// and has the layers; a second daemon on the same root is refused while the first lives.
+/// Promise: after kill -9 the next start takes under 2 s, needs no network, leaves no stale mount,
+/// and serves every byte that was read before, down to the last moment; so does the one after it.
+/// A second daemon on the same root is refused while the first lives.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_data_plane_leaves_a_root_the_next_one_can_use() {
-    let scratch = tempfile::tempdir().unwrap();
-    let root = scratch.path().join("root");
-    let scene_config = || config(&root, DriverChoice::Auto, |_| {});
-    let mut child = start_doomed(&root);
-    let second = DataPlane::start(scene_config()).await.unwrap_err();
-    assert!(matches!(second, StartError::Store(_)), "{second}");
-    assert!(second.to_string().contains("another daemon"), "{second}");
-    child.kill().unwrap();
-    child.wait().unwrap();
+async fn after_kill_9_every_byte_read_before_is_served_without_network() {
+    for driver in ["erofs", "fuse"] {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().join("root");
+        let scene_config = || config(&root, driver.parse().unwrap(), |_| {});
+        let mut child = start_doomed(&root, driver);
+        let second = DataPlane::start(scene_config()).await.unwrap_err();
+        assert!(matches!(second, StartError::Store(_)), "{second}");
+        assert!(second.to_string().contains("another daemon"), "{second}");
+        child.kill().unwrap();
+        child.wait().unwrap();
 
-    let started = Instant::now();
-    let plane = DataPlane::start(scene_config()).await.unwrap();
-    assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        started.elapsed()
-    );
-    let scene = Scene {
-        plane: Some(plane),
-        scratch,
-    };
-    let at = root.canonicalize().unwrap().join("at");
-    assert!(mounts().unwrap().iter().all(|mount| mount.target != at));
-    let layers = scene.plane().layers();
-    assert_eq!(layers.len(), 1);
-    layers[0].mount(&at, &[]).await.unwrap();
-    // The killed process wrote down nothing of what it had; a source brings it again.
-    layers[0].set_sources(vec![Memory::new(&odd_layer())]);
-    assert_eq!(read(at.join("etc/passwd")).await.unwrap(), b"root:x:0:0\n");
+        let plane = None;
+        let mut scene = Scene { plane, scratch };
+        let at = root.canonicalize().unwrap().join("at");
+        let intact = read_whole(&patchy_layer()).await;
+        // The second time after an orderly end, before which half of the claims were never used.
+        for except in ["noise", ""] {
+            let started = Instant::now();
+            scene.plane = Some(DataPlane::start(scene_config()).await.unwrap());
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(2), "{took:?}");
+            assert!(mounts().unwrap().iter().all(|mount| mount.target != at));
+            let layers = scene.plane().layers();
+            assert_eq!(layers.len(), 1);
+            layers[0].mount(&at, &[]).await.unwrap();
+            for (name, read) in read_patchy(&at, except).await {
+                assert!(read.unwrap() == intact[name], "{driver}: {name}");
+            }
+            drop(layers);
+            scene.plane.take().unwrap().shutdown().await;
+        }
+    }
+}
+
+/// What the files of the layer hold, from a plane of its own.
+async fn read_whole(fixture: &LayerFixture) -> HashMap<&'static str, Vec<u8>> {
+    let scene = Scene::new(DriverChoice::Fuse).await;
+    let mounted = scene.mounted(fixture, "at").await;
+    let contents = read_patchy(&mounted.target, "").await.into_iter();
+    contents.map(|(name, read)| (name, read.unwrap())).collect()
+}
+
+/// Promise: bytes that a killed daemon left half written are never shown: what is wrong in the
+/// device file is noticed and fetched again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_daemon_left_wrong_is_fetched_again() {
+    let data = noise(13, 500_000);
+    let fixture = layer_of(&data);
+    let mut scene = Scene::new(DriverChoice::Auto).await;
+    let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
+    let id = layer.id();
+    drop(layer);
+    scene.plane.take().unwrap().shutdown().await;
+    let root = scene.scratch.path().join("root");
+    std::fs::remove_file(root.join("ended")).unwrap();
+    let device = root.join("store").join(id.0.hex()).join("device");
+    let device = std::fs::OpenOptions::new()
+        .write(true)
+        .open(device)
+        .unwrap();
+    // A chunk that came whole, one of which half came, and one of other bytes.
+    device.write_all_at(&fixture.tar[..200_000], 0).unwrap();
+    device.write_all_at(&vec![7; 70_000], 300_000).unwrap();
+    drop(device);
+
+    let scene_config = config(&root, DriverChoice::Auto, |_| {});
+    scene.plane = Some(DataPlane::start(scene_config).await.unwrap());
+    let layer = scene.plane().layer(&id).unwrap();
+    let source = Memory::new(&fixture);
+    layer.set_sources(vec![source.clone()]);
+    let target = scene.directory("at");
+    layer.mount(&target, &[]).await.unwrap();
+    assert!(read(target.join("data")).await.unwrap() == data);
+    let fetched = source.bytes.load(Ordering::Relaxed);
+    assert!((250_000..400_000).contains(&fetched), "{fetched} bytes");
 }
 
 /// Promise: what was cached is read without a source after an orderly restart; what was damaged

@@ -68,9 +68,9 @@ impl Source for Memory {
             match mood {
                 Mood::Honest => {
                     self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    Answer::Bytes(bytes)
+                    Answer::from(bytes)
                 }
-                Mood::Lies => Answer::Bytes(bytes.iter().map(|byte| !byte).collect()),
+                Mood::Lies => Answer::from(bytes.iter().map(|byte| !byte).collect::<Bytes>()),
                 Mood::Fails => Answer::Failed(SourceFailure {
                     reason: "it is on fire".into(),
                     retry_after: None,
@@ -169,6 +169,7 @@ impl Scene {
             blob: fixture.digest,
             index: fixture.index,
             sources: vec![source.clone()],
+            elsewhere: None,
         };
         self.plane().add_layer(spec).await.unwrap()
     }

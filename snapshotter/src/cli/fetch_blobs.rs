@@ -1,29 +1,36 @@
 //! `fetch-blobs`: completes containerd's content store, so that an image can be pushed or exported.
-
-use std::collections::HashMap;
+//!
+//! The blobs come from registries, not from our store: a blob is compressed bytes, the store has
+//! decompressed ones, and compressing them again need not give the same blob.
 
 use anyhow::Context;
 use larder_proto::digest::Digest;
 use larder_registry::oci::{ImageIndex, Manifest, media_type};
-use larder_registry::{MANIFEST_BYTES_MAX, Reference, Repository};
+use larder_registry::{MANIFEST_BYTES_MAX, Reference};
 
-use super::{ContainerdArgs, pull};
-use crate::containerd::{Containerd, Session};
-use crate::registries::Registries;
+use super::ContainerdArgs;
+use super::download::Downloads;
+use crate::containerd::Session;
 
 /// Fetches every blob of `image` that containerd has the manifest of, but not the bytes.
 pub(super) async fn fetch_blobs(args: ContainerdArgs, image: Reference) -> anyhow::Result<()> {
-    let registries = Registries::new(&args.registry_config()?)?;
-    let repository = registries.repository(&image, args.plain_http);
-    let session = Session::begin(Containerd::new(args.address), args.namespace).await?;
+    let config = args.config()?;
+    let downloads = Downloads::begin(&args, &config, &image).await?;
+    let session = downloads.session();
     let target = session.image(&image.to_string()).await?;
     let digest: Digest = target.digest.parse()?;
-    let mut fetched = 0;
-    for manifest in manifests(&session, digest, &target.media_type).await? {
-        fetched += complete(&session, &repository, &manifest).await?;
+    let (mut fetched, mut bytes) = (0, 0);
+    for manifest in manifests(session, digest, &target.media_type).await? {
+        for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
+            let done = downloads.fetch(blob).await;
+            if done.with_context(|| format!("blob {}", blob.digest))? {
+                fetched += 1;
+                bytes += blob.size;
+            }
+        }
     }
-    session.end().await?;
-    println!("{image}: {fetched} blobs fetched");
+    downloads.end().await?;
+    println!("{image}: {fetched} blobs fetched, {bytes} bytes");
     Ok(())
 }
 
@@ -49,23 +56,4 @@ async fn manifests(
         }
     }
     Ok(manifests)
-}
-
-/// Returns the number of blobs that were missing.
-async fn complete(
-    session: &Session,
-    repository: &Repository,
-    manifest: &Manifest,
-) -> anyhow::Result<usize> {
-    let host = repository.registry();
-    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-    let label = format!("containerd.io/distribution.source.{host}");
-    let labels = HashMap::from([(label, repository.name().to_owned())]);
-    let mut fetched = 0;
-    for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
-        let done = pull::fetch(session, repository, blob, labels.clone()).await;
-        let missing = done.with_context(|| format!("blob {}", blob.digest))?;
-        fetched += usize::from(missing);
-    }
-    Ok(fetched)
 }

@@ -106,7 +106,7 @@ async fn own(args: MountArgs, target: PathBuf) -> anyhow::Result<()> {
     };
     let config = Config::load(args.config.as_deref(), &overrides)?;
     let registries = Registries::new(&config.registry)?;
-    let plane = Arc::new(MountingPlane::start(&config, registries.clone()).await?);
+    let plane = Arc::new(MountingPlane::start(&config, registries.clone(), None).await?);
     let (listener, _bound) = socket::bind(&Config::control(&config.root))?;
     let owner = Arc::clone(&plane) as Arc<dyn Plane>;
     let mounter = Arc::new(Mounter::new(owner, registries, &config.root)?);

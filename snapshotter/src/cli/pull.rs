@@ -7,15 +7,14 @@ use containerd_client::types::{Descriptor, Mount};
 use larder_proto::grpc::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
+use larder_registry::Reference;
 use larder_registry::oci::Descriptor as Layer;
-use larder_registry::{Reference, Repository};
 use tonic::Code;
 
 use super::ContainerdArgs;
-use crate::containerd::{Containerd, Session, unique};
+use super::download::Downloads;
+use crate::containerd::{Session, chain_ids, unique};
 use crate::image::Image;
-use crate::lazy::chain_ids;
-use crate::registries::Registries;
 use crate::store::REF_LABEL;
 
 /// containerd hands labels with this prefix to snapshotters.
@@ -23,13 +22,11 @@ const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
 
 /// Pulls `image` into containerd, each layer lazily where possible.
 pub(super) async fn pull(args: ContainerdArgs, image: Reference) -> anyhow::Result<()> {
-    let registries = Registries::new(&args.registry_config()?)?;
-    let repository = registries.repository(&image, args.plain_http);
-    let resolved = Image::resolve(&repository, &image).await?;
-    let session = Session::begin(Containerd::new(args.address), args.namespace).await?;
+    let config = args.config()?;
+    let downloads = Downloads::begin(&args, &config, &image).await?;
+    let resolved = Image::resolve(downloads.repository(), &image).await?;
     let pull = Pull {
-        session,
-        repository,
+        downloads,
         image,
         resolved,
         snapshotter: args.snapshotter,
@@ -37,19 +34,21 @@ pub(super) async fn pull(args: ContainerdArgs, image: Reference) -> anyhow::Resu
     let lazy = pull.run().await?;
     let layers = pull.resolved.parsed.layers.len();
     println!("{}: {lazy} of {layers} layers loaded lazily", pull.image);
-    pull.session.end().await?;
-    Ok(())
+    pull.downloads.end().await
 }
 
 struct Pull {
-    session: Session,
-    repository: Repository,
+    downloads: Downloads,
     image: Reference,
     resolved: Image,
     snapshotter: String,
 }
 
 impl Pull {
+    fn session(&self) -> &Session {
+        self.downloads.session()
+    }
+
     /// Returns the number of lazily loaded layers.
     async fn run(&self) -> anyhow::Result<usize> {
         let chains = chain_ids(&self.resolved.diff_ids);
@@ -65,7 +64,7 @@ impl Pull {
             parent.clone_from(chain);
         }
         let target = self.resolved.target.descriptor();
-        self.session
+        self.session()
             .put_image(&self.image.to_string(), descriptor(&target))
             .await?;
         Ok(lazy)
@@ -80,17 +79,17 @@ impl Pull {
             config,
             ..
         } = &self.resolved;
-        let mut labels = self.source_labels();
+        let mut labels = self.downloads.source_labels();
         if let Some(top) = chains.last() {
             labels.insert(
                 reference(&format!("snapshot.{}", self.snapshotter)),
                 top.clone(),
             );
         }
-        self.session
+        self.session()
             .put(&parsed.config.digest, config, labels)
             .await?;
-        let mut labels = self.source_labels();
+        let mut labels = self.downloads.source_labels();
         labels.insert(
             reference("content.config"),
             parsed.config.digest.to_string(),
@@ -101,25 +100,17 @@ impl Pull {
                 layer.digest.to_string(),
             );
         }
-        self.session
+        self.session()
             .put(&manifest.digest, &manifest.bytes, labels)
             .await?;
         if target.digest != manifest.digest {
-            let mut labels = self.source_labels();
+            let mut labels = self.downloads.source_labels();
             labels.insert(reference("content.m.0"), manifest.digest.to_string());
-            self.session
+            self.session()
                 .put(&target.digest, &target.bytes, labels)
                 .await?;
         }
         Ok(())
-    }
-
-    /// Where a blob came from, as containerd itself notes it: the host without its port.
-    fn source_labels(&self) -> HashMap<String, String> {
-        let registry = self.image.registry();
-        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-        let label = format!("containerd.io/distribution.source.{host}");
-        HashMap::from([(label, self.image.repository().to_owned())])
     }
 
     /// Makes the snapshot of one layer; says whether it is loaded lazily.
@@ -135,9 +126,9 @@ impl Pull {
             labels: self.labels(number, chain),
         };
         let prepared = self
-            .session
+            .session()
             .snapshots()
-            .prepare(self.session.request(request))
+            .prepare(self.session().request(request))
             .await;
         let mounts = match prepared {
             Ok(prepared) => prepared.into_inner().mounts,
@@ -157,9 +148,9 @@ impl Pull {
                 key,
             };
             drop(
-                self.session
+                self.session()
                     .snapshots()
-                    .remove(self.session.request(request))
+                    .remove(self.session().request(request))
                     .await,
             );
         }
@@ -172,9 +163,9 @@ impl Pull {
             key: chain.to_owned(),
         };
         match self
-            .session
+            .session()
             .snapshots()
-            .stat(self.session.request(request))
+            .stat(self.session().request(request))
             .await
         {
             Ok(_) => Ok(true),
@@ -214,7 +205,7 @@ impl Pull {
         mounts: Vec<larder_proto::grpc::Mount>,
     ) -> anyhow::Result<()> {
         let layer = &self.resolved.parsed.layers[number];
-        fetch(&self.session, &self.repository, layer, self.source_labels()).await?;
+        self.downloads.fetch(layer).await?;
         let mounts = mounts.into_iter().map(|mount| Mount {
             r#type: mount.r#type,
             source: mount.source,
@@ -222,7 +213,7 @@ impl Pull {
             options: mount.options,
         });
         let applied = self
-            .session
+            .session()
             .apply(descriptor(layer), mounts.collect())
             .await?;
         let expected = self.resolved.diff_ids[number].to_string();
@@ -238,9 +229,9 @@ impl Pull {
             parent: String::new(),
         };
         match self
-            .session
+            .session()
             .snapshots()
-            .commit(self.session.request(request))
+            .commit(self.session().request(request))
             .await
         {
             // Another pull was faster.
@@ -249,21 +240,6 @@ impl Pull {
             Ok(_) => Ok(()),
         }
     }
-}
-
-/// Downloads a blob into the content store unless it is there.
-pub(super) async fn fetch(
-    session: &Session,
-    repository: &Repository,
-    blob: &Layer,
-    labels: HashMap<String, String>,
-) -> anyhow::Result<bool> {
-    if session.has(&blob.digest).await? {
-        return Ok(false);
-    }
-    let body = repository.blob(&blob.digest).await?;
-    session.write(&blob.digest, blob.size, labels, body).await?;
-    Ok(true)
 }
 
 /// A garbage collection label.

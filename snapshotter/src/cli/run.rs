@@ -9,6 +9,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::config::Config;
+use crate::containerd::Containerd;
 use crate::control::Control;
 use crate::lazy::Lazy;
 use crate::plane::{MountingPlane, Plane};
@@ -30,8 +31,10 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     // Requests queue on the socket while the state is restored.
     let (listener, _bound) = socket::bind(&config.address)?;
     let (control, _control) = socket::bind(&Config::control(&config.root))?;
-    let registries = Registries::new(&config.registry)?;
-    let plane = Arc::new(MountingPlane::start(&config, registries).await?);
+    let registries = Registries::for_layers(&config.registry)?;
+    let containerd = Containerd::new(config.containerd.clone());
+    let plane = MountingPlane::start(&config, registries, Some(containerd)).await?;
+    let plane = Arc::new(plane);
     let (driver, reason) = plane.driver();
     tracing::info!(%driver, %reason, "data plane is up");
     let lazy = Lazy::new(Arc::clone(&plane) as Arc<dyn Plane>, &config);

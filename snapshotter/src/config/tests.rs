@@ -40,6 +40,24 @@ fn flags_win_over_the_file() {
     );
 }
 
+/// Promise: `pull` and `fetch-blobs` find containerd by flag, then configuration, then default.
+#[test]
+fn containerds_socket_is_that_of_flag_file_or_default_in_this_order() {
+    let flag = Overrides {
+        containerd: Some("/flag.sock".into()),
+        ..Overrides::default()
+    };
+    let file = "[containerd]\naddress = \"/file.sock\"";
+    for (text, overrides, expected) in [
+        (file, &flag, "/flag.sock"),
+        (file, &Overrides::default(), "/file.sock"),
+        ("", &Overrides::default(), "/run/containerd/containerd.sock"),
+    ] {
+        let config = load(text, overrides).unwrap();
+        assert_eq!(config.containerd, Path::new(expected));
+    }
+}
+
 #[test]
 fn bad_values_are_refused_by_name() {
     let long = format!("address = \"/{}\"", "a".repeat(socket::PATH_BYTES_MAX));

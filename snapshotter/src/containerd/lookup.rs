@@ -4,7 +4,7 @@
 //! chain to the snapshot that is wanted, and the labels of the manifest name the repositories it
 //! came from. Reading is safe within Prepare; containerd holds no lock of its database then.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use larder_proto::annotation;
@@ -12,7 +12,7 @@ use larder_proto::digest::Digest;
 use larder_registry::oci::{Descriptor, Manifest};
 use serde::Deserialize;
 
-use crate::containerd::{Blob, Containerd, ContentError};
+use super::{Blob, Containerd, ContentError};
 use crate::store::Origin;
 
 /// Longest manifest or config that is read, bytes; registries accept no longer manifests.
@@ -28,11 +28,11 @@ const PARSED_MAX: usize = 32;
 const CONFIG_FILTER: &str = r#"labels."containerd.io/gc.ref.content.config""#;
 
 /// containerd records here which repositories of a registry a blob came from.
-const SOURCE_PREFIX: &str = "containerd.io/distribution.source.";
+pub(super) const SOURCE_PREFIX: &str = "containerd.io/distribution.source.";
 
 /// What is looked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Key<'a> {
+pub(crate) enum Key<'a> {
     /// The layer that completes this chain.
     Chain(&'a str),
     /// The layer with this digest.
@@ -41,11 +41,11 @@ pub(super) enum Key<'a> {
 
 /// A layer of an image containerd knows.
 #[derive(Debug, Clone)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// Its descriptor in the manifest.
-    pub(super) descriptor: Descriptor,
+    pub(crate) descriptor: Descriptor,
     /// Where it can be fetched.
-    pub(super) origins: Vec<Origin>,
+    pub(crate) origins: Vec<Origin>,
 }
 
 /// A manifest with the chains its layers complete.
@@ -57,7 +57,7 @@ struct Image {
 
 /// The look-up, with what it remembers.
 #[derive(Debug)]
-pub(super) struct Lookup {
+pub(crate) struct Lookup {
     containerd: Containerd,
     /// Host as containerd's labels name it → host with port.
     ports: BTreeMap<String, String>,
@@ -89,7 +89,7 @@ impl TryFrom<String> for DiffId {
 }
 
 impl Lookup {
-    pub(super) fn new(containerd: Containerd, ports: BTreeMap<String, String>) -> Self {
+    pub(crate) fn new(containerd: Containerd, ports: BTreeMap<String, String>) -> Self {
         Self {
             containerd,
             ports,
@@ -97,8 +97,37 @@ impl Lookup {
         }
     }
 
+    /// Every repository that some image of `namespace` with this layer came from, or the layer
+    /// itself; those of the newest image first.
+    pub(crate) async fn repositories(
+        &self,
+        namespace: &str,
+        layer: &Digest,
+    ) -> Result<Vec<Origin>, ContentError> {
+        let mut all = self.containerd.blobs(namespace, "").await?;
+        all.retain(|blob| {
+            let mut labels = blob.labels.keys();
+            labels.any(|label| label.starts_with(SOURCE_PREFIX))
+        });
+        // A layer that was unpacked in the ordinary way says itself where it came from.
+        let own = all.iter().filter(|blob| blob.digest == *layer);
+        let mut found: Vec<Origin> = own.flat_map(|blob| self.origins(blob)).collect();
+        newest_documents(&mut all);
+        for blob in &all {
+            let Some(image) = self.image(namespace, &blob.digest).await else {
+                continue;
+            };
+            if image.layers.iter().any(|(_, one)| one.digest == *layer) {
+                found.extend(self.origins(blob));
+            }
+        }
+        let mut seen = BTreeSet::new();
+        found.retain(|origin| seen.insert((origin.host.clone(), origin.repository.clone())));
+        Ok(found)
+    }
+
     /// The newest layer that answers to `key`, one with an index if there is any.
-    pub(super) async fn find(
+    pub(crate) async fn find(
         &self,
         namespace: &str,
         key: Key<'_>,
@@ -124,10 +153,9 @@ impl Lookup {
         key: Key<'_>,
         mut blobs: Vec<Blob>,
     ) -> Result<Option<Found>, ContentError> {
-        blobs.retain(|blob| blob.len <= DOCUMENT_BYTES_MAX);
-        blobs.sort_by_key(|blob| std::cmp::Reverse(blob.created));
+        newest_documents(&mut blobs);
         let mut plain = None;
-        for blob in blobs.iter().take(MANIFESTS_MAX) {
+        for blob in &blobs {
             let Some(image) = self.image(namespace, &blob.digest).await else {
                 continue;
             };
@@ -201,11 +229,19 @@ impl Lookup {
             origins.extend(repositories.split(',').map(|repository| Origin {
                 host: host.to_owned(),
                 repository: repository.trim().to_owned(),
+                plain_http: false,
             }));
         }
         origins.sort_by(|a, b| (&a.host, &a.repository).cmp(&(&b.host, &b.repository)));
         origins
     }
+}
+
+/// Leaves those that may be manifests, the newest first, and not more than are worth reading.
+fn newest_documents(blobs: &mut Vec<Blob>) {
+    blobs.retain(|blob| blob.len <= DOCUMENT_BYTES_MAX);
+    blobs.sort_by_key(|blob| std::cmp::Reverse(blob.created));
+    blobs.truncate(MANIFESTS_MAX);
 }
 
 /// The chain id after each layer, lowest first.

@@ -1,7 +1,7 @@
 //! Changes in containerd made on behalf of one command, under a lease.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use containerd_client::services::v1 as api;
@@ -14,10 +14,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use super::lookup::SOURCE_PREFIX;
 use super::{Containerd, within};
 
 /// Messages of an upload on their way; with a registry's pieces of at most 1 MiB, a few MiB.
 const WRITES_QUEUED_MAX: usize = 4;
+
+/// How long what a killed or failed command brought is kept, for its next run.
+const LEASE_KEPT: Duration = Duration::from_hours(24);
 
 /// containerd in one namespace, keeping what is made until [`Session::end`].
 #[derive(Debug, Clone)]
@@ -53,10 +57,11 @@ impl Session {
     /// Takes a lease, so that containerd's collector spares what is made meanwhile.
     pub async fn begin(containerd: Containerd, namespace: String) -> Result<Self, CallError> {
         let lease = format!("larder-{}-{}", std::process::id(), unique());
-        let message = api::CreateRequest {
-            id: lease.clone(),
-            labels: HashMap::new(),
-        };
+        // A process that is killed cannot give its lease back.
+        let expires = prost_types::Timestamp::from(SystemTime::now() + LEASE_KEPT).to_string();
+        let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expires)]);
+        let id = lease.clone();
+        let message = api::CreateRequest { id, labels };
         let mut leases = api::leases_client::LeasesClient::new(containerd.channel());
         let doing = CallError::of("take a lease");
         let request = match within(&namespace, message) {
@@ -100,6 +105,11 @@ impl Session {
         request
     }
 
+    /// Its namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// containerd's snapshots service.
     pub fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.containerd.channel())
@@ -107,13 +117,18 @@ impl Session {
 
     /// Whether the content store has a blob.
     pub async fn has(&self, digest: &Digest) -> Result<bool, CallError> {
+        Ok(self.labels(digest).await?.is_some())
+    }
+
+    /// The labels of a blob, if the content store has it.
+    async fn labels(&self, digest: &Digest) -> Result<Option<HashMap<String, String>>, CallError> {
         let message = api::InfoRequest {
             digest: digest.to_string(),
         };
         let mut content = api::content_client::ContentClient::new(self.containerd.channel());
         match content.info(self.request(message)).await {
-            Ok(_) => Ok(true),
-            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Ok(info) => Ok(Some(info.into_inner().info.unwrap_or_default().labels)),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(CallError::of("ask for a blob")(status)),
         }
     }
@@ -123,23 +138,32 @@ impl Session {
         self.containerd.read(&self.namespace, digest, max).await
     }
 
-    /// Stores a document, or gives an existing one its labels.
+    /// Stores a document, or gives an existing one its labels. Where it came from is added to the
+    /// places known before.
     pub async fn put(
         &self,
         digest: &Digest,
         bytes: &[u8],
-        labels: HashMap<String, String>,
+        mut labels: HashMap<String, String>,
     ) -> Result<(), CallError> {
         let body = futures_util::stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        if !self.has(digest).await? {
+        let Some(known) = self.labels(digest).await? else {
             return self
-                .write::<Status>(digest, len, labels, body)
+                .write::<Status>(digest, len, labels, 0, body)
                 .await
                 .map_err(|e| match e {
                     WriteError::Call(error) => error,
                     WriteError::Source(status) => CallError::of("store a document")(status),
                 });
+        };
+        for (label, repositories) in &mut labels {
+            if let Some(before) = known
+                .get(label)
+                .filter(|_| label.starts_with(SOURCE_PREFIX))
+            {
+                *repositories = with_repository(before, repositories);
+            }
         }
         let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
         let info = api::Info {
@@ -158,19 +182,49 @@ impl Session {
         Ok(())
     }
 
-    /// Streams a blob into the content store, which checks its digest.
+    /// Bytes of a blob that an interrupted [`Session::write`] left in the content store.
+    pub async fn written(&self, digest: &Digest) -> Result<u64, CallError> {
+        let r#ref = upload(digest);
+        let request = self.request(api::StatusRequest { r#ref });
+        let mut content = api::content_client::ContentClient::new(self.containerd.channel());
+        match content.status(request).await {
+            Ok(status) => {
+                let status = status.into_inner().status.unwrap_or_default();
+                Ok(u64::try_from(status.offset).unwrap_or_default())
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(0),
+            Err(status) => Err(CallError::of("ask for an upload")(status)),
+        }
+    }
+
+    /// Throws away what an interrupted [`Session::write`] left.
+    pub async fn abort(&self, digest: &Digest) -> Result<(), CallError> {
+        let r#ref = upload(digest);
+        let request = self.request(api::AbortRequest { r#ref });
+        let mut content = api::content_client::ContentClient::new(self.containerd.channel());
+        match content.abort(request).await {
+            Err(status) if status.code() != Code::NotFound => {
+                Err(CallError::of("throw an upload away")(status))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Streams a blob from its byte `offset` on into the content store, which has the bytes before
+    /// and checks the digest of all. What came before an error stays for the next call.
     pub async fn write<E>(
         &self,
         digest: &Digest,
         len: u64,
         labels: HashMap<String, String>,
+        offset: u64,
         body: impl Stream<Item = Result<Bytes, E>> + Send,
     ) -> Result<(), WriteError<E>> {
         let (sender, receiver) = mpsc::channel(WRITES_QUEUED_MAX);
         let total = i64::try_from(len).unwrap_or(i64::MAX);
         let message = |action: api::WriteAction, offset, data: Vec<u8>| api::WriteContentRequest {
             action: action.into(),
-            r#ref: format!("{}-{digest}", self.lease),
+            r#ref: upload(digest),
             total,
             expected: digest.to_string(),
             offset,
@@ -179,7 +233,7 @@ impl Session {
         };
         let feed = async {
             let mut body = std::pin::pin!(body);
-            let mut offset = 0;
+            let mut offset = i64::try_from(offset).unwrap_or(i64::MAX);
             while let Some(bytes) = body.next().await {
                 let bytes = bytes.map_err(WriteError::Source)?;
                 let write = message(api::WriteAction::Write, offset, bytes.to_vec());
@@ -271,6 +325,20 @@ impl Session {
     }
 }
 
+/// The repositories of a label with one more, separated as containerd does.
+fn with_repository(known: &str, new: &str) -> String {
+    let mut all: Vec<&str> = known.split(',').filter(|one| !one.is_empty()).collect();
+    if !all.contains(&new) {
+        all.push(new);
+    }
+    all.join(",")
+}
+
+/// Names the upload of a blob, the same in every process: what one began, another one ends.
+fn upload(digest: &Digest) -> String {
+    format!("larder-{digest}")
+}
+
 /// A blob that did not arrive in the content store.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError<E> {
@@ -288,4 +356,17 @@ pub fn unique() -> u128 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_nanos()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pull by another name must not make the node forget where else the image is.
+    #[test]
+    fn a_second_repository_is_added_to_the_first() {
+        assert_eq!(with_repository("a/b", "c"), "a/b,c");
+        assert_eq!(with_repository("a/b,c", "c"), "a/b,c");
+        assert_eq!(with_repository("", "c"), "c");
+    }
 }

@@ -4,8 +4,8 @@ use larder_proto::annotation;
 use larder_proto::digest::Digest;
 use larder_registry::Reference;
 
-use super::lookup::{Key, Lookup};
 use super::{LayerRequest, Reason};
+use crate::containerd::{Key, Lookup};
 use crate::plane::Wanted;
 use crate::store::Origin;
 
@@ -35,6 +35,7 @@ pub(super) async fn locate(lookup: &Lookup, request: &LayerRequest) -> Result<Wa
         vec![Origin {
             host: image.registry().to_owned(),
             repository: image.repository().to_owned(),
+            plain_http: false,
         }]
     } else {
         let found = lookup.find(&request.namespace, Key::Layer(&blob)).await?;
@@ -44,6 +45,7 @@ pub(super) async fn locate(lookup: &Lookup, request: &LayerRequest) -> Result<Wa
         blob,
         index,
         origins,
+        namespace: request.namespace.clone(),
     })
 }
 
@@ -60,6 +62,7 @@ async fn reverse(lookup: &Lookup, request: &LayerRequest) -> Result<Wanted, Reas
         blob,
         index,
         origins,
+        namespace: request.namespace.clone(),
     })
 }
 

@@ -9,6 +9,7 @@ use larder_proto::annotation::{self, IndexLocation};
 
 use super::*;
 use crate::config::Overrides;
+use crate::containerd::chain_ids;
 use crate::plane::{Node, NodeKind, Progress};
 use crate::snapshots::{SnapshotError, Snapshots};
 use crate::store::{ImpliedEntry, REF_LABEL};

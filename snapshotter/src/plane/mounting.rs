@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use larder_fuse::{
-    DataPlane, DataPlaneConfig, DriverChoice, ImpliedDirectory, Layer, LayerId, LayerSpec,
-    LayerState, RegistrySource, Source, StartError,
+    DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory, Layer, LayerId,
+    LayerSpec, LayerState, RegistrySource, Source, StartError,
 };
 use larder_proto::digest::Digest;
 use larder_proto::erofs::FileType;
 
+use super::elsewhere::KnownToContainerd;
 use super::{Node, NodeKind, Plane, PlaneError, Progress, SourceProgress, Wanted};
 use crate::config::{Config, Driver};
+use crate::containerd::{Containerd, Lookup};
 use crate::registries::Registries;
 use crate::store::{ImpliedEntry, Owner};
 
@@ -21,11 +23,18 @@ use crate::store::{ImpliedEntry, Owner};
 pub struct MountingPlane {
     plane: DataPlane,
     registries: Registries,
+    /// containerd, for further places of a layer; `None` without containerd.
+    lookup: Option<Arc<Lookup>>,
 }
 
 impl MountingPlane {
-    /// Starts the data plane below the root directory; needs no network.
-    pub async fn start(config: &Config, registries: Registries) -> Result<Self, StartError> {
+    /// Starts the data plane below the root directory; needs no network. `containerd` is asked for
+    /// further places of a layer when none delivers.
+    pub async fn start(
+        config: &Config,
+        registries: Registries,
+        containerd: Option<Containerd>,
+    ) -> Result<Self, StartError> {
         let mut settings = DataPlaneConfig::new(&config.root);
         settings.driver = match config.fs_driver {
             Driver::Auto => DriverChoice::Auto,
@@ -35,7 +44,13 @@ impl MountingPlane {
         settings.read_deadline = config.read_deadline;
         settings.min_free_percent = config.min_free_percent;
         let plane = DataPlane::start(settings).await?;
-        Ok(Self { plane, registries })
+        let ports = &config.registry.ports;
+        let lookup = containerd.map(|one| Arc::new(Lookup::new(one, ports.clone())));
+        Ok(Self {
+            plane,
+            registries,
+            lookup,
+        })
     }
 
     /// Writes down what is in the store, and unmounts everything.
@@ -45,6 +60,12 @@ impl MountingPlane {
 
     fn layer(&self, index: &Digest) -> Option<Layer> {
         self.plane.layer(&LayerId(*index))
+    }
+
+    fn elsewhere(&self, wanted: &Wanted) -> Option<Arc<dyn Elsewhere>> {
+        let lookup = self.lookup.as_ref()?;
+        let known = KnownToContainerd::new(lookup, &self.registries, wanted);
+        Some(Arc::new(known))
     }
 
     fn sources(&self, wanted: &Wanted) -> Vec<Arc<dyn Source>> {
@@ -69,6 +90,7 @@ impl Plane for MountingPlane {
             blob,
             index,
             sources: self.sources(wanted),
+            elsewhere: self.elsewhere(wanted),
         };
         Box::pin(async move {
             self.plane
@@ -84,6 +106,7 @@ impl Plane for MountingPlane {
             return false;
         };
         layer.set_sources(self.sources(wanted));
+        layer.set_elsewhere(self.elsewhere(wanted));
         true
     }
 

@@ -61,6 +61,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether nothing was changed. When the database itself fails, the change may be on the disk
+    /// all the same, and the next start then finds the record: its directory must stay.
+    pub fn is_certain(&self) -> bool {
+        !matches!(self, Self::Database(_))
+    }
+
     pub(super) fn open(path: &Path, error: redb::DatabaseError) -> Self {
         match error {
             redb::DatabaseError::DatabaseAlreadyOpen => Self::InUse(path.to_owned()),

@@ -15,6 +15,10 @@ pub struct Origin {
     pub host: String,
     /// Repository.
     pub repository: String,
+    /// Whether whoever named it asked for plain HTTP. Kept, so that a restart needs no entry in the
+    /// configuration to go on fetching.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain_http: bool,
 }
 
 /// Attributes of a directory that the layer implies and its parents define.

@@ -364,6 +364,7 @@ fn facts() -> LayerFacts {
         origins: vec![Origin {
             host: "h:5000".to_owned(),
             repository: "r".to_owned(),
+            plain_http: true,
         }],
         namespace: "default".to_owned(),
         implied: vec![ImpliedEntry {

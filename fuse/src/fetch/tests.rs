@@ -1,0 +1,312 @@
+//! Deadlines, back-off and memory of failures, under a clock that only waiting moves.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use larder_test_support::layer::LayerFixture;
+use larder_test_support::tar::{Entry, TarBuilder};
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::DataPlaneConfig;
+use crate::source::{Answer, BoxFuture, SourceFailure};
+use crate::store::{NewLayer, StoreRoot};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, Copy)]
+enum Mood {
+    Honest,
+    Stalls,
+    Misses,
+    Fails(Option<Duration>),
+}
+
+/// A source that notes when it was asked.
+#[derive(Debug)]
+struct Noting {
+    name: &'static str,
+    blob: Bytes,
+    mood: Mutex<Mood>,
+    begun: Instant,
+    asked: Mutex<Vec<Duration>>,
+}
+
+impl Noting {
+    fn set(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    /// Milliseconds from the beginning to each request.
+    fn asked(&self) -> Vec<u128> {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().map(Duration::as_millis).collect()
+    }
+}
+
+impl Source for Noting {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
+        self.asked.lock().unwrap().push(self.begun.elapsed());
+        let mood = *self.mood.lock().unwrap();
+        let place = |at: u64| usize::try_from(at).unwrap();
+        let bytes = self.blob.slice(place(range.start)..place(range.end));
+        Box::pin(async move {
+            match mood {
+                Mood::Honest => bytes.into(),
+                Mood::Misses => Answer::Miss,
+                Mood::Stalls => std::future::pending().await,
+                Mood::Fails(retry_after) => Answer::Failed(SourceFailure {
+                    reason: "it is on fire".into(),
+                    retry_after,
+                }),
+            }
+        })
+    }
+}
+
+/// Has the sources it was given, and notes how often it was asked for them.
+#[derive(Debug)]
+struct Directory(Vec<Arc<dyn Source>>, Mutex<usize>);
+
+impl Elsewhere for Directory {
+    fn find(&self) -> BoxFuture<'_, Vec<Arc<dyn Source>>> {
+        *self.1.lock().unwrap() += 1;
+        Box::pin(async { self.0.clone() })
+    }
+}
+
+/// A fetcher of a layer of four chunks on an empty store.
+struct Scene {
+    fixture: LayerFixture,
+    fetcher: Arc<Fetcher>,
+    begun: Instant,
+    _root: TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with(&["a", "b", "c"], 70_000)
+    }
+
+    /// The layer has files of these names and this size, in chunks that compress well.
+    fn with(names: &[&str], size: usize) -> Self {
+        let file = |name: &str| Entry::file(name, vec![name.as_bytes()[0]; size]);
+        let tar = names
+            .iter()
+            .fold(TarBuilder::new(), |tar, name| tar.entry(file(name)));
+        let fixture = LayerFixture::new(tar.finish());
+        let scratch = tempfile::tempdir().unwrap();
+        let config = DataPlaneConfig::new(scratch.path());
+        let root = StoreRoot::open(scratch.path(), config.disk, 0).unwrap();
+        let tail = fixture
+            .blob
+            .slice(usize::try_from(fixture.index.offset).unwrap()..);
+        let stored = &tail[..usize::try_from(fixture.index.stored_len).unwrap()];
+        let index = larder_proto::index::open_stored(stored, &fixture.index).unwrap();
+        let layer = root.add(&NewLayer {
+            blob: fixture.digest,
+            location: fixture.index,
+            index: &index,
+            slot: 1,
+        });
+        let fetcher = Fetcher::new(
+            fixture.index.digest,
+            Arc::new(layer.unwrap()),
+            Vec::new(),
+            None,
+            DEADLINE,
+            Arc::new(Recent::new()),
+            Handle::current(),
+        );
+        Self {
+            fixture,
+            fetcher: Arc::new(fetcher),
+            begun: Instant::now(),
+            _root: scratch,
+        }
+    }
+
+    fn source(&self, name: &'static str, mood: Mood) -> Arc<Noting> {
+        Arc::new(Noting {
+            name,
+            blob: self.fixture.blob.clone(),
+            mood: Mutex::new(mood),
+            begun: self.begun,
+            asked: Mutex::default(),
+        })
+    }
+
+    fn set(&self, sources: &[&Arc<Noting>]) {
+        let sources = sources
+            .iter()
+            .map(|&source| source.clone() as Arc<dyn Source>);
+        self.fetcher.set_sources(sources.collect());
+    }
+
+    /// Reads one chunk; how it went, and how long it took.
+    async fn read(&self, row: usize) -> (Result<(), Arc<FetchError>>, Duration) {
+        let begun = Instant::now();
+        let read = self
+            .fetcher
+            .request(row..row + 1, Priority::Demand)
+            .all()
+            .await;
+        (read.map(drop), begun.elapsed())
+    }
+}
+
+/// Promise: a read whose bytes do not come fails at its deadline, no sooner and no later, and says
+/// who was asked and what came of it.
+#[tokio::test(start_paused = true)]
+async fn a_read_fails_at_its_deadline_with_the_reason() {
+    let scene = Scene::new();
+    let source = scene.source("only", Mood::Stalls);
+    scene.set(&[&source]);
+    let (read, waited) = scene.read(0).await;
+    assert_eq!(waited, DEADLINE);
+    let error = read.unwrap_err().to_string();
+    assert!(error.contains("only: no answer within 10s"), "{error}");
+    assert_eq!(source.asked(), [0, 10_100, 20_300]);
+}
+
+/// Promise: a stalled source costs a third of the deadline, and later reads nothing.
+#[tokio::test(start_paused = true)]
+async fn a_stalled_source_delays_one_read_in_thirty_seconds() {
+    let scene = Scene::new();
+    let (stalls, honest) = (
+        scene.source("a", Mood::Stalls),
+        scene.source("b", Mood::Honest),
+    );
+    scene.set(&[&stalls, &honest]);
+    let (read, waited) = scene.read(0).await;
+    assert!(read.is_ok());
+    assert_eq!(waited, DEADLINE / 3);
+    let (read, waited) = scene.read(1).await;
+    assert!(read.is_ok());
+    assert_eq!(waited, Duration::ZERO);
+    assert_eq!(stalls.asked(), [0]);
+    tokio::time::advance(Duration::from_secs(31)).await;
+    stalls.set(Mood::Honest);
+    assert!(scene.read(2).await.0.is_ok());
+    assert_eq!(stalls.asked(), [0, 41_000], "asked first again");
+}
+
+/// Promise: a source that fails is asked again after growing pauses, eleven times in thirty
+/// seconds.
+#[tokio::test(start_paused = true)]
+async fn pauses_between_rounds_double_up_to_five_seconds() {
+    let scene = Scene::new();
+    let source = scene.source("only", Mood::Fails(None));
+    scene.set(&[&source]);
+    let (read, waited) = scene.read(0).await;
+    assert!(read.is_err());
+    assert_eq!(waited, DEADLINE);
+    let times = [
+        0, 100, 300, 700, 1500, 3100, 6300, 11_300, 16_300, 21_300, 26_300,
+    ];
+    assert_eq!(source.asked(), times);
+}
+
+/// Promise: a registry that asks for time gets it, within reason.
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_kept_up_to_five_seconds() {
+    for (asked_for, second) in [(3, 3000), (60, 5000)] {
+        let scene = Scene::new();
+        let source = scene.source("only", Mood::Fails(Some(Duration::from_secs(asked_for))));
+        scene.set(&[&source]);
+        assert!(scene.read(0).await.0.is_err());
+        assert_eq!(source.asked()[..2], [0, second]);
+    }
+}
+
+/// Promise: what failed fails at once for a second, so that the kernel's repetitions do not wait
+/// for the deadline again; then it is tried anew, and other chunks were never affected.
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_remembered_for_a_second_for_its_chunk_alone() {
+    let scene = Scene::new();
+    let source = scene.source("only", Mood::Misses);
+    scene.set(&[&source]);
+    assert!(scene.read(0).await.0.is_err());
+    source.set(Mood::Honest);
+    tokio::time::advance(Duration::from_millis(900)).await;
+    let (again, waited) = scene.read(0).await;
+    assert!(again.is_err());
+    assert_eq!(waited, Duration::ZERO);
+    assert!(scene.read(1).await.0.is_ok());
+    tokio::time::advance(Duration::from_millis(101)).await;
+    assert!(scene.read(0).await.0.is_ok());
+}
+
+/// Promise: new sources are used at once, whatever failed before.
+#[tokio::test(start_paused = true)]
+async fn new_sources_end_the_memory_of_failures() {
+    let scene = Scene::new();
+    scene.set(&[&scene.source("bad", Mood::Misses)]);
+    assert!(scene.read(0).await.0.is_err());
+    scene.set(&[&scene.source("good", Mood::Honest)]);
+    let (read, waited) = scene.read(0).await;
+    assert!(read.is_ok());
+    assert_eq!(waited, Duration::ZERO);
+}
+
+/// Promise: other repositories are looked for only when no known source delivers, by one read for
+/// all, at most every thirty seconds; one that delivers is then asked first.
+#[tokio::test(start_paused = true)]
+async fn further_sources_are_looked_for_when_none_delivers() {
+    let scene = Scene::new();
+    let (own, other) = (
+        scene.source("own", Mood::Honest),
+        scene.source("other", Mood::Misses),
+    );
+    let directory = Arc::new(Directory(
+        vec![own.clone(), other.clone()],
+        Mutex::default(),
+    ));
+    let looked = || *directory.1.lock().unwrap();
+    scene.set(&[&own]);
+    scene.fetcher.set_elsewhere(Some(directory.clone()));
+    assert!(scene.read(0).await.0.is_ok());
+    assert_eq!(looked(), 0);
+
+    own.set(Mood::Misses);
+    assert!(scene.read(1).await.0.is_err());
+    // At its beginning; the deadline came before the next look.
+    assert_eq!(looked(), 1);
+
+    other.set(Mood::Honest);
+    own.asked.lock().unwrap().clear();
+    let (b, c) = tokio::join!(scene.read(2), scene.read(3));
+    assert!(b.0.is_ok() && c.0.is_ok());
+    assert_eq!(b.1, Duration::ZERO);
+    assert_eq!(looked(), 1);
+    let names = scene.fetcher.sources().all();
+    let names: Vec<_> = names.iter().map(|tracked| tracked.source.name()).collect();
+    assert_eq!(names, ["own", "other"], "each once");
+}
+
+/// Promise: one request never brings more than can be verified in a moment, however well it is
+/// compressed. Of 64 MB of zeros, all came in one, and missed its deadline on a busy node.
+#[tokio::test(start_paused = true)]
+async fn a_run_is_bounded_by_its_content_too() {
+    let scene = Scene::with(&["a"], 40 << 20);
+    let index = scene.fetcher.layer().index();
+    let rows: Vec<_> = (0..index.chunk_count()).collect();
+    let runs = scene.fetcher.neighbours(&rows);
+    assert_eq!(runs.len(), 3);
+    for run in &runs {
+        let content: u64 = run
+            .clone()
+            .map(|row| u64::from(index.chunk(row).unwrap().len))
+            .sum();
+        assert!(content <= RUN_CONTENT_MAX, "{content}");
+    }
+    assert!(runs.iter().flat_map(Clone::clone).eq(rows));
+    let source = scene.source("only", Mood::Honest);
+    scene.set(&[&source]);
+    scene.fetcher.fetch_all().await.unwrap();
+    assert_eq!(source.asked().len(), 3);
+}

@@ -1,0 +1,94 @@
+//! What an unclean end left in the device file and nobody wrote down.
+//!
+//! The bits on the disk are a hint, and so is the file itself: where it has data, a chunk may be.
+//! Each such chunk is claimed, and verified at its first use like every other claim, so nothing
+//! depends on the order in which bytes and bits became durable. A chunk of zeros leaves no data;
+//! its digest says that it is one, and its place reads as zeros.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+
+use larder_proto::digest::ChunkDigest;
+use larder_proto::index::{Chunk, Index};
+use rustix::fs::{SeekFrom, seek};
+
+use super::presence::Presence;
+
+/// Pieces of data looked at in one device file. Finding one costs about a microsecond, and all
+/// layers together must be open within two seconds; a file in more pieces is rare, and what lies
+/// behind them is fetched again.
+const EXTENTS_MAX: usize = 50_000;
+
+/// Zeros hashed at most for one layer, bytes: 20 ms. Chunks of zeros come in few lengths, and each
+/// length is hashed once.
+const ZEROS_HASHED_MAX: u64 = 64 << 20;
+
+/// Claims every chunk of `index` that `device` has some data of, or that is all zeros.
+pub(super) fn claim_what_is_there<B: AsRef<[u8]>>(
+    presence: &Presence,
+    index: &Index<B>,
+    device: &File,
+) {
+    let mut zeros = Zeros::default();
+    // Claims must be written down too: after an orderly end nobody looks at the file again.
+    presence.mark_dirty();
+    let mut extents = Extents { device, at: 0 }.take(EXTENTS_MAX).peekable();
+    for (row, chunk) in index.chunks().enumerate() {
+        while extents.next_if(|data| data.end <= chunk.offset).is_some() {}
+        let has_data = extents.peek().is_some_and(|data| data.start < chunk.end());
+        if has_data || zeros.are(&chunk) {
+            presence.claim(row);
+        }
+    }
+}
+
+/// The parts of a sparse file that hold data, ascending.
+struct Extents<'a> {
+    device: &'a File,
+    at: u64,
+}
+
+impl Iterator for Extents<'_> {
+    type Item = Range<u64>;
+
+    fn next(&mut self) -> Option<Range<u64>> {
+        // An error means that there is no more, or that the file system cannot tell: then nothing
+        // is claimed.
+        let start = seek(self.device, SeekFrom::Data(self.at)).ok()?;
+        let end = seek(self.device, SeekFrom::Hole(start)).ok()?;
+        self.at = end;
+        (start < end).then_some(start..end)
+    }
+}
+
+/// Digests of zeros, by length.
+#[derive(Default)]
+struct Zeros {
+    digests: HashMap<u32, ChunkDigest>,
+    hashed: u64,
+}
+
+impl Zeros {
+    fn are(&mut self, chunk: &Chunk) -> bool {
+        // A frame of zeros is a header, and four bytes for each block of 128 KiB.
+        let frame_max = 32 + chunk.len / (16 << 10);
+        if chunk.stored_len > frame_max {
+            return false;
+        }
+        let known = self.digests.get(&chunk.len);
+        if let Some(known) = known {
+            return *known == chunk.content;
+        }
+        self.hashed += u64::from(chunk.len);
+        if self.hashed > ZEROS_HASHED_MAX {
+            return false;
+        }
+        let digest = chunk
+            .content
+            .algorithm()
+            .digest(&vec![0; chunk.len as usize]);
+        self.digests.insert(chunk.len, digest);
+        digest == chunk.content
+    }
+}
