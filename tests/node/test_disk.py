@@ -15,7 +15,7 @@ class Disk(world.Case):
 
     def test_ten_gigabytes_of_zeros_cost_no_disk(self):
         """Promise: 10 GB of zeros, read completely, cost at most 1 MB of disk in the store."""
-        _, converted = self.publish("zeros")
+        _, converted = world.publish("zeros")
         root, place = self.folder(), self.folder()
         world.snapshotter("mount", "--root", root, "--detach", converted, place)
         self.addCleanup(world.snapshotter, "umount", "--root", root, place)

@@ -91,7 +91,7 @@ class FetchBlobs(world.Case):
 
     def test_a_lazily_pulled_image_can_be_exported_afterwards(self):
         """Promise: every blob comes, with the digest checked and the size told; a second run fetches nothing."""
-        _, converted = self.publish("python")
+        _, converted = world.publish("python")
         with self.node("1.7", lazy=True) as node:
             node.pull(converted)
             config = self.config(node)
@@ -102,7 +102,7 @@ class FetchBlobs(world.Case):
 
     def test_a_mirror_that_lies_is_left_for_the_registry(self):
         """Promise: wrong bytes never enter the content store, and the command succeeds from the next place."""
-        _, converted = self.publish("python")
+        _, converted = world.publish("python")
         with self.node("1.7", lazy=True) as node:
             node.pull(converted)
             self.between.mood = "lies"
@@ -112,7 +112,7 @@ class FetchBlobs(world.Case):
 
     def test_an_interrupted_download_is_continued(self):
         """Promise: the next run asks for the bytes that are missing, not for all of them again."""
-        _, converted = self.publish("python")
+        _, converted = world.publish("python")
         with self.node("1.7", lazy=True) as node:
             node.pull(converted)
             config = self.config(node, f'server = "http://{self.between.host}"\n')
@@ -127,7 +127,7 @@ class FetchBlobs(world.Case):
 
     def test_another_repository_is_asked_when_the_own_one_lacks_the_blob(self):
         """Promise: repositories of other images with the same layer, on this node, are places to fetch from."""
-        _, converted = self.publish("python")
+        _, converted = world.publish("python")
         twin = converted.replace("/python:", "/twin:")
         rig.run("skopeo", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false",
                 f"docker://{converted}", f"docker://{twin}")

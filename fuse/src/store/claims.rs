@@ -24,6 +24,17 @@ const EXTENTS_MAX: usize = 50_000;
 /// length is hashed once.
 const ZEROS_HASHED_MAX: u64 = 64 << 20;
 
+/// Claims the chunks of `index` that are all zeros: an empty device has them already, and no source
+/// needs to be asked for them.
+pub(super) fn claim_zeros<B: AsRef<[u8]>>(presence: &Presence, index: &Index<B>) {
+    let mut zeros = Zeros::default();
+    for (row, chunk) in index.chunks().enumerate() {
+        if zeros.are(&chunk) {
+            presence.claim(row);
+        }
+    }
+}
+
 /// Claims every chunk of `index` that `device` has some data of, or that is all zeros.
 pub(super) fn claim_what_is_there<B: AsRef<[u8]>>(
     presence: &Presence,
@@ -31,8 +42,6 @@ pub(super) fn claim_what_is_there<B: AsRef<[u8]>>(
     device: &File,
 ) {
     let mut zeros = Zeros::default();
-    // Claims must be written down too: after an orderly end nobody looks at the file again.
-    presence.mark_dirty();
     let mut extents = Extents { device, at: 0 }.take(EXTENTS_MAX).peekable();
     for (row, chunk) in index.chunks().enumerate() {
         while extents.next_if(|data| data.end <= chunk.offset).is_some() {}

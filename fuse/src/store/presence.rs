@@ -108,6 +108,8 @@ impl Presence {
     pub(crate) fn claim(&self, row: usize) {
         if let Some(word) = self.claimed.get(row / 64) {
             word.fetch_or(1 << (row % 64), Ordering::AcqRel);
+            // To be written down too: after an orderly end nobody looks for it again.
+            self.mark_dirty();
         }
     }
 

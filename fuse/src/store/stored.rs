@@ -13,7 +13,7 @@ use larder_proto::index::{Chunk, Index, IndexError};
 use larder_proto::limits;
 use larder_proto::verified::Verified;
 
-use super::claims::claim_what_is_there;
+use super::claims::{claim_what_is_there, claim_zeros};
 use super::device::{Device, Published};
 use super::disk::Disk;
 use super::floor::Floor;
@@ -332,7 +332,9 @@ fn claims(
     let written = Presence::decode(&written, index.chunk_count());
     let incomplete = ended == Ended::Badly || written.is_none();
     let presence = written.unwrap_or_else(|| Presence::empty(index.chunk_count()));
-    if incomplete && !is_new {
+    if is_new {
+        claim_zeros(&presence, index);
+    } else if incomplete {
         claim_what_is_there(&presence, index, device.file());
     }
     presence

@@ -15,6 +15,9 @@ use crate::scene::{Mood, Scene, layer_of, noise, read};
 
 const EIO: Option<i32> = Some(5);
 
+/// Bytes of zeros that a tar ends with: there without being fetched.
+const TAR_END: u64 = 1024;
+
 /// Promise: a lying source cannot change what is read, and reads heal when it stops.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lying_source_gives_eio_and_then_heals() {
@@ -185,7 +188,7 @@ async fn a_full_disk_keeps_serving_and_caches_again_later() {
     let mounted = scene.mounted(&layer_of(&data), "at").await;
     disk.0.store(true, Ordering::Relaxed);
     assert_eq!(read(mounted.target.join("data")).await.unwrap(), data);
-    assert_eq!(mounted.layer.status().bytes_present, 0);
+    assert_eq!(mounted.layer.status().bytes_present, TAR_END);
     disk.0.store(false, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(2)).await;
     mounted.layer.fetch_all().await.unwrap();
@@ -199,11 +202,11 @@ async fn below_the_floor_reads_are_served_from_memory() {
     let data = noise(8, 300_000);
     let mounted = scene.mounted(&layer_of(&data), "at").await;
     assert_eq!(read(mounted.target.join("data")).await.unwrap(), data);
-    assert_eq!(mounted.layer.status().bytes_present, 0);
+    assert_eq!(mounted.layer.status().bytes_present, TAR_END);
     assert!(mounted.layer.fetch_all().await.is_err());
 }
 
-/// Promise: zeros take no room: a complete layer of them costs its index.
+/// Promise: zeros take no room and are never fetched: a complete layer of them costs its index.
 #[tokio::test(flavor = "multi_thread")]
 async fn zeros_are_stored_as_holes() {
     use std::os::unix::fs::MetadataExt;
@@ -214,6 +217,12 @@ async fn zeros_are_stored_as_holes() {
     assert_eq!(
         read(mounted.target.join("data")).await.unwrap(),
         vec![0; 64 << 20]
+    );
+    let fetched = mounted.source.bytes.load(Ordering::Relaxed);
+    let index = fixture.index.stored_len;
+    assert!(
+        fetched < index + 1000,
+        "{fetched} bytes, the index has {index}"
     );
     let store = scene
         .plane()
