@@ -9,7 +9,7 @@ use crate::config::DriverChoice;
 pub(crate) use selftest::{SelfTest, kernel_is_safe};
 
 /// First kernel that mounts an EROFS image from a plain file.
-const EROFS_FILES_SINCE: (u32, u32) = (6, 12);
+pub const EROFS_FILES_SINCE: (u32, u32) = (6, 12);
 
 /// A file system that serves layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub(crate) fn decide(choice: DriverChoice, release: &str) -> Option<DriverReport
     match choice {
         DriverChoice::Fuse => report(Driver::Fuse, "asked for by the configuration".into()),
         DriverChoice::Erofs => report(Driver::Erofs, "asked for by the configuration".into()),
-        DriverChoice::Auto => match version(release) {
+        DriverChoice::Auto => match kernel_version(release) {
             Some(found) if found >= EROFS_FILES_SINCE => None,
             _ => {
                 let (major, minor) = EROFS_FILES_SINCE;
@@ -75,7 +75,8 @@ pub(crate) fn after_self_test(safe: Result<(), String>) -> DriverReport {
     }
 }
 
-fn version(release: &str) -> Option<(u32, u32)> {
+/// Major and minor version of a kernel by its release, such as `6.1.0-18-amd64`.
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }

@@ -22,7 +22,7 @@ mod store;
 mod sys;
 
 pub use config::{DataPlaneConfig, DeviceReads, DriverChoice};
-pub use driver::{Driver, DriverReport};
+pub use driver::{Driver, DriverReport, EROFS_FILES_SINCE, kernel_version};
 pub use fetch::FetchError;
 pub use layer::{
     ImpliedDirectory, Layer, LayerId, LayerSpec, LayerState, LayerStatus, MountError,

@@ -383,16 +383,19 @@ def stall(args, drivers, work, table):
                     table.single(f"{name}, 1,000 reads stalled, {driver}, p{percent}", "ms", percentile(after, percent), goal if percent == 99 else "", after)
 
 
-def reads(path, count=2_000):
-    """Milliseconds of reads that the page cache cannot answer."""
+def reads(path, rounds=4, apart=256 << 10):
+    """Milliseconds of reads that no page cache can answer: each place is read once after the caches were dropped."""
     samples = []
     with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        for turn in range(count):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            began = time.perf_counter()
-            os.pread(file.fileno(), 4096, turn * 9_973_771 % (size - 4096))
-            samples.append((time.perf_counter() - began) * 1e3)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        places = os.fstat(file.fileno()).st_size // apart
+        for _ in range(rounds):
+            rig.drop_caches()
+            for turn in range(places):
+                at = turn * 97 % places * apart
+                began = time.perf_counter()
+                os.pread(file.fileno(), 4096, at)
+                samples.append((time.perf_counter() - began) * 1e3)
     return samples
 
 

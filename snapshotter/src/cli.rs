@@ -17,7 +17,7 @@ use clap_complete::Shell;
 
 use larder_registry::Reference;
 
-use crate::config::{Config, ConfigError, DEFAULT_ROOT, Driver, LogFormat, LogLevel, Overrides};
+use crate::config::{Config, ConfigError, Driver, LogFormat, LogLevel, Overrides};
 
 /// Exit code for bad usage and bad configuration, as in sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -69,9 +69,12 @@ enum Command {
     },
     /// Show the layers of this node: lazy, complete or eager, and why.
     Status {
-        /// Root directory of the daemon.
-        #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
-        root: PathBuf,
+        /// Root directory of the daemon, or of `mount`; without it that of the configuration.
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+        /// Configuration file of the daemon.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
         /// For programs.
         #[arg(long)]
         json: bool,
@@ -169,6 +172,9 @@ struct ContainerdArgs {
     /// Configuration file with the registry settings.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Print what was done for programs.
+    #[arg(long)]
+    json: bool,
 }
 
 impl ContainerdArgs {
@@ -263,7 +269,14 @@ impl Cli {
             Command::FetchBlobs { image, containerd } => {
                 block_on(fetch_blobs::fetch_blobs(containerd, image))
             }
-            Command::Status { root, json } => block_on(status::status(&root, json)),
+            Command::Status { root, config, json } => {
+                let overrides = Overrides {
+                    root,
+                    ..Overrides::default()
+                };
+                let config = Config::load(config.as_deref(), &overrides)?;
+                block_on(status::status(&config.root, json))
+            }
             Command::Doctor {
                 config,
                 containerd_config,

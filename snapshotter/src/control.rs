@@ -82,6 +82,7 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         bytes_total,
         bytes_present,
         complete,
+        quarantined,
         sources,
         ..
     } = progress;
@@ -90,8 +91,14 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         bytes_fetched: source.bytes_fetched,
         failure: source.failure,
     });
+    let state = match (&quarantined, complete) {
+        (Some(_), _) => "quarantined",
+        (None, true) => "complete",
+        (None, false) => "lazy",
+    };
     Layer {
-        state: if complete { "complete" } else { "lazy" }.to_owned(),
+        state: state.to_owned(),
+        reason: quarantined.unwrap_or_default(),
         bytes_total,
         bytes_present,
         sources: sources.collect(),

@@ -75,6 +75,8 @@ pub struct Progress {
     pub complete: bool,
     /// Whether the tree was proved to be that of the layer's tar.
     pub proven: bool,
+    /// Why its index is not believed any more, if so.
+    pub quarantined: Option<String>,
     /// Where missing bytes come from.
     pub sources: Vec<SourceProgress>,
 }

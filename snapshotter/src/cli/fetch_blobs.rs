@@ -30,7 +30,15 @@ pub(super) async fn fetch_blobs(args: ContainerdArgs, image: Reference) -> anyho
         }
     }
     downloads.end().await?;
-    println!("{image}: {fetched} blobs fetched, {bytes} bytes");
+    if args.json {
+        let image = image.to_string();
+        println!(
+            "{}",
+            serde_json::json!({"image": image, "blobs": fetched, "bytes": bytes})
+        );
+    } else {
+        println!("{image}: {fetched} blobs fetched, {bytes} bytes");
+    }
     Ok(())
 }
 

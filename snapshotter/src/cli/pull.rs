@@ -33,7 +33,15 @@ pub(super) async fn pull(args: ContainerdArgs, image: Reference) -> anyhow::Resu
     };
     let lazy = pull.run().await?;
     let layers = pull.resolved.parsed.layers.len();
-    println!("{}: {lazy} of {layers} layers loaded lazily", pull.image);
+    if args.json {
+        let image = pull.image.to_string();
+        println!(
+            "{}",
+            serde_json::json!({"image": image, "layers": layers, "lazy": lazy})
+        );
+    } else {
+        println!("{}: {lazy} of {layers} layers loaded lazily", pull.image);
+    }
     pull.downloads.end().await
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use larder_proto::grpc::control::control_client::ControlClient;
-use larder_proto::grpc::control::{Layer, StatusResponse};
+use larder_proto::grpc::control::{Layer, Mounted, StatusResponse};
 use serde_json::json;
 
 use crate::config::Config;
@@ -34,35 +34,59 @@ pub(super) async fn status(root: &Path, as_json: bool) -> anyhow::Result<()> {
 fn print(status: &StatusResponse) {
     println!("larder-snapshotter {}", status.version);
     println!("driver: {} ({})", status.driver, status.driver_reason);
+    for image in &status.mounted {
+        println!("mounted: {} at {}", image.reference, image.target);
+    }
     let count = |state: &str| {
-        status
-            .layers
-            .iter()
-            .filter(|layer| layer.state == state)
-            .count()
+        let layers = status.layers.iter();
+        layers.filter(|layer| layer.state == state).count()
     };
-    let (lazy, complete, eager) = (count("lazy"), count("complete"), count("eager"));
-    println!("layers: {lazy} lazy, {complete} complete, {eager} eager");
+    let counts = ["lazy", "complete", "eager", "quarantined"].map(|state| (state, count(state)));
+    let counts = counts
+        .iter()
+        .filter(|(state, count)| *count > 0 || *state != "quarantined");
+    let counts: Vec<_> = counts
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    println!("layers: {}", counts.join(", "));
     for layer in &status.layers {
-        println!("{:<8} {} {}", layer.state, layer.chain_id, detail(layer));
+        let name = if layer.chain_id.is_empty() {
+            &layer.snapshot
+        } else {
+            &layer.chain_id
+        };
+        println!("{:<8} {name} {}", layer.state, detail(layer));
         for source in &layer.sources {
-            let failure = match source.failure.as_str() {
-                "" => String::new(),
-                failure => format!(", last failure: {failure}"),
-            };
-            println!(
-                "         from {}: {} bytes{failure}",
-                source.name, source.bytes_fetched
-            );
+            let (name, bytes) = (&source.name, size(source.bytes_fetched));
+            println!("         {bytes} from {name} since the start");
+            if !source.failure.is_empty() {
+                println!("         its last failure: {}", source.failure);
+            }
         }
     }
 }
 
 fn detail(layer: &Layer) -> String {
-    if layer.state == "eager" {
-        return format!("({})", layer.reason);
+    match layer.state.as_str() {
+        "eager" => format!("({})", layer.reason),
+        "complete" => format!("all of {}", size(layer.bytes_total)),
+        "quarantined" => format!("its index lied: {}", layer.reason),
+        _ => {
+            let (present, total) = (layer.bytes_present, layer.bytes_total);
+            let percent = present.saturating_mul(100) / total.max(1);
+            format!("{} of {} ({percent} %)", size(present), size(total))
+        }
     }
-    format!("{} of {} bytes", layer.bytes_present, layer.bytes_total)
+}
+
+/// A number of bytes for people.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
 }
 
 fn object(status: &StatusResponse) -> serde_json::Value {
@@ -89,10 +113,46 @@ fn object(status: &StatusResponse) -> serde_json::Value {
             "sources": sources,
         })
     };
+    let mounted = |image: &Mounted| json!({"reference": image.reference, "target": image.target});
     json!({
         "version": status.version,
         "driver": status.driver,
         "driver_reason": status.driver_reason,
+        "mounted": status.mounted.iter().map(mounted).collect::<Vec<_>>(),
         "layers": status.layers.iter().map(layer).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(state: &str, reason: &str, bytes_present: u64) -> Layer {
+        Layer {
+            state: state.into(),
+            reason: reason.into(),
+            bytes_present,
+            bytes_total: 2_500_000,
+            ..Layer::default()
+        }
+    }
+
+    /// Promise: a line says how far a layer is in words, and why it is not lazy.
+    #[test]
+    fn every_state_is_told_in_words() {
+        for (layer, said) in [
+            (layer("lazy", "", 1_250_000), "1.2 MB of 2.5 MB (50 %)"),
+            (layer("lazy", "", 0), "0 bytes of 2.5 MB (0 %)"),
+            (layer("complete", "", 2_500_000), "all of 2.5 MB"),
+            (layer("eager", "no index", 0), "(no index)"),
+            (
+                layer("quarantined", "other mode", 9),
+                "its index lied: other mode",
+            ),
+        ] {
+            assert_eq!(detail(&layer), said);
+        }
+        assert_eq!(size(12_300_000_000), "12.3 GB");
+        assert_eq!(size(999), "999 bytes");
+    }
 }

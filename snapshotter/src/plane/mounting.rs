@@ -203,6 +203,7 @@ impl Plane for MountingPlane {
             bytes_present: status.bytes_present,
             complete: status.state == LayerState::Complete,
             proven: status.proven,
+            quarantined: status.quarantined,
             sources: sources.collect(),
         })
     }

@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use super::Finding;
+use larder_fuse::{EROFS_FILES_SINCE, kernel_version};
 
-/// First kernel that mounts EROFS from plain files.
-const EROFS_FILES: (u32, u32) = (6, 12);
+use super::Finding;
 
 pub(super) fn look() -> Vec<Finding> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -23,9 +22,10 @@ fn erofs(release: &str, filesystems: &str) -> Finding {
     let what = "EROFS driver";
     let advice =
         "the FUSE driver is used, which is slower on metadata; fs_driver = \"auto\" does it";
-    match version(release) {
-        Some(found) if found < EROFS_FILES => {
-            let seen = format!("kernel {release} is older than 6.12");
+    match kernel_version(release) {
+        Some(found) if found < EROFS_FILES_SINCE => {
+            let (major, minor) = EROFS_FILES_SINCE;
+            let seen = format!("kernel {release} is older than {major}.{minor}");
             Finding::notice(what, seen, advice)
         }
         Some(_) if has(filesystems, "erofs") => Finding::good(what, format!("kernel {release}")),
@@ -79,11 +79,6 @@ fn has(filesystems: &str, name: &str) -> bool {
     filesystems
         .lines()
         .any(|line| line.split_whitespace().last() == Some(name))
-}
-
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 #[cfg(test)]
