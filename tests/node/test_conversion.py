@@ -57,14 +57,18 @@ class Conversion(world.Case):
                 self.assertIn(entry, json.dumps(told))
 
     def test_ten_gigabytes_of_zeros_need_bounded_memory(self):
-        """Promise: a layer of 10 MB that unpacks to 10 GB is converted in at most 150 MB of memory."""
+        """Promise: a layer of 10 MB that unpacks to 10 GB is converted in at most 150 MB of memory, and its index alone
+        tells the reader written from docs/FORMAT.md what is in it."""
         target = os.path.join(self.folder(), "out")
         command = [os.path.join(world.PROGRAMS, "larder"), "convert", f"oci:{images.layout('zeros')}:latest", f"oci:{target}:latest"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         self.assertEqual(status, 0)
         self.assertLess(usage.ru_maxrss, 150 * 1024, "KiB of memory at the peak")
-        self.assertLess(sum(layer["size"] for layer in images.Image(target).manifest["layers"]), 20 << 20)
+        image = images.Image(target)
+        self.assertLess(sum(layer["size"] for layer in image.manifest["layers"]), 20 << 20)
+        listed = rig.run(os.path.join(world.TOP, "scripts/read-index.py"), "list", image.path(image.manifest["layers"][0]["digest"]))
+        self.assertIn(f" 1 {10_000_000_000 // 512 * 512} /zeros\n", listed)
 
     def test_a_damaged_blob_is_refused_by_name(self):
         """Promise: exit 1 and one sentence with the layer's digest; nothing is written."""

@@ -23,7 +23,6 @@ import rig  # noqa: E402
 
 PROGRAMS = os.environ["LARDER_PROGRAMS"]
 REGISTRY = "127.0.0.1:5000"
-DISK_SIZE = "100G"  # sparse; no run needs a tenth of it
 GONE_SECONDS_MAX = 20  # containerd collects garbage seconds after the last change
 RELEASES = {
     "1.6": os.path.dirname(shutil.which("containerd")),
@@ -52,19 +51,10 @@ def drivers():
 
 @functools.cache
 def work():
-    """A temporary folder for the whole run; what is mounted below is unmounted at its end.
-
-    It is a file system of its own, which is gone at once: on a disk mounted with `discard`, deleting the 100,000 files of
-    *wide* alone takes minutes.
-    """
-    outer = tempfile.mkdtemp(prefix="larder-test-")
-    atexit.register(shutil.rmtree, outer, True)
-    atexit.register(rig.unmount_below, outer)
-    disk, folder = os.path.join(outer, "disk"), os.path.join(outer, "work")
-    os.mkdir(folder)
-    rig.run("truncate", "-s", DISK_SIZE, disk)
-    rig.run("mkfs.ext4", "-q", disk)
-    rig.run("mount", "-o", "loop", disk, folder)
+    """A temporary folder for the whole run; what is mounted below is unmounted at its end."""
+    folder = tempfile.mkdtemp(prefix="larder-test-")
+    atexit.register(shutil.rmtree, folder, True)
+    atexit.register(rig.unmount_below, folder)
     return folder
 
 
