@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import rig  # noqa: E402
 
 PROGRAMS = os.environ["LARDER_PROGRAMS"]
 REGISTRY = "127.0.0.1:5000"
+TEST_SECONDS_MAX = 600  # the slowest tests read two large trees and take a minute on a quiet machine
 GONE_SECONDS_MAX = 20  # containerd collects garbage seconds after the last change
 RELEASES = {
     "1.6": os.path.dirname(shutil.which("containerd")),
@@ -135,6 +137,16 @@ class Case(unittest.TestCase):
                 self.skipTest(missing)
             test(self, **values)
         return run
+
+    def setUp(self):
+        """Each test says how long it took, as the whole run has a budget, and shows where it hangs if it does."""
+        def too_long(_signal, _frame):
+            raise TimeoutError(f"still running after {TEST_SECONDS_MAX} s")
+        signal.signal(signal.SIGALRM, too_long)
+        signal.alarm(TEST_SECONDS_MAX)
+        began = time.monotonic()
+        self.addCleanup(signal.alarm, 0)
+        self.addCleanup(lambda: print(f"{time.monotonic() - began:.0f} s", end=" ", flush=True))
 
     def folder(self):
         return tempfile.mkdtemp(dir=work())
