@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -136,11 +137,14 @@ class Node:
                     f'[containerd]\naddress = "{self.socket}"\n[registry]\nplain_http = ["{registry}"]\n'
                     f'[hosts]\n"{registry.split(":")[0]}" = "{registry}"\n'
                 )
-            program = os.path.join(self.programs, "larder-snapshotter")
-            self.background([program, "run", "--config", settings], "larder.log")
-            wait_for(lambda: os.path.exists(plugin), "larder-snapshotter to listen", self.log)
+            self.start_snapshotter()
         self.background([os.path.join(self.directory, "containerd"), "-c", config], "containerd.log")
         wait_for(lambda: self.ctr_ok("version"), "containerd to answer", self.log)
+
+    def start_snapshotter(self):
+        program, settings = os.path.join(self.programs, "larder-snapshotter"), os.path.join(self.work, "larder.toml")
+        self.daemon = self.background([program, "run", "--config", settings], "larder.log")
+        wait_for(lambda: listens(os.path.join(self.work, "l.sock")), "larder-snapshotter to listen", self.log)
 
     def configuration(self, plugin):
         """The README's block with this node's paths, and what only a second containerd on a machine needs."""
@@ -160,9 +164,10 @@ class Node:
         return block.replace("version = 2\n", first, 1) + last
 
     def background(self, command, log):
-        out = open(os.path.join(self.work, log), "w")
         environment = dict(os.environ, PATH=self.directory + ":" + os.environ["PATH"])
-        self.processes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
+        with open(os.path.join(self.work, log), "a") as out:
+            self.processes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
+        return self.processes[-1]
 
     def log(self):
         text = ""
@@ -301,6 +306,16 @@ def answers(url):
             return answer.read().decode()
     except (urllib.error.URLError, OSError):
         return None
+
+
+def listens(path):
+    """Whether somebody accepts connections on a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+            return True
+        except OSError:
+            return False
 
 
 def wait_for(condition, what, log=lambda: ""):

@@ -69,6 +69,7 @@ class FetchBlobs(world.Case):
     """On a node that pulled the image lazily."""
 
     def setUp(self):
+        super().setUp()
         self.between = Between()
         self.addCleanup(self.between.server_close)
         self.addCleanup(self.between.shutdown)

@@ -1,0 +1,78 @@
+"""The daemon dies and comes back while containerd stays, and the registry does not answer."""
+
+import os
+import signal
+import stat
+import time
+
+import world
+from world import DRIVERS, RELEASES, once_per, rig
+
+# The promise is 2 s; this only tells a start from a hang on a busy machine.
+START_SECONDS_MAX = 20
+READ_ALL = ("/bin/sh", "-c", "find / -xdev -type f -exec sha256sum {} +")
+
+
+class Restart(world.Case):
+    """Cached bytes are enough for all that a node did before."""
+
+    @once_per(release=RELEASES, driver=DRIVERS, by=("SIGKILL", "SIGTERM"))
+    def test_a_dead_daemon_comes_back_without_the_registry(self, release, driver, by):
+        """Promise: snapshots are back at the same paths; new containers run on cached data; one that ran starts again with
+        what it wrote; no dead mount is left."""
+        _, converted = world.publish("tools-layers")
+        link = rig.Link(self.folder(), "1gbit", world.registry())
+        self.addCleanup(link.close)
+        link.start_registry(self.folder())
+        reference = converted.replace(world.REGISTRY, link.address)
+        with self.node(release, lazy=True, driver=driver, registry=link.address) as node:
+            def run(name, *command):
+                return node.ctr("run", "--rm", "--net-host", "--snapshotter", node.snapshotter, reference, name, *command)
+
+            def mounts():
+                snapshots = node.ctr("snapshots", "--snapshotter", node.snapshotter, "ls").splitlines()[1:]
+                active = [line.split()[0] for line in snapshots if line.split()[-1] == "Active"]
+                return {key: node.ctr("snapshots", "--snapshotter", node.snapshotter, "mounts", "/x", key) for key in active}
+
+            node.pull(reference)
+            old = f"old-{os.path.basename(node.work)}"  # runc knows the containers of all nodes by name
+            before = run("reader", *READ_ALL)
+            self.assertIn("/etc/motd", before)
+            node.ctr("run", "--detach", "--net-host", "--snapshotter", node.snapshotter, reference, old,
+                     "/bin/sh", "-c", "[ -e /own ] && cat /own; echo kept > /own; exec sleep 1000000")
+            rig.wait_for(lambda: "RUNNING" in node.ctr("tasks", "ls"), "the container to run")
+            expected = mounts()
+            self.assertEqual(set(expected), {old})
+
+            rig.stop(link.registry)
+            node.daemon.send_signal(getattr(signal, by))
+            node.daemon.wait()
+            began = time.monotonic()
+            node.start_snapshotter()
+            self.assertLess(time.monotonic() - began, START_SECONDS_MAX)
+            # containerd connects again after a moment.
+            rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", node.snapshotter, "ls"), "containerd to connect", node.log)
+
+            self.assertEqual(mounts(), expected)
+            self.assertEqual(run("new", *READ_ALL), before)
+            node.ctr("tasks", "rm", "-f", old)
+            node.ctr("tasks", "start", "--detach", old)
+            self.assertEqual(node.ctr("tasks", "exec", "--exec-id", "one", old, "/bin/cat", "/own"), "kept\n")
+            node.ctr("tasks", "rm", "-f", old)
+            node.ctr("containers", "rm", old)
+            self.assertFalse(self.dead_mounts(node), "dead mounts")
+            node.ctr("images", "rm", "--sync", reference)
+            self.gone(node.left_behind)
+
+    def dead_mounts(self, node):
+        """Mounts below the node's root that answer errors."""
+        with open("/proc/self/mountinfo") as table:
+            places = [line.split()[4] for line in table if f" {node.work}/" in line]
+        dead = []
+        for place in places:
+            try:
+                if stat.S_ISDIR(os.stat(place).st_mode):
+                    os.listdir(place)
+            except OSError as error:
+                dead.append((place, error.strerror))
+        return dead
