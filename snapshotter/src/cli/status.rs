@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::bail;
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{Layer, Mounted, StatusResponse};
 use serde_json::json;
+use tonic::Code;
 
 use crate::config::Config;
 use crate::socket::Connector;
@@ -14,14 +15,21 @@ use crate::socket::Connector;
 pub(super) async fn status(root: &Path, as_json: bool) -> anyhow::Result<()> {
     let socket = Config::control(root);
     let mut control = ControlClient::new(Connector::channel(socket.clone()));
-    let asked = control.status(()).await;
-    let answer = asked.with_context(|| {
-        format!(
-            "ask the daemon at {}: is it running with --root {}?",
+    let answer = match control.status(()).await {
+        Ok(answer) => answer,
+        Err(status) if status.code() == Code::Unavailable => bail!(
+            "no daemon answers at {} ({}): is it running, and is {} its root? Name another with \
+             --root or --config",
             socket.display(),
+            status.message(),
             root.display()
-        )
-    })?;
+        ),
+        Err(status) => bail!(
+            "ask the daemon at {}: {}",
+            socket.display(),
+            status.message()
+        ),
+    };
     let status = answer.into_inner();
     if as_json {
         println!("{}", serde_json::to_string_pretty(&object(&status))?);
@@ -135,6 +143,17 @@ mod tests {
             bytes_total: 2_500_000,
             ..Layer::default()
         }
+    }
+
+    /// Promise: a daemon that is not there is told in one sentence with what to do, and no more.
+    #[tokio::test]
+    async fn a_daemon_that_is_not_there_is_told_in_a_sentence() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = status(dir.path(), false).await.unwrap_err();
+        let words = super::super::in_words(&refused);
+        assert!(words.contains("control.sock"), "{words}");
+        assert!(words.contains("--root"), "{words}");
+        assert!(!words.contains("transport"), "{words}");
     }
 
     /// Promise: a line says how far a layer is in words, and why it is not lazy.
