@@ -1,6 +1,7 @@
 """The daemon dies and comes back while containerd stays, and the registry does not answer."""
 
 import os
+import secrets
 import signal
 import stat
 import time
@@ -35,7 +36,7 @@ class Restart(world.Case):
                 return {key: node.ctr("snapshots", "--snapshotter", node.snapshotter, "mounts", "/x", key) for key in active}
 
             node.pull(reference)
-            old = f"old-{os.path.basename(node.work)}"  # runc knows the containers of all nodes by name
+            old = "old-" + secrets.token_hex(4)  # runc knows the containers of all nodes by name
             before = run("reader", *READ_ALL)
             self.assertIn("/etc/motd", before)
             node.ctr("run", "--detach", "--net-host", "--snapshotter", node.snapshotter, reference, old,
