@@ -44,12 +44,15 @@ impl fmt::Display for DriverReport {
     }
 }
 
+/// Why, if it was neither the kernel's nor the self-test's word.
+const ASKED_FOR: &str = "asked for by fs_driver";
+
 /// What can be said before the session is there; `None` asks for the self-test.
 pub(crate) fn decide(choice: DriverChoice, release: &str) -> Option<DriverReport> {
     let report = |driver, reason: String| Some(DriverReport { driver, reason });
     match choice {
-        DriverChoice::Fuse => report(Driver::Fuse, "asked for by the configuration".into()),
-        DriverChoice::Erofs => report(Driver::Erofs, "asked for by the configuration".into()),
+        DriverChoice::Fuse => report(Driver::Fuse, ASKED_FOR.into()),
+        DriverChoice::Erofs => report(Driver::Erofs, ASKED_FOR.into()),
         DriverChoice::Auto => match kernel_version(release) {
             Some(found) if found >= EROFS_FILES_SINCE => None,
             _ => {

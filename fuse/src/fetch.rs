@@ -108,6 +108,11 @@ impl Fetcher {
         &self.layer
     }
 
+    /// Digest of the layer's blob, the name people know it by.
+    pub(crate) fn blob(&self) -> Digest {
+        self.layer.record().blob
+    }
+
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }
@@ -183,7 +188,7 @@ impl Fetcher {
         if self.layer.presence().all_verified() {
             Ok(())
         } else {
-            Err(Arc::new(FetchError::NoRoom { layer: self.id }))
+            Err(Arc::new(FetchError::NoRoom { layer: self.blob() }))
         }
     }
 

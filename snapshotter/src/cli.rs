@@ -4,6 +4,7 @@ mod doctor;
 mod download;
 mod fetch_blobs;
 mod mount;
+mod output;
 mod pull;
 mod run;
 mod status;
@@ -54,7 +55,7 @@ enum Command {
     /// Pull an image into containerd, lazily: `ctr pull` of containerd 1.x downloads first.
     Pull {
         /// HOST/REPOSITORY:TAG or @DIGEST.
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", value_parser = in_registry)]
         image: Reference,
         #[command(flatten)]
         containerd: ContainerdArgs,
@@ -62,7 +63,7 @@ enum Command {
     /// Fetch a lazily pulled image's blobs into containerd, so that it can be pushed or exported.
     FetchBlobs {
         /// HOST/REPOSITORY:TAG or @DIGEST, as containerd lists it.
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", value_parser = in_registry)]
         image: Reference,
         #[command(flatten)]
         containerd: ContainerdArgs,
@@ -147,7 +148,7 @@ struct MountArgs {
     #[arg(long, hide = true, conflicts_with = "detach")]
     background: bool,
     /// HOST/REPOSITORY:TAG or @DIGEST of a converted image.
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = in_registry)]
     image: Reference,
     /// An existing directory.
     #[arg(value_name = "DIR")]
@@ -202,6 +203,28 @@ impl RunArgs {
     }
 }
 
+/// Transports of `larder` and skopeo, which would else be taken for names on Docker Hub.
+const TRANSPORTS: [&str; 8] = [
+    "oci",
+    "oci-archive",
+    "docker",
+    "docker-archive",
+    "docker-daemon",
+    "containerd",
+    "containers-storage",
+    "dir",
+];
+
+/// The name of an image in a registry.
+fn in_registry(text: &str) -> Result<Reference, String> {
+    match text.split_once(':') {
+        Some((transport, _)) if TRANSPORTS.contains(&transport) => Err(format!(
+            "images come from registries here, by HOST/REPOSITORY:TAG, not from {transport}:"
+        )),
+        _ => text.parse::<Reference>().map_err(|error| error.to_string()),
+    }
+}
+
 /// What to do about a containerd that does not answer.
 fn unreachable(socket: &std::path::Path) -> String {
     format!(
@@ -224,10 +247,15 @@ pub fn main() -> ExitCode {
             };
         }
     };
+    let json = cli.wants_json();
     match cli.dispatch() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("larder-snapshotter: {}", in_words(&error));
+            let words = in_words(&error);
+            eprintln!("larder-snapshotter: {words}");
+            if json && !error.is::<doctor::Failed>() {
+                drop(output::print_json(&serde_json::json!({ "error": words })));
+            }
             let usage = error
                 .chain()
                 .any(<dyn std::error::Error>::is::<ConfigError>);
@@ -256,6 +284,13 @@ fn in_words(error: &anyhow::Error) -> String {
 }
 
 impl Cli {
+    fn wants_json(&self) -> bool {
+        matches!(
+            self.command,
+            Command::Status { json: true, .. } | Command::Doctor { json: true, .. }
+        )
+    }
+
     fn dispatch(self) -> anyhow::Result<()> {
         match self.command {
             Command::Run(args) => {
@@ -286,14 +321,10 @@ impl Cli {
                 block_on(doctor::doctor(config, containerd_config, json))
             }
             Command::Completions { shell } => {
+                let mut script = Vec::new();
                 let mut command = Self::command();
-                clap_complete::generate(
-                    shell,
-                    &mut command,
-                    "larder-snapshotter",
-                    &mut io::stdout(),
-                );
-                Ok(())
+                clap_complete::generate(shell, &mut command, "larder-snapshotter", &mut script);
+                output::print(&String::from_utf8_lossy(&script))
             }
         }
     }
@@ -322,6 +353,9 @@ fn start_log(level: LogLevel, format: LogFormat) {
     ));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Told of by a print to the same place, which panics: a log that cannot be written, on a
+        // full disk, must not fail the read that was to be logged.
+        .log_internal_errors(false)
         .with_writer(io::stderr);
     match format {
         LogFormat::Text => builder
@@ -367,6 +401,22 @@ mod tests {
         assert!(words.contains(socket.to_str().unwrap()), "{words}");
         assert!(words.contains("is it running"), "{words}");
         assert!(words.contains("[containerd]"), "{words}");
+    }
+
+    /// Promise: what names no registry is bad usage, not a request to Docker Hub.
+    #[test]
+    fn only_registries_have_images_to_pull() {
+        for text in [
+            "oci:dir",
+            "oci-archive:a.tar:v1",
+            "containerd:x",
+            "UPPER/a b",
+        ] {
+            assert!(in_registry(text).is_err(), "{text}");
+        }
+        for text in ["alpine:3", "localhost:5000/a/b:c", "r.test/oci:dir"] {
+            assert!(in_registry(text).is_ok(), "{text}");
+        }
     }
 
     #[test]

@@ -77,6 +77,17 @@ pub enum Driver {
     Fuse,
 }
 
+impl Driver {
+    /// The one driver it stands for, as a daemon reports it; `None` if the kernel decides.
+    pub const fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Auto => None,
+            Self::Erofs => Some("erofs"),
+            Self::Fuse => Some("fuse"),
+        }
+    }
+}
+
 /// How much is logged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

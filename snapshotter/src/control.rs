@@ -84,6 +84,7 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         complete,
         quarantined,
         sources,
+        blob,
         ..
     } = progress;
     let sources = sources.into_iter().map(|source| Source {
@@ -99,6 +100,7 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
     Layer {
         state: state.to_owned(),
         reason: quarantined.unwrap_or_default(),
+        blob: blob.map(|blob| blob.to_string()).unwrap_or_default(),
         bytes_total,
         bytes_present,
         sources: sources.collect(),

@@ -29,7 +29,10 @@ pub enum MountImageError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// A layer without index.
-    #[error("layer {0} has no index: convert the image with `larder convert`, or pull it")]
+    #[error(
+        "layer {0} has no index: convert the image with `larder convert`; if that copied the \
+         layer for a reason, it cannot be mounted without unpacking"
+    )]
     NotConverted(Digest),
     /// An index annotation that cannot be read.
     #[error(transparent)]

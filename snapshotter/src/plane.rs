@@ -67,6 +67,8 @@ pub enum NodeKind {
 /// How a layer fares.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
+    /// Digest of the layer's blob.
+    pub blob: Option<Digest>,
     /// Bytes of the layer's tar.
     pub bytes_total: u64,
     /// Of those, bytes on this node.

@@ -69,7 +69,7 @@ impl Run {
             match tokio::task::spawn_blocking(verify).await {
                 Ok(true) => self.land(row, Landed::Stored),
                 Ok(false) => warn!(
-                    layer = %self.fetcher.id, chunk = row,
+                    layer = %self.fetcher.blob(), chunk = row,
                     "a chunk in the store is damaged; fetching it again"
                 ),
                 Err(_) => return,
@@ -187,7 +187,7 @@ impl Run {
 
     fn failed(&mut self, tracked: &Tracked, reason: String) {
         let source = tracked.source.name();
-        debug!(layer = %self.fetcher.id, source, reason, "trying the next source");
+        debug!(layer = %self.fetcher.blob(), source, reason, "trying the next source");
         tracked.failed(reason.clone());
         self.last_failure = Some((source.to_owned(), reason));
     }
@@ -210,14 +210,14 @@ impl Run {
             return;
         };
         let error = Arc::new(FetchError::Deadline {
-            layer: self.fetcher.id,
+            layer: self.fetcher.blob(),
             chunk,
             waited: self.started.elapsed(),
             source_name: source_name.clone(),
             reason: reason.clone(),
         });
         warn!(
-            layer = %self.fetcher.id, chunk, chunks = self.rows.len(), source = source_name,
+            layer = %self.fetcher.blob(), chunk, chunks = self.rows.len(), source = source_name,
             cause = reason, waited = ?self.started.elapsed(),
             "a read fails: its bytes did not arrive in time"
         );

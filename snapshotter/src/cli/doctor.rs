@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::output::{print, print_json};
 use crate::config::Config;
 
 /// One thing that was looked at.
@@ -74,28 +75,36 @@ pub(super) async fn doctor(
     let mut findings = kernel::look();
     findings.extend(containerd::look(&config, &containerd_config).await);
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        print_json(&findings)?;
     } else {
-        for finding in &findings {
-            print(finding);
-        }
+        print(&findings.iter().map(text).collect::<String>())?;
     }
     let bad = findings
         .iter()
         .filter(|finding| finding.verdict == Verdict::Bad)
         .count();
-    anyhow::ensure!(bad == 0, "{bad} of {} checks failed", findings.len());
-    Ok(())
+    match bad {
+        0 => Ok(()),
+        bad => Err(Failed(bad, findings.len()).into()),
+    }
 }
 
-fn print(finding: &Finding) {
+/// Something is bad; the findings were printed and say what.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} of {1} checks failed")]
+pub(super) struct Failed(usize, usize);
+
+fn text(finding: &Finding) -> String {
     let mark = match finding.verdict {
         Verdict::Good => "ok    ",
         Verdict::Notice => "notice",
         Verdict::Bad => "FAIL  ",
     };
-    println!("{mark} {}: {}", finding.what, finding.seen);
+    let mut text = format!("{mark} {}: {}\n", finding.what, finding.seen);
     for line in finding.advice.iter().flat_map(|advice| advice.lines()) {
-        println!("         {line}");
+        text.push_str("         ");
+        text.push_str(line);
+        text.push('\n');
     }
+    text
 }

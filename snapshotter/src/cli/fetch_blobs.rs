@@ -10,6 +10,7 @@ use larder_registry::{MANIFEST_BYTES_MAX, Reference};
 
 use super::ContainerdArgs;
 use super::download::Downloads;
+use super::output::{print, print_json};
 use crate::containerd::Session;
 
 /// Fetches every blob of `image` that containerd has the manifest of, but not the bytes.
@@ -32,14 +33,11 @@ pub(super) async fn fetch_blobs(args: ContainerdArgs, image: Reference) -> anyho
     downloads.end().await?;
     if args.json {
         let image = image.to_string();
-        println!(
-            "{}",
-            serde_json::json!({"image": image, "blobs": fetched, "bytes": bytes})
-        );
-    } else {
-        println!("{image}: {fetched} blobs fetched, {bytes} bytes");
+        return print_json(&serde_json::json!({"image": image, "blobs": fetched, "bytes": bytes}));
     }
-    Ok(())
+    print(&format!(
+        "{image}: {fetched} blobs fetched, {bytes} bytes\n"
+    ))
 }
 
 /// The manifests below `digest` that containerd has; other platforms' are absent on purpose.

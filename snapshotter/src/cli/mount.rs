@@ -4,6 +4,7 @@
 //! process; later ones ask it over the control socket.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use tonic::transport::{Channel, Server};
 
 use super::run::Signals;
 use super::{MountArgs, start_log};
-use crate::config::{Config, LogFormat, LogLevel, Overrides};
+use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
 use crate::control::ImageControl;
 use crate::mounter::Mounter;
 use crate::plane::{MountingPlane, Plane};
@@ -35,7 +36,10 @@ const LOOK_MAX: Duration = Duration::from_mins(5);
 /// Mounts, and unless detached waits for a signal and unmounts.
 pub(super) async fn mount(args: MountArgs) -> anyhow::Result<()> {
     let target = directory(&args.directory)?;
+    // Looked at here, so that a bad one is told by this process, not by one in the background.
+    let config = config(&args)?;
     let mut control = control(&args.root);
+    refuse_other_driver(&mut control, &args).await?;
     let request = MountImageRequest {
         reference: args.image.to_string(),
         target: text(&target)?,
@@ -46,24 +50,66 @@ pub(super) async fn mount(args: MountArgs) -> anyhow::Result<()> {
             if args.detach {
                 return Ok(());
             }
+            announce(&args, &target);
             Signals::new()?.received().await;
-            unmount_by(&mut control, &target).await
+            unmount_by(&mut control, &args.root, &target).await
         }
         Err(status) if status.code() == Code::Unavailable => {
             if args.detach {
                 return detach(&args, &target).await;
             }
-            own(args, target).await
+            own(args, config, target).await
         }
         Err(status) => bail!("{}", status.message()),
     }
 }
 
+fn config(args: &MountArgs) -> anyhow::Result<Config> {
+    let overrides = Overrides {
+        root: Some(args.root.clone()),
+        fs_driver: args.fs_driver,
+        ..Overrides::default()
+    };
+    Ok(Config::load(args.config.as_deref(), &overrides)?)
+}
+
+/// A process serves all its layers by one driver; another one cannot be had from it.
+async fn refuse_other_driver(
+    control: &mut ControlClient<Channel>,
+    args: &MountArgs,
+) -> anyhow::Result<()> {
+    let Some(wanted) = args.fs_driver.and_then(Driver::name) else {
+        return Ok(());
+    };
+    let Ok(status) = control.status(()).await else {
+        return Ok(());
+    };
+    let driver = status.into_inner().driver;
+    ensure!(
+        driver == wanted,
+        "the process that owns {} serves layers by {driver}: unmount its images first, or give \
+         this one another --root",
+        args.root.display()
+    );
+    Ok(())
+}
+
+/// Tells a person that the image is there, and how to get rid of it.
+fn announce(args: &MountArgs, target: &Path) {
+    if !args.background {
+        eprintln!(
+            "{} is mounted at {}; an interrupt unmounts it",
+            args.image,
+            target.display()
+        );
+    }
+}
+
 /// Unmounts, with or without a living owner.
 pub(super) async fn umount(root: &Path, at: &Path) -> anyhow::Result<()> {
-    let target = std::path::absolute(at)?;
+    let target = place(at)?;
     let mut control = control(root);
-    match unmount_by(&mut control, &target).await {
+    match unmount_by(&mut control, root, &target).await {
         Ok(()) => Ok(()),
         // Nobody owns it any more: what is left is a dead mount.
         Err(_) if is_mounted(&target)? => Ok(unmount(&target, Unmount::Lazy)?),
@@ -75,7 +121,11 @@ fn control(root: &Path) -> ControlClient<Channel> {
     ControlClient::new(Connector::channel(Config::control(root)))
 }
 
-async fn unmount_by(control: &mut ControlClient<Channel>, target: &Path) -> anyhow::Result<()> {
+async fn unmount_by(
+    control: &mut ControlClient<Channel>,
+    root: &Path,
+    target: &Path,
+) -> anyhow::Result<()> {
     let request = UnmountImageRequest {
         target: text(target)?,
     };
@@ -83,8 +133,10 @@ async fn unmount_by(control: &mut ControlClient<Channel>, target: &Path) -> anyh
         Ok(_) => Ok(()),
         Err(status) if status.code() == Code::Unavailable => {
             bail!(
-                "nothing is mounted at {}, and no process owns the root",
-                target.display()
+                "nothing is mounted at {}, and no process owns {}: was it mounted with another \
+                 --root?",
+                target.display(),
+                root.display()
             )
         }
         Err(status) => bail!("{}", status.message()),
@@ -92,19 +144,13 @@ async fn unmount_by(control: &mut ControlClient<Channel>, target: &Path) -> anyh
 }
 
 /// Is the process of a root directory until the last image is unmounted or a signal comes.
-async fn own(args: MountArgs, target: PathBuf) -> anyhow::Result<()> {
+async fn own(args: MountArgs, config: Config, target: PathBuf) -> anyhow::Result<()> {
     let signals = Signals::new()?;
     if args.background {
         // The caller's terminal and session must not take the mounts along.
         nix::unistd::setsid().context("leave the caller's session")?;
     }
     start_log(LogLevel::Warn, LogFormat::Text);
-    let overrides = Overrides {
-        root: Some(args.root.clone()),
-        fs_driver: args.fs_driver,
-        ..Overrides::default()
-    };
-    let config = Config::load(args.config.as_deref(), &overrides)?;
     let registries = Registries::new(&config.registry)?;
     let plane = Arc::new(MountingPlane::start(&config, registries.clone(), None).await?);
     let (listener, _bound) = socket::bind(&Config::control(&config.root))?;
@@ -120,6 +166,7 @@ async fn own(args: MountArgs, target: PathBuf) -> anyhow::Result<()> {
     let server = Server::builder()
         .add_service(ImageControl::server(Arc::clone(&mounter)))
         .serve_with_incoming(UnixListenerStream::new(listener));
+    announce(&args, &target);
     let mut count = mounter.count();
     tokio::select! {
         served = server => served.context("serve the control socket")?,
@@ -181,10 +228,31 @@ fn is_mounted(target: &Path) -> anyhow::Result<bool> {
 }
 
 fn directory(path: &Path) -> anyhow::Result<PathBuf> {
-    let found =
-        std::fs::canonicalize(path).with_context(|| format!("mount at {}", path.display()))?;
+    let found = match std::fs::canonicalize(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!(
+                "{} does not exist: make the directory first",
+                path.display()
+            )
+        }
+        found => found.with_context(|| format!("mount at {}", path.display()))?,
+    };
     ensure!(found.is_dir(), "{} is not a directory", found.display());
     Ok(found)
+}
+
+/// The place a path leads to, however it is written. A mount whose process died cannot be looked
+/// at itself, only the directory it is in.
+fn place(path: &Path) -> anyhow::Result<PathBuf> {
+    if let Ok(place) = std::fs::canonicalize(path) {
+        return Ok(place);
+    }
+    let path = std::path::absolute(path)?;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(path);
+    };
+    let parent = std::fs::canonicalize(parent);
+    Ok(parent.map_or_else(|_| path.clone(), |parent| parent.join(name)))
 }
 
 fn text(path: &Path) -> anyhow::Result<String> {

@@ -1,6 +1,7 @@
 //! `pull`: what `ctr pull` of containerd 1.x cannot do, a pull that does not download the layers.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 
 use anyhow::{Context, ensure};
 use containerd_client::types::{Descriptor, Mount};
@@ -13,6 +14,7 @@ use tonic::Code;
 
 use super::ContainerdArgs;
 use super::download::Downloads;
+use super::output::{print, print_json};
 use crate::containerd::{Session, chain_ids, unique};
 use crate::image::Image;
 use crate::store::REF_LABEL;
@@ -31,18 +33,68 @@ pub(super) async fn pull(args: ContainerdArgs, image: Reference) -> anyhow::Resu
         resolved,
         snapshotter: args.snapshotter,
     };
-    let lazy = pull.run().await?;
-    let layers = pull.resolved.parsed.layers.len();
+    let counts = pull.run().await?;
+    let told = counts.told(&pull.image, args.plain_http);
+    pull.downloads.end().await?;
     if args.json {
         let image = pull.image.to_string();
-        println!(
-            "{}",
-            serde_json::json!({"image": image, "layers": layers, "lazy": lazy})
-        );
-    } else {
-        println!("{}: {lazy} of {layers} layers loaded lazily", pull.image);
+        return print_json(&serde_json::json!({
+            "image": image,
+            "layers": pull.resolved.parsed.layers.len(),
+            "lazy": counts.lazy,
+            "present": counts.present,
+            "unpacked": counts.unpacked,
+        }));
     }
-    pull.downloads.end().await
+    print(&told)
+}
+
+/// What became of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Became {
+    /// Its snapshot was there before.
+    Present,
+    Lazy,
+    Unpacked,
+}
+
+/// How many layers became what.
+#[derive(Debug, Default)]
+struct Counts {
+    present: usize,
+    lazy: usize,
+    unpacked: usize,
+}
+
+impl Counts {
+    fn add(&mut self, became: Became) {
+        *match became {
+            Became::Present => &mut self.present,
+            Became::Lazy => &mut self.lazy,
+            Became::Unpacked => &mut self.unpacked,
+        } += 1;
+    }
+
+    fn told(&self, image: &Reference, plain_http: bool) -> String {
+        let all = self.present + self.lazy + self.unpacked;
+        let mut told = format!("{image}: {} of {all} layers loaded lazily", self.lazy);
+        for (count, how) in [(self.present, "there already"), (self.unpacked, "unpacked")] {
+            if count > 0 {
+                let _ = write!(told, ", {count} {how}");
+            }
+        }
+        if self.unpacked > 0 {
+            told.push_str("; larder-snapshotter status says why");
+            if plain_http {
+                told.push_str(
+                    " (--plain-http speaks for this command; the daemon fetches by its own \
+                     [registry] plain_http and authfile)",
+                );
+            }
+        }
+        told.push('\n');
+        told
+    }
 }
 
 struct Pull {
@@ -57,25 +109,22 @@ impl Pull {
         self.downloads.session()
     }
 
-    /// Returns the number of lazily loaded layers.
-    async fn run(&self) -> anyhow::Result<usize> {
+    async fn run(&self) -> anyhow::Result<Counts> {
         let chains = chain_ids(&self.resolved.diff_ids);
         self.put_documents(&chains).await?;
-        let mut lazy = 0;
+        let mut counts = Counts::default();
         let mut parent = String::new();
         for (number, chain) in chains.iter().enumerate() {
             let layer = &self.resolved.parsed.layers[number];
-            let unpack = self.layer(number, chain, &parent).await;
-            if unpack.with_context(|| format!("layer {}", layer.digest))? {
-                lazy += 1;
-            }
+            let became = self.layer(number, chain, &parent).await;
+            counts.add(became.with_context(|| format!("layer {}", layer.digest))?);
             parent.clone_from(chain);
         }
         let target = self.resolved.target.descriptor();
         self.session()
             .put_image(&self.image.to_string(), descriptor(&target))
             .await?;
-        Ok(lazy)
+        Ok(counts)
     }
 
     /// Index, manifest and config, with the labels that keep them and the snapshots alive.
@@ -121,10 +170,10 @@ impl Pull {
         Ok(())
     }
 
-    /// Makes the snapshot of one layer; says whether it is loaded lazily.
-    async fn layer(&self, number: usize, chain: &str, parent: &str) -> anyhow::Result<bool> {
+    /// Makes the snapshot of one layer.
+    async fn layer(&self, number: usize, chain: &str, parent: &str) -> anyhow::Result<Became> {
         if self.exists(chain).await? {
-            return Ok(true);
+            return Ok(Became::Present);
         }
         let key = format!("extract-{}-{number} {chain}", unique());
         let request = PrepareSnapshotRequest {
@@ -145,7 +194,7 @@ impl Pull {
                     self.exists(chain).await?,
                     "containerd did not adopt snapshot {chain}"
                 );
-                return Ok(true);
+                return Ok(Became::Lazy);
             }
             Err(status) => anyhow::bail!("prepare a snapshot: {}", status.message()),
         };
@@ -162,7 +211,7 @@ impl Pull {
                     .await,
             );
         }
-        unpacked.map(|()| false)
+        unpacked.map(|()| Became::Unpacked)
     }
 
     async fn exists(&self, chain: &str) -> anyhow::Result<bool> {
@@ -261,5 +310,25 @@ fn descriptor(layer: &Layer) -> Descriptor {
         digest: layer.digest.to_string(),
         size: i64::try_from(layer.size).unwrap_or(i64::MAX),
         ..Descriptor::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise: what was there before does not count as loaded lazily.
+    #[test]
+    fn a_second_pull_does_not_claim_to_be_lazy() {
+        let image: Reference = "r.test/app:1".parse().unwrap();
+        let mut counts = Counts::default();
+        for became in [Became::Present, Became::Present, Became::Unpacked] {
+            counts.add(became);
+        }
+        let told = counts.told(&image, false);
+        assert!(
+            told.contains("0 of 3 layers loaded lazily, 2 there already, 1 unpacked"),
+            "{told}"
+        );
     }
 }

@@ -8,6 +8,7 @@ use larder_proto::grpc::control::{Layer, Mounted, StatusResponse};
 use serde_json::json;
 use tonic::Code;
 
+use super::output::{print, print_json};
 use crate::config::Config;
 use crate::socket::Connector;
 
@@ -15,8 +16,8 @@ use crate::socket::Connector;
 pub(super) async fn status(root: &Path, as_json: bool) -> anyhow::Result<()> {
     let socket = Config::control(root);
     let mut control = ControlClient::new(Connector::channel(socket.clone()));
-    let answer = match control.status(()).await {
-        Ok(answer) => answer,
+    let status = match control.status(()).await {
+        Ok(answer) => answer.into_inner(),
         Err(status) if status.code() == Code::Unavailable => bail!(
             "no daemon answers at {} ({}): is it running, and is {} its root? Name another with \
              --root or --config",
@@ -30,20 +31,20 @@ pub(super) async fn status(root: &Path, as_json: bool) -> anyhow::Result<()> {
             status.message()
         ),
     };
-    let status = answer.into_inner();
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&object(&status))?);
+        print_json(&object(&status))
     } else {
-        print(&status);
+        print(&text(&status))
     }
-    Ok(())
 }
 
-fn print(status: &StatusResponse) {
-    println!("larder-snapshotter {}", status.version);
-    println!("driver: {} ({})", status.driver, status.driver_reason);
+fn text(status: &StatusResponse) -> String {
+    let mut lines = vec![
+        format!("larder-snapshotter {}", status.version),
+        format!("driver: {} ({})", status.driver, status.driver_reason),
+    ];
     for image in &status.mounted {
-        println!("mounted: {} at {}", image.reference, image.target);
+        lines.push(format!("mounted: {} at {}", image.reference, image.target));
     }
     let count = |state: &str| {
         let layers = status.layers.iter();
@@ -56,22 +57,25 @@ fn print(status: &StatusResponse) {
     let counts: Vec<_> = counts
         .map(|(state, count)| format!("{count} {state}"))
         .collect();
-    println!("layers: {}", counts.join(", "));
+    lines.push(format!("layers: {}", counts.join(", ")));
     for layer in &status.layers {
-        let name = if layer.chain_id.is_empty() {
-            &layer.snapshot
-        } else {
-            &layer.chain_id
-        };
-        println!("{:<8} {name} {}", layer.state, detail(layer));
+        // Images mounted by hand have no snapshots, hence no chains.
+        let name = [&layer.chain_id, &layer.blob, &layer.snapshot];
+        let name = name.into_iter().find(|name| !name.is_empty());
+        let name = name.map_or("", String::as_str);
+        lines.push(format!("{:<8} {name} {}", layer.state, detail(layer)));
+        if !layer.chain_id.is_empty() && !layer.blob.is_empty() {
+            lines.push(format!("         layer {}", layer.blob));
+        }
         for source in &layer.sources {
             let (name, bytes) = (&source.name, size(source.bytes_fetched));
-            println!("         {bytes} from {name} since the start");
+            lines.push(format!("         {bytes} from {name} since the start"));
             if !source.failure.is_empty() {
-                println!("         its last failure: {}", source.failure);
+                lines.push(format!("         its last failure: {}", source.failure));
             }
         }
     }
+    lines.join("\n") + "\n"
 }
 
 fn detail(layer: &Layer) -> String {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use larder_proto::grpc::control::control_server::{self, ControlServer};
 use larder_proto::grpc::control::{
-    Layer, MountImageRequest, MountImageResponse, Mounted, StatusResponse, UnmountImageRequest,
+    MountImageRequest, MountImageResponse, Mounted, StatusResponse, UnmountImageRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -38,10 +38,7 @@ impl control_server::Control for ImageControl {
                 target: target.to_string_lossy().into_owned(),
             });
         let layers = self.mounter.plane().layers().into_iter();
-        let layers = layers.map(|index| Layer {
-            snapshot: format!("index {index}"),
-            ..super::lazy_layer(self.mounter.plane().as_ref(), &index)
-        });
+        let layers = layers.map(|index| super::lazy_layer(self.mounter.plane().as_ref(), &index));
         Ok(Response::new(StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             driver,

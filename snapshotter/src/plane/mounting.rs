@@ -199,6 +199,7 @@ impl Plane for MountingPlane {
             failure: source.last_failure.unwrap_or_default(),
         });
         Some(Progress {
+            blob: Some(status.blob),
             bytes_total: status.bytes_total,
             bytes_present: status.bytes_present,
             complete: status.state == LayerState::Complete,

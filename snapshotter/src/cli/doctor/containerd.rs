@@ -5,29 +5,65 @@ use std::path::Path;
 
 use toml::Value;
 
-use super::Finding;
+use super::{Finding, Verdict};
 use crate::config::Config;
 use crate::containerd::Containerd;
 
 /// CRI's section up to configuration version 2, and those of version 3.
 const CRI: &str = "io.containerd.grpc.v1.cri";
 const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
+/// The snapshotter's name in the README's configuration, and what clients ask for by default.
+const NAME: &str = "larder";
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
 
 pub(super) async fn look(config: &Config, file: &Path) -> Vec<Finding> {
     let version = version(config).await;
     let newer = matches!(&version, Ok((major, _)) if *major >= 2);
     let mut findings = vec![describe(version, config)];
+    let mut name = NAME.to_owned();
     match fs::read_to_string(file) {
-        Ok(text) => findings.extend(configuration(&text, config, newer)),
+        Ok(text) => {
+            let seen = file.display().to_string();
+            findings.push(Finding::good("containerd configuration read", seen));
+            findings.extend(configuration(&text, config, newer));
+            let table = text.parse::<toml::Table>().ok().map(Value::Table);
+            name = table
+                .and_then(|root| plugin_name(&root, config))
+                .unwrap_or(name);
+        }
         Err(error) => {
             let seen = format!("read {}: {error}", file.display());
             let advice = format!("add to it:\n{}", plugin(config));
             findings.push(Finding::bad("containerd configuration", seen, advice));
         }
     }
+    if findings[0].verdict != Verdict::Bad {
+        findings.push(loaded(config, &name).await);
+    }
     findings.push(daemon(config));
     findings
+}
+
+/// Whether the containerd that runs has our snapshotter: its file may have been changed since it
+/// was started.
+async fn loaded(config: &Config, name: &str) -> Finding {
+    use containerd_client::services::v1::PluginsRequest;
+    use containerd_client::services::v1::introspection_client::IntrospectionClient;
+    let what = "plugin in the running containerd";
+    let filters = vec!["type==io.containerd.snapshotter.v1".to_owned()];
+    let mut client = IntrospectionClient::new(Containerd::new(config.containerd.clone()).channel());
+    let plugins = match client.plugins(PluginsRequest { filters }).await {
+        Ok(plugins) => plugins.into_inner().plugins,
+        Err(status) => return Finding::notice(what, status.message(), "ask again"),
+    };
+    match plugins.iter().find(|plugin| plugin.id == name) {
+        Some(_) => Finding::good(what, format!("it has the snapshotter {name}")),
+        None => Finding::bad(
+            what,
+            format!("it does not have the snapshotter {name}"),
+            "restart containerd: it reads its configuration when it starts",
+        ),
+    }
 }
 
 async fn version(config: &Config) -> Result<(u32, String), String> {
@@ -55,9 +91,10 @@ fn describe(version: Result<(u32, String), String>, config: &Config) -> Finding 
         }
         Ok((_, version)) => Finding::good(what, version),
         Err(error) => {
-            let address = config.containerd.display();
-            let advice = format!("start containerd, or set [containerd] address (now {address})");
-            Finding::bad(what, error, advice)
+            let seen = format!("no answer at {}: {error}", config.containerd.display());
+            let advice = "start containerd, or name its socket as address under [containerd] in \
+                          larder-snapshotter's configuration";
+            Finding::bad(what, seen, advice)
         }
     }
 }
