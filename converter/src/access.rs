@@ -3,6 +3,7 @@
 use larder_proto::digest::Digest;
 use larder_registry::{Client, RegistryError};
 
+use crate::containerd::{ContainerdError, Node};
 use crate::docker::DockerError;
 use crate::layout::LayoutError;
 use crate::manifest::ManifestError;
@@ -12,6 +13,8 @@ use crate::manifest::ManifestError;
 pub struct Access {
     /// The client for registries.
     pub client: Client,
+    /// The containerd whose images `containerd:` names.
+    pub node: Node,
 }
 
 /// An image that cannot be reached, read or written.
@@ -26,6 +29,9 @@ pub enum AccessError {
     /// The archive of `docker save` does not have it, or is damaged.
     #[error(transparent)]
     Docker(#[from] DockerError),
+    /// containerd does not have it, or refused.
+    #[error(transparent)]
+    Containerd(#[from] ContainerdError),
     /// A document is malformed.
     #[error(transparent)]
     Manifest(#[from] ManifestError),

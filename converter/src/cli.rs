@@ -17,6 +17,7 @@ use larder_registry::{Client, ClientOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::Access;
+use crate::containerd::{ADDRESS_DEFAULT, NAMESPACE_DEFAULT, Node};
 
 /// Exit code for a command line that makes no sense; `sysexits.h` calls it `EX_USAGE`.
 const EXIT_USAGE: u8 = 64;
@@ -67,6 +68,12 @@ struct AccessArguments {
     /// Directory of per-registry settings in containerd's form (mirrors, private CAs).
     #[arg(long, value_name = "DIR")]
     certs_dir: Option<PathBuf>,
+    /// The socket of the containerd that `containerd:REF` means.
+    #[arg(long, value_name = "SOCK", env = "CONTAINERD_ADDRESS", default_value = ADDRESS_DEFAULT)]
+    address: PathBuf,
+    /// The namespace of containerd that `containerd:REF` means.
+    #[arg(long, value_name = "NAME", env = "CONTAINERD_NAMESPACE", default_value = NAMESPACE_DEFAULT)]
+    namespace: String,
     /// Answer in JSON on standard output.
     #[arg(long)]
     json: bool,
@@ -102,6 +109,10 @@ impl AccessArguments {
         };
         Ok(Access {
             client: Client::new(options)?,
+            node: Node {
+                address: self.address.clone(),
+                namespace: self.namespace.clone(),
+            },
         })
     }
 

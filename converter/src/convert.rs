@@ -120,7 +120,7 @@ pub async fn convert(
         })?;
     let conversion = Conversion {
         source: Source::open(&request.source, access).await?,
-        destination: Destination::open(&request.destination, access)?,
+        destination: Destination::open(&request.destination, access).await?,
         access: access.clone(),
         cache: request.cache.clone(),
         workers: Arc::new(workers),

@@ -13,6 +13,7 @@ use larder_registry::oci::Descriptor;
 use larder_registry::{Reference, Repository, UploadSource};
 
 use crate::access::{Access, AccessError};
+use crate::containerd::ContainerdDestination;
 use crate::layout::{ArchiveDestination, LayoutDestination};
 use crate::location::Location;
 use crate::manifest::Document;
@@ -28,11 +29,12 @@ enum Kind {
     Registry { repository: Repository, tag: String },
     Layout(LayoutDestination),
     Archive(ArchiveDestination),
+    Containerd(ContainerdDestination),
 }
 
 impl Destination {
-    /// Opens the destination; nothing is written yet.
-    pub fn open(location: &Location, access: &Access) -> Result<Self, AccessError> {
+    /// Opens the destination; no blob is written yet.
+    pub async fn open(location: &Location, access: &Access) -> Result<Self, AccessError> {
         let refuse = |reason| AccessError::NoDestination {
             location: location.to_string(),
             reason,
@@ -48,6 +50,9 @@ impl Destination {
             Location::LayoutArchive { file, tag } => {
                 Kind::Archive(ArchiveDestination::new(file, tag.as_deref())?)
             }
+            Location::Containerd(name) => {
+                Kind::Containerd(ContainerdDestination::open(&access.node, name).await?)
+            }
             Location::DockerArchive { .. } => {
                 return Err(refuse(
                     "archives of docker save cannot say where a layer's index is; \
@@ -60,14 +65,17 @@ impl Destination {
 
     /// Asks whether the image can be put here, before any work is done for it.
     pub async fn prepare(&self) -> Result<(), AccessError> {
-        if let Kind::Registry { repository, .. } = &*self.0 {
-            return Ok(repository.may_push().await?);
+        match &*self.0 {
+            Kind::Registry { repository, .. } => return Ok(repository.may_push().await?),
+            // It gave a lease, so it lets us write.
+            Kind::Containerd(_) => return Ok(()),
+            Kind::Layout(_) | Kind::Archive(_) => {}
         }
         let to = Arc::clone(&self.0);
         blocking(move || match &*to {
             Kind::Layout(layout) => layout.prepare(),
             Kind::Archive(archive) => archive.prepare(),
-            Kind::Registry { .. } => unreachable!("handled above"),
+            Kind::Registry { .. } | Kind::Containerd(_) => unreachable!("handled above"),
         })
         .await?;
         Ok(())
@@ -78,7 +86,7 @@ impl Destination {
         match &*self.0 {
             Kind::Layout(layout) => layout.spool_dir(),
             Kind::Archive(archive) => archive.spool_dir(),
-            Kind::Registry { .. } => spool::default_dir(),
+            Kind::Registry { .. } | Kind::Containerd(_) => spool::default_dir(),
         }
     }
 
@@ -104,6 +112,7 @@ impl Destination {
                 Source::open(&location, access).await.ok()?
             }
             Kind::Layout(layout) => Source::from(layout.existing()?),
+            Kind::Containerd(containerd) => Source::from(containerd.existing().await?),
             Kind::Archive(_) => return None,
         };
         Some((source.root().await.ok()?, source))
@@ -118,6 +127,7 @@ impl Destination {
                 .is_some_and(|found| found == size)),
             Kind::Layout(layout) => Ok(layout.has_blob(digest, size)),
             Kind::Archive(archive) => Ok(archive.has_blob(digest)),
+            Kind::Containerd(containerd) => Ok(containerd.has_blob(digest, size).await?),
         }
     }
 
@@ -142,20 +152,25 @@ impl Destination {
         file: Arc<File>,
         sent: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(), AccessError> {
-        if let Kind::Registry { repository, .. } = &*self.0 {
-            let upload = repository.upload_blob(&digest, size, Spooled(file), sent);
-            Ok(Box::pin(upload).await?)
-        } else {
-            let to = Arc::clone(&self.0);
-            blocking(move || match &*to {
-                Kind::Layout(layout) => layout.put_blob(&digest, size, &file),
-                Kind::Archive(archive) => archive.put_blob(&digest, &file),
-                Kind::Registry { .. } => unreachable!("handled above"),
-            })
-            .await?;
-            sent(size);
-            Ok(())
+        match &*self.0 {
+            Kind::Registry { repository, .. } => {
+                let upload = repository.upload_blob(&digest, size, Spooled(file), sent);
+                return Ok(Box::pin(upload).await?);
+            }
+            Kind::Containerd(containerd) => {
+                return Ok(Box::pin(containerd.put_blob(&digest, size, file, sent)).await?);
+            }
+            Kind::Layout(_) | Kind::Archive(_) => {}
         }
+        let to = Arc::clone(&self.0);
+        blocking(move || match &*to {
+            Kind::Layout(layout) => layout.put_blob(&digest, size, &file),
+            Kind::Archive(archive) => archive.put_blob(&digest, &file),
+            Kind::Registry { .. } | Kind::Containerd(_) => unreachable!("handled above"),
+        })
+        .await?;
+        sent(size);
+        Ok(())
     }
 
     /// Puts a manifest or index without naming it.
@@ -174,6 +189,7 @@ impl Destination {
             }
             Kind::Layout(layout) => layout.put_bytes(digest, bytes)?,
             Kind::Archive(archive) => archive.put_bytes(digest, bytes)?,
+            Kind::Containerd(containerd) => containerd.put_document(document, &[]).await?,
         }
         Ok(())
     }
@@ -215,6 +231,10 @@ impl Destination {
                 self.put_document(root).await?;
                 archive.finish(root.descriptor(), &entries())?;
             }
+            Kind::Containerd(containerd) => {
+                containerd.put_document(root, &entries()).await?;
+                containerd.finish(&root.descriptor()).await?;
+            }
         }
         Ok(())
     }
@@ -228,14 +248,19 @@ struct Spooled(Arc<File>);
 
 impl UploadSource for Spooled {
     fn read_at(&self, offset: u64, length: usize) -> BoxFuture<'_, io::Result<Bytes>> {
-        let file = Arc::clone(&self.0);
-        Box::pin(blocking(move || {
-            let mut bytes = vec![0; length];
-            let count = file.read_at(&mut bytes, offset)?;
-            bytes.truncate(count);
-            Ok(bytes.into())
-        }))
+        Box::pin(read_at(Arc::clone(&self.0), offset, length))
     }
+}
+
+/// At most `length` bytes of a file from `offset` on; none at its end.
+pub(crate) async fn read_at(file: Arc<File>, offset: u64, length: usize) -> io::Result<Bytes> {
+    blocking(move || {
+        let mut bytes = vec![0; length];
+        let count = file.read_at(&mut bytes, offset)?;
+        bytes.truncate(count);
+        Ok(bytes.into())
+    })
+    .await
 }
 
 /// The tag to push to. A digest names bytes that do not exist before the conversion.

@@ -4,6 +4,7 @@ pub mod access;
 pub mod cache;
 pub mod check;
 pub mod cli;
+pub mod containerd;
 pub mod convert;
 pub mod decode;
 pub mod destination;

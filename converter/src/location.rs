@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use larder_proto::digest::Digest;
 use larder_registry::{Reference, ReferenceError};
 
 /// The place of an image: a transport with what it needs.
@@ -32,6 +33,8 @@ pub enum Location {
         /// The image's name in it; none means the only image there is.
         reference: Option<String>,
     },
+    /// `containerd:REF`: an image of the local containerd, by the long name it has there.
+    Containerd(String),
 }
 
 /// A text that does not say where an image is.
@@ -45,14 +48,13 @@ pub enum LocationError {
     NoPath(String),
     /// A transport of another tool.
     #[error(
-        "{0:?} names a transport larder does not have; it has HOST/REPO:TAG, oci:, oci-archive: and docker-archive:"
+        "{0:?} names a transport larder does not have; it has HOST/REPO:TAG, oci:, oci-archive:, docker-archive: and containerd:"
     )]
     Transport(String),
 }
 
 /// Transports of skopeo that would otherwise be taken for the name of an image.
-const FOREIGN: [&str; 7] = [
-    "containerd",
+const FOREIGN: [&str; 6] = [
     "docker-daemon",
     "containers-storage",
     "dir",
@@ -85,6 +87,7 @@ impl FromStr for Location {
             "docker-archive" => {
                 path().map(|(file, reference)| Self::DockerArchive { file, reference })
             }
+            "containerd" => image_name(rest).map(Self::Containerd),
             "docker" => Ok(Self::Registry(rest.trim_start_matches('/').parse()?)),
             foreign if FOREIGN.contains(&foreign) => Err(LocationError::Transport(text.into())),
             _ => Ok(Self::Registry(text.parse()?)),
@@ -92,10 +95,20 @@ impl FromStr for Location {
     }
 }
 
+/// The name containerd gives an image: the long form of a reference, as `ctr` and nerdctl have it,
+/// or the image ID with which CRI lists it a second time.
+fn image_name(text: &str) -> Result<String, LocationError> {
+    if text.parse::<Digest>().is_ok() {
+        return Ok(text.into());
+    }
+    Ok(text.parse::<Reference>()?.to_string())
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (transport, path, name) = match self {
             Self::Registry(reference) => return write!(f, "{reference}"),
+            Self::Containerd(name) => return write!(f, "containerd:{name}"),
             Self::Layout { dir, tag } => ("oci", dir, tag),
             Self::LayoutArchive { file, tag } => ("oci-archive", file, tag),
             Self::DockerArchive { file, reference } => ("docker-archive", file, reference),
@@ -118,11 +131,24 @@ mod tests {
             "oci:dir:tag",
             "oci-archive:a.tar:v1",
             "docker-archive:a.tar:example.org/a:v1",
+            "containerd:docker.io/library/alpine:3",
         ] {
             let location: Location = text.parse().unwrap();
             assert_eq!(location.to_string(), text);
             assert_eq!(location.to_string().parse(), Ok(location));
         }
+    }
+
+    /// Promise: containerd's images are found by the short names people type.
+    #[test]
+    fn containerd_knows_images_by_their_long_names() {
+        let long = |text: &str| text.parse::<Location>().unwrap().to_string();
+        assert_eq!(
+            long("containerd:alpine"),
+            "containerd:docker.io/library/alpine:latest"
+        );
+        let id = format!("containerd:{}", Digest::of(b"image"));
+        assert_eq!(long(&id), id);
     }
 
     #[test]
@@ -131,6 +157,7 @@ mod tests {
             "",
             "oci:",
             "oci-archive::tag",
+            "containerd:",
             "docker-daemon:alpine",
             "UPPER/a b",
         ] {

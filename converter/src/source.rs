@@ -1,6 +1,6 @@
 //! Reading an image from wherever it is.
 
-mod stream;
+pub(crate) mod stream;
 
 use std::io::Read;
 use std::ops::Range;
@@ -11,6 +11,7 @@ use larder_registry::oci::Descriptor;
 use larder_registry::{Reference, Repository};
 
 use crate::access::{Access, AccessError};
+use crate::containerd::ContainerdSource;
 use crate::docker::DockerSource;
 use crate::files::{Files, Window};
 use crate::layout::{LayoutError, LayoutSource};
@@ -32,6 +33,7 @@ enum Kind {
     },
     Layout(Box<LayoutSource>),
     Docker(DockerSource),
+    Containerd(Box<ContainerdSource>),
 }
 
 impl Source {
@@ -61,6 +63,9 @@ impl Source {
             Location::DockerArchive { file, reference } => Kind::Docker(
                 blocking(move || DockerSource::open(&file, reference.as_deref())).await?,
             ),
+            Location::Containerd(name) => {
+                Kind::Containerd(Box::new(ContainerdSource::open(&access.node, &name).await?))
+            }
         };
         Ok(Self {
             location: location.to_string(),
@@ -93,6 +98,7 @@ impl Source {
             }
             Kind::Layout(layout) => self.document(layout.root()).await,
             Kind::Docker(docker) => Ok(docker.root().clone()),
+            Kind::Containerd(containerd) => self.document(containerd.root()).await,
         }
     }
 
@@ -124,23 +130,12 @@ impl Source {
         if let Kind::Registry { repository, .. } = &self.kind {
             return Ok(repository.blob_bytes(&digest, limit).await?.to_vec());
         }
-        let window = self.window(&digest)?;
-        if window.len() > limit {
-            let size = window.len();
-            return Err(AccessError::TooLarge {
-                location: location(),
-                digest,
-                size,
-                limit,
-            });
-        }
-        let mut bytes = Vec::new();
-        let read = window.reader().read_to_end(&mut bytes);
-        read.map_err(|error| AccessError::Read {
-            location: location(),
-            digest,
-            error,
-        })?;
+        let bytes = if let Kind::Containerd(containerd) = &self.kind {
+            // One byte more than promised is enough to know that the blob is another one.
+            containerd.range(&digest, 0, size + 1).await?
+        } else {
+            self.file_bytes(&digest, limit)?
+        };
         match Digest::of(&bytes) {
             found if found == digest => Ok(bytes),
             found => Err(AccessError::Digest {
@@ -151,6 +146,26 @@ impl Source {
         }
     }
 
+    fn file_bytes(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, AccessError> {
+        let window = self.window(digest)?;
+        if window.len() > limit {
+            return Err(AccessError::TooLarge {
+                location: self.location.clone(),
+                digest: *digest,
+                size: window.len(),
+                limit,
+            });
+        }
+        let mut bytes = Vec::new();
+        let read = window.reader().read_to_end(&mut bytes);
+        read.map_err(|error| AccessError::Read {
+            location: self.location.clone(),
+            digest: *digest,
+            error,
+        })?;
+        Ok(bytes)
+    }
+
     /// A blob from its beginning to its end, to be read on a thread that may block.
     ///
     /// Neither digest nor length have been checked.
@@ -159,6 +174,7 @@ impl Source {
             Kind::Registry { repository, .. } => {
                 Ok(Box::new(stream::reader(repository.blob(digest).await?)))
             }
+            Kind::Containerd(containerd) => Ok(containerd.blob(digest).await?),
             _ => Ok(Box::new(self.window(digest)?.reader())),
         }
     }
@@ -173,8 +189,15 @@ impl Source {
             digest: *digest,
             error,
         };
-        let window = self.window(digest)?;
         let len = range.end.saturating_sub(range.start);
+        if let Kind::Containerd(containerd) = &self.kind {
+            let bytes = containerd.range(digest, range.start, len).await?;
+            if bytes.len() as u64 != len {
+                return Err(read(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            return Ok(bytes.into());
+        }
+        let window = self.window(digest)?;
         if range.end > window.len() {
             return Err(read(std::io::ErrorKind::UnexpectedEof.into()));
         }
@@ -189,7 +212,9 @@ impl Source {
         match &self.kind {
             Kind::Layout(layout) => Ok(layout.blob(digest)?),
             Kind::Docker(docker) => Ok(docker.blob(digest)?),
-            Kind::Registry { .. } => unreachable!("blobs of a registry are fetched, not opened"),
+            Kind::Registry { .. } | Kind::Containerd(_) => {
+                unreachable!("blobs of registries and containerd are fetched, not opened")
+            }
         }
     }
 }
@@ -207,6 +232,15 @@ impl From<LayoutSource> for Source {
         Self {
             location: "the destination".into(),
             kind: Kind::Layout(Box::new(layout)),
+        }
+    }
+}
+
+impl From<ContainerdSource> for Source {
+    fn from(containerd: ContainerdSource) -> Self {
+        Self {
+            location: "the destination".into(),
+            kind: Kind::Containerd(Box::new(containerd)),
         }
     }
 }

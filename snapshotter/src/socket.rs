@@ -5,14 +5,10 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::task::{Context, Poll};
 
-use futures_util::future::BoxFuture;
-use hyper_util::rt::TokioIo;
+pub use larder_containerd::Connector;
 use nix::sys::stat::{Mode, umask};
 use tokio::net::UnixListener;
-use tonic::codegen::Service;
-use tonic::transport::{Channel, Endpoint, Uri};
 
 /// Longest path of a Unix socket, bytes: `sun_path` has 108, one of them for the final NUL.
 pub const PATH_BYTES_MAX: usize = 107;
@@ -97,40 +93,6 @@ fn refuse_other_files(path: &Path) -> Result<(), BindError> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => Err(BindError::NotASocket(path.to_owned())),
         _ => Ok(()),
-    }
-}
-
-/// Connects a gRPC channel to a socket; the address in requests is ignored.
-#[derive(Debug, Clone)]
-pub struct Connector {
-    path: PathBuf,
-}
-
-impl Connector {
-    /// A connector to the socket at `path`.
-    pub fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
-    /// A channel that connects when it is first used, and again whenever the peer went away.
-    pub fn channel(path: PathBuf) -> Channel {
-        // containerd's and tonic's servers both want a well-formed authority, any will do.
-        Endpoint::from_static("http://localhost").connect_with_connector_lazy(Self::new(path))
-    }
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<tokio::net::UnixStream>;
-    type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<Self::Response>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let connecting = tokio::net::UnixStream::connect(self.path.clone());
-        Box::pin(async { Ok(TokioIo::new(connecting.await?)) })
     }
 }
 

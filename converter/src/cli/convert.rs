@@ -17,8 +17,8 @@ use crate::plan::PlatformFilter;
 use crate::report::{Action, Report};
 
 /// SOURCE and DEST are each one of
-/// HOST/REPO:TAG (as a source also HOST/REPO@DIGEST), oci:DIR[:TAG], oci-archive:FILE[:TAG];
-/// SOURCE may also be docker-archive:FILE[:REF].
+/// HOST/REPO:TAG (as a source also HOST/REPO@DIGEST), oci:DIR[:TAG], oci-archive:FILE[:TAG],
+/// containerd:REF; SOURCE may also be docker-archive:FILE[:REF].
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The image to convert.

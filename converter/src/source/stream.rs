@@ -12,13 +12,13 @@ const PIECES: usize = 32;
 
 /// The reading end; dropping it ends the download.
 #[derive(Debug)]
-pub(super) struct StreamReader {
+pub(crate) struct StreamReader {
     pieces: mpsc::Receiver<Result<Bytes, String>>,
     piece: Bytes,
 }
 
 /// Starts to read `body` ahead on the runtime, and gives the end to read from.
-pub(super) fn reader<E: std::fmt::Display + Send>(
+pub(crate) fn reader<E: std::fmt::Display + Send>(
     mut body: impl Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
 ) -> StreamReader {
     let (send, pieces) = mpsc::channel(PIECES);

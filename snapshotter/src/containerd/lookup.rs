@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::{Blob, Containerd, ContentError};
 use crate::store::Origin;
+use larder_containerd::SOURCE_PREFIX;
 
 /// Longest manifest or config that is read, bytes; registries accept no longer manifests.
 const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
@@ -26,9 +27,6 @@ const PARSED_MAX: usize = 32;
 
 /// containerd puts this on every manifest whose children it knows.
 const CONFIG_FILTER: &str = r#"labels."containerd.io/gc.ref.content.config""#;
-
-/// containerd records here which repositories of a registry a blob came from.
-pub(super) const SOURCE_PREFIX: &str = "containerd.io/distribution.source.";
 
 /// What is looked for.
 #[derive(Debug, Clone, Copy)]

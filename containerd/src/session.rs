@@ -14,11 +14,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::lookup::SOURCE_PREFIX;
 use super::{Containerd, within};
 
 /// Messages of an upload on their way; with a registry's pieces of at most 1 MiB, a few MiB.
 const WRITES_QUEUED_MAX: usize = 4;
+
+/// containerd records here which repositories of a registry a blob came from.
+pub const SOURCE_PREFIX: &str = "containerd.io/distribution.source.";
 
 /// How long what a killed or failed command brought is kept, for its next run.
 const LEASE_KEPT: Duration = Duration::from_hours(24);
@@ -40,11 +42,17 @@ pub struct CallError {
 }
 
 impl CallError {
-    fn of(doing: &str) -> impl FnOnce(Status) -> Self + '_ {
+    /// Says what a call that failed was for.
+    pub fn of(doing: &str) -> impl FnOnce(Status) -> Self + '_ {
         move |status| Self {
             doing: doing.to_owned(),
             status: Box::new(status),
         }
+    }
+
+    /// Whether containerd says that there is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        self.code() == Code::NotFound
     }
 
     /// The gRPC code.
@@ -103,6 +111,11 @@ impl Session {
             }
         }
         request
+    }
+
+    /// The containerd it is with.
+    pub fn containerd(&self) -> &Containerd {
+        &self.containerd
     }
 
     /// Its namespace.
@@ -283,17 +296,22 @@ impl Session {
 
     /// The descriptor an image name stands for.
     pub async fn image(&self, name: &str) -> Result<Descriptor, CallError> {
-        let message = api::GetImageRequest {
-            name: name.to_owned(),
+        self.containerd.image(&self.namespace, name).await
+    }
+
+    /// Spares a blob that is there already until the end of the session.
+    pub async fn keep(&self, digest: &Digest) -> Result<(), CallError> {
+        let message = api::AddResourceRequest {
+            id: self.lease.clone(),
+            resource: Some(api::Resource {
+                id: digest.to_string(),
+                r#type: "content".into(),
+            }),
         };
-        let mut images = api::images_client::ImagesClient::new(self.containerd.channel());
-        let doing = format!("look up image {name}");
-        let got = images
-            .get(self.request(message))
-            .await
-            .map_err(CallError::of(&doing))?;
-        let image = got.into_inner().image.unwrap_or_default();
-        Ok(image.target.unwrap_or_default())
+        let mut leases = api::leases_client::LeasesClient::new(self.containerd.channel());
+        let added = leases.add_resource(self.request(message)).await;
+        added.map_err(CallError::of("add a blob to the lease"))?;
+        Ok(())
     }
 
     /// Makes an image, or points an existing one at `target`.

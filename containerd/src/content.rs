@@ -2,11 +2,18 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use containerd_client::services::v1::content_client::ContentClient;
-use containerd_client::services::v1::{Info, ListContentRequest, ReadContentRequest};
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::{
+    GetImageRequest, Info, InfoRequest, ListContentRequest, ReadContentRequest,
+};
+use containerd_client::types::Descriptor;
+use futures_util::{Stream, StreamExt};
 use larder_proto::digest::Digest;
-use tonic::Status;
+use tonic::{Code, Status};
 
+use super::session::CallError;
 use super::{Containerd, within};
 
 /// Blobs looked at in one listing: a node with more manifests than this in one namespace does not
@@ -110,6 +117,61 @@ impl Containerd {
             return Err(ContentError::Damaged(*digest));
         }
         Ok(bytes)
+    }
+}
+
+impl Containerd {
+    /// The length of a blob; `None` if the content store of `namespace` does not have it.
+    pub async fn blob_len(
+        &self,
+        namespace: &str,
+        digest: &Digest,
+    ) -> Result<Option<u64>, CallError> {
+        let doing = format!("ask for blob {digest}");
+        let message = InfoRequest {
+            digest: digest.to_string(),
+        };
+        let request = within(namespace, message).map_err(CallError::of(&doing))?;
+        match ContentClient::new(self.channel()).info(request).await {
+            Ok(info) => {
+                let size = info.into_inner().info.unwrap_or_default().size;
+                Ok(u64::try_from(size).ok())
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(CallError::of(&doing)(status)),
+        }
+    }
+
+    /// The bytes of a blob from `offset` on: `len` of them, or all when that is 0. Nothing has
+    /// been checked.
+    pub async fn stream(
+        &self,
+        namespace: &str,
+        digest: &Digest,
+        (offset, len): (u64, u64),
+    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + Unpin + 'static, CallError> {
+        let doing = format!("read blob {digest}");
+        let message = ReadContentRequest {
+            digest: digest.to_string(),
+            offset: i64::try_from(offset).unwrap_or(i64::MAX),
+            size: i64::try_from(len).unwrap_or(i64::MAX),
+        };
+        let request = within(namespace, message).map_err(CallError::of(&doing))?;
+        let parts = ContentClient::new(self.channel()).read(request).await;
+        let parts = parts.map_err(CallError::of(&doing))?.into_inner();
+        Ok(parts.map(|part| part.map(|part| Bytes::from(part.data))))
+    }
+
+    /// The descriptor an image name stands for.
+    pub async fn image(&self, namespace: &str, name: &str) -> Result<Descriptor, CallError> {
+        let doing = format!("look up image {name} in namespace {namespace}");
+        let message = GetImageRequest {
+            name: name.to_owned(),
+        };
+        let request = within(namespace, message).map_err(CallError::of(&doing))?;
+        let got = ImagesClient::new(self.channel()).get(request).await;
+        let image = got.map_err(CallError::of(&doing))?.into_inner().image;
+        Ok(image.unwrap_or_default().target.unwrap_or_default())
     }
 }
 
