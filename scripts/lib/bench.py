@@ -1,6 +1,7 @@
 """The benchmarks of docs/BENCHMARKS.md. Each is a function; each compares within one run."""
 
 import argparse
+import glob
 import hashlib
 import json
 import os
@@ -52,9 +53,9 @@ def main():
 class Registry:
     """A registry on a fast link, with converted images in it."""
 
-    def __init__(self, args, work, rate="20gbit"):
+    def __init__(self, args, work, rate="20gbit", round_trip=0):
         self.args, self.work = args, tempfile.mkdtemp(dir=work)
-        self.link = rig.Link(self.work, rate)
+        self.link = rig.Link(self.work, rate, round_trip=round_trip)
         try:
             self.link.start_registry(self.work)
         except rig.RigError:
@@ -84,11 +85,26 @@ class Mounted:
         self.driver, self.reference = driver, reference
         self.mount()
 
-    def mount(self):
-        rig.run(self.program, "mount", "--root", self.root, "--fs-driver", self.driver, "--plain-http", "--detach", self.reference, self.path)
+    def mount(self, path=None):
+        rig.run(self.program, "mount", "--root", self.root, "--fs-driver", self.driver, "--plain-http", "--detach", self.reference,
+                path or self.path)
 
-    def unmount(self):
-        rig.run(self.program, "umount", self.path)
+    def unmount(self, path=None):
+        rig.run(self.program, "umount", "--root", self.root, path or self.path)
+
+    def complete(self):
+        """Fetches every chunk, and waits until the layers are proven, so that no proof runs beside what is measured."""
+        records = glob.glob(os.path.join(self.root, "store", "*", "layer.json"))
+        for record in records:
+            with open(record) as text, open(os.path.join(self.root, "session", "dev", str(json.load(text)["slot"])), "rb") as device:
+                while device.read(1 << 20):
+                    pass
+        rig.wait_for(lambda: all(proven(record) for record in records), "the layers to be proven")
+
+
+def proven(record):
+    with open(record) as text:
+        return json.load(text)["proof"] == "proven"
 
 
 def one_layer(tree, folder):
@@ -145,42 +161,56 @@ def local(args, drivers, work, table):
         reference = registry.push(layout, "one")
         for driver in drivers:
             mounted = Mounted(args, work, driver, reference)
-            read_all(mounted.path)
-            compare(args, table, driver, mounted.path, tree)
-            with Overlay(work, mounted.path) as ours, Overlay(work, tree) as theirs:
-                compare(args, table, driver + " under overlayfs", ours, theirs)
-            mounted.unmount()
-            mounted.mount()
-            compare(args, table, driver + ", layer complete and mounted again", mounted.path, tree)
+            mounted.complete()
+            both_ways(args, work, table, driver, mounted.path, tree)
+            if driver == "erofs":
+                # What is mounted after the proof reads the store's file without us.
+                again = tempfile.mkdtemp(dir=work)
+                mounted.mount(again)
+                both_ways(args, work, table, "erofs, complete", again, tree)
+                mounted.unmount(again)
             mounted.unmount()
 
 
-def compare(args, table, label, ours, theirs):
-    goals = {"erofs": "≤ 1.0"}.get(label.split()[0].strip(","), "")
-    actions = {"find": list_all, "tar": read_all, "Python import": import_all}
-    for name, action in actions.items():
+def both_ways(args, work, table, kind, ours, theirs):
+    compare(args, table, kind, kind, ours, theirs)
+    with Overlay(work, ours) as our_overlay, Overlay(work, theirs) as their_overlay:
+        compare(args, table, kind, kind + " under overlayfs", our_overlay, their_overlay)
+
+
+ACTIONS = {
+    "find": lambda path: rig.run("find", path, "-xdev", "-printf", "%s %T@\n"),
+    # GNU tar reads nothing when its output is /dev/null itself.
+    "tar": lambda path: rig.run("sh", "-c", 'tar -C "$0" --one-file-system -cf - . | cat >/dev/null', path),
+    "import": lambda path: rig.run("chroot", path, *IMPORT),
+}
+
+# By kind of mount, action and state: most seconds, as a share of ext4's.
+GOALS = {("erofs", action, state): 1.0 for action in ACTIONS for state in ("cold", "warm")}
+GOALS |= {("erofs, complete", action, state): 1.0 for action in ACTIONS for state in ("cold", "warm")}
+GOALS |= {("erofs", "import", "cold"): 1.25}
+GOALS |= {("fuse", "find", "cold"): 0.85, ("fuse", "find", "warm"): 1.0, ("fuse", "tar", "cold"): 0.8, ("fuse", "tar", "warm"): 1.5}
+
+
+def compare(args, table, kind, label, ours, theirs):
+    for name, action in ACTIONS.items():
         for state in ("cold", "warm"):
             def timed(path):
                 if state == "cold":
                     rig.drop_caches()
+                    load_tools()
                 return seconds(lambda: action(path))
             if state == "warm":
                 action(ours), action(theirs)
             samples = abba(args.pairs, lambda: timed(ours), lambda: timed(theirs))
-            table.pair(f"{label}: {name}, {state}", "s", *samples, goals)
+            goal = GOALS.get((kind, name, state))
+            table.pair(f"{label}: {name}, {state}", "s", *samples, f"≤ {goal}" if goal else "")
 
 
-def list_all(path):
-    rig.run("find", path, "-xdev", "-printf", "%s %T@\n")
-
-
-def read_all(path):
-    # GNU tar reads nothing when its output is /dev/null itself.
-    rig.run("sh", "-c", 'tar -C "$0" --one-file-system -cf - . | cat >/dev/null', path)
-
-
-def import_all(path):
-    rig.run("chroot", path, *IMPORT)
+def load_tools():
+    """The machine's own programs come from its disk on either side, which is not what is compared."""
+    for tool in ("find", "tar", "cat", "chroot"):
+        rig.run(tool, "--version")
 
 
 class Overlay:
@@ -202,7 +232,12 @@ class Overlay:
 
 def cold(args, drivers, work, table):
     """From the pull command to ready over the shaped link, on empty nodes."""
-    with Registry(args, work, args.rate) as registry:
+    cold_over(args, drivers, work, table, 0, "≤ 3.0 s")
+    cold_over(args, drivers, work, table, 0.010, "< 1.0")
+
+
+def cold_over(args, drivers, work, table, round_trip, goal):
+    with Registry(args, work, args.rate, round_trip) as registry:
         lazy = registry.push(os.path.join(args.images, "python"), "python")
         eager = lazy.replace(":larder", ":original")
 
@@ -216,8 +251,8 @@ def cold(args, drivers, work, table):
 
         for driver in drivers:
             ours, theirs = abba(args.pairs, lambda: start(lazy, True, driver), lambda: start(eager, False))
-            label = f"cold start, {args.rate}, {driver}"
-            table.pair(f"{label}: ready", "s", *([s["seconds"] for s in side] for side in (ours, theirs)), "≤ 3.0 s")
+            label = f"cold start, {args.rate}, {driver}" + (f", {round_trip * 1e3:.0f} ms round trip" if round_trip else "")
+            table.pair(f"{label}: ready", "s", *([s["seconds"] for s in side] for side in (ours, theirs)), goal)
             table.pair(f"{label}: moved", "MB", *([s["bytes"] / 1e6 for s in side] for side in (ours, theirs)), "≤ 45 MB")
             table.pair(f"{label}: pull returns", "s", *([s["pull_seconds"] for s in side] for side in (ours, theirs)), "")
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -32,19 +33,22 @@ def run(*command, **options):
 
 
 class Link:
-    """A network namespace with a registry in it, behind a veth pair shaped both ways."""
+    """A network namespace with a registry in it, behind a pair of devices shaped both ways."""
 
-    def __init__(self, work, rate, storage=None):
-        """`storage` is what another registry holds already."""
+    def __init__(self, work, rate, storage=None, round_trip=0):
+        """`storage` is what another registry holds already; `round_trip` is in seconds."""
         tag = secrets.token_hex(3)
         self.namespace, self.near, far = f"larder-{tag}", f"ldn{tag}", f"ldf{tag}"
         # TEST-NET-2 and a random host part: nothing of this machine's network is touched.
         host = 4 * secrets.randbelow(63)
         self.address = f"198.51.100.{host + 1}:5000"
         self.storage = storage or os.path.join(work, "registry")
-        self.registry = None
+        self.registry = self.delay = None
         run("ip", "netns", "add", self.namespace)
-        run("ip", "link", "add", self.near, "type", "veth", "peer", "name", far, "netns", self.namespace)
+        if round_trip:
+            self.connect_slowly(far, round_trip)
+        else:
+            run("ip", "link", "add", self.near, "type", "veth", "peer", "name", far, "netns", self.namespace)
         run("ip", "addr", "add", f"198.51.100.{host + 2}/30", "dev", self.near)
         run("ip", "link", "set", self.near, "up")
         self.inside("ip", "addr", "add", f"198.51.100.{host + 1}/30", "dev", far)
@@ -56,6 +60,13 @@ class Link:
         shape = ("root", "tbf", "rate", rate, "burst", "64kb", "latency", "50ms")
         run("tc", "qdisc", "add", "dev", self.near, *shape)
         self.inside("tc", "qdisc", "add", "dev", far, *shape)
+
+    def connect_slowly(self, far, round_trip):
+        """The pair of devices, with packets held between them for half the round-trip time each way."""
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "delay.py")
+        self.delay = subprocess.Popen([sys.executable, "-B", program, self.near, far, str(round_trip)])
+        wait_for(lambda: subprocess.run(["ip", "link", "show", "dev", far], capture_output=True).returncode == 0, "the delayed link")
+        run("ip", "link", "set", far, "netns", self.namespace)
 
     def inside(self, *command):
         return run("ip", "netns", "exec", self.namespace, *command)
@@ -83,6 +94,7 @@ class Link:
 
     def close(self):
         stop(self.registry)
+        stop(self.delay)
         subprocess.run(["ip", "link", "del", self.near], capture_output=True)
         subprocess.run(["ip", "netns", "del", self.namespace], capture_output=True)
 

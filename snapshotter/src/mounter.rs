@@ -63,8 +63,11 @@ pub enum MountImageError {
 #[derive(Debug, Clone)]
 struct Mounted {
     reference: String,
-    /// Where its layers are, lowest first.
+    /// Where its layers are, lowest first. The only layer of an image is the target itself: an
+    /// overlay would look for its own attributes on every file.
     layers: Vec<PathBuf>,
+    /// Whether an overlay of them is at the target.
+    stacked: bool,
     directory: PathBuf,
 }
 
@@ -153,6 +156,7 @@ impl Mounter {
         let mut made = Mounted {
             reference: image.to_string(),
             layers: Vec::new(),
+            stacked: wanted.len() != 1,
             directory,
         };
         if let Err(error) = self.stack(&wanted, target, &mut made).await {
@@ -177,7 +181,11 @@ impl Mounter {
         for (number, layer) in wanted.iter().enumerate() {
             let index = layer.index.digest;
             let paths = self.plane.implied(&index);
-            let place = made.directory.join(number.to_string());
+            let place = if made.stacked {
+                made.directory.join(number.to_string())
+            } else {
+                target.to_owned()
+            };
             let failed = |source| MountImageError::Directory {
                 path: place.clone(),
                 source,
@@ -197,6 +205,9 @@ impl Mounter {
                     implied: entries,
                 },
             );
+        }
+        if !made.stacked {
+            return Ok(());
         }
         let lower: Vec<PathBuf> = places.into_iter().rev().map(|(_, place)| place).collect();
         self.show(lower, target, made).await
@@ -232,7 +243,9 @@ impl Mounter {
         let Some(image) = mounted.get(target).cloned() else {
             return Err(MountImageError::Absent(target.to_owned()));
         };
-        unmount(target, Unmount::Lazy)?;
+        if image.stacked {
+            unmount(target, Unmount::Lazy)?;
+        }
         mounted.remove(target);
         let torn = self.tear_down(&image).await;
         self.count.send_replace(mounted.len());
