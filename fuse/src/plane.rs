@@ -15,7 +15,7 @@ use crate::config::DataPlaneConfig;
 use crate::driver::DriverReport;
 use crate::fetch::Recent;
 use crate::layer::{Layer, LayerId, LayerSpec, Proofs};
-use crate::session::{FuseMount, Slots};
+use crate::session::{Sessions, Slots};
 use crate::store::StoreRoot;
 
 pub use add::AddLayerError;
@@ -32,7 +32,7 @@ pub(crate) struct Plane {
     config: DataPlaneConfig,
     store: StoreRoot,
     slots: Arc<Slots>,
-    session: FuseMount,
+    session: Sessions,
     driver: DriverReport,
     recent: Arc<Recent>,
     /// Files the process may have open.

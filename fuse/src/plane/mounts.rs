@@ -58,7 +58,7 @@ impl Plane {
         }
         let base = match self.driver.driver {
             Driver::Fuse => {
-                let tree = self.session.path().join("tree").join(view.slot.to_string());
+                let tree = self.session.tree(view.slot, view.image.has_xattrs());
                 bind(&tree, target)?;
                 None
             }

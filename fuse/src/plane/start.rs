@@ -16,7 +16,7 @@ use crate::driver::{self, Driver, DriverReport, SelfTest, kernel_is_safe};
 use crate::fetch::{Fetcher, Recent};
 use crate::layer::{Layer, LayerId};
 use crate::mount::unmount_stale;
-use crate::session::{Content, FuseMount, Slots};
+use crate::session::{Content, FuseMount, Manner, Sessions, Slots};
 use crate::source::{Elsewhere, Source};
 use crate::store::{OpenStoreError, StoreRoot, StoredLayer};
 use crate::sys::raise_open_files;
@@ -142,43 +142,46 @@ impl Plane {
     }
 }
 
-/// Mounts the session and settles the driver.
+/// Mounts the sessions and settles the driver.
 fn open_session(
     config: &DataPlaneConfig,
     store: &StoreRoot,
     slots: &Arc<Slots>,
-) -> Result<(FuseMount, DriverReport), StartError> {
+) -> Result<(Sessions, DriverReport), StartError> {
     let path = store.root().join("session");
-    let mount = |without_opens| {
-        FuseMount::mount(
-            path.clone(),
-            slots.clone(),
-            config.device_reads,
-            without_opens,
-        )
-        .map_err(|error| StartError::Session {
-            path: path.clone(),
-            error,
-        })
+    let failed = |error| StartError::Session {
+        path: path.clone(),
+        error,
+    };
+    let of_trees = || Sessions::of_trees(&path, slots, config.device_reads).map_err(failed);
+    let of_devices = || {
+        let manner = Manner {
+            reads: config.device_reads,
+            without_opens: false,
+            without_xattrs: false,
+        };
+        FuseMount::mount(path.clone(), slots.clone(), manner).map_err(failed)
     };
     // Without the file the release is unknown, and counts as old.
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let decided = driver::decide(config.driver, release.trim());
-    if let Some(report) = decided {
-        return Ok((mount(report.driver == Driver::Fuse)?, report));
+    match driver::decide(config.driver, release.trim()) {
+        Some(report) if report.driver == Driver::Fuse => Ok((of_trees()?, report)),
+        Some(report) => Ok((Sessions::of_devices(of_devices()?), report)),
+        None => {
+            let session = of_devices()?;
+            let report = driver::after_self_test(self_test(&session, store, slots));
+            if report.driver == Driver::Erofs {
+                return Ok((Sessions::of_devices(session), report));
+            }
+            session.detach();
+            debug_assert_eq!(
+                config.driver,
+                DriverChoice::Auto,
+                "others were decided before"
+            );
+            Ok((of_trees()?, report))
+        }
     }
-    let session = mount(false)?;
-    let report = driver::after_self_test(self_test(&session, store, slots));
-    if report.driver == Driver::Erofs {
-        return Ok((session, report));
-    }
-    session.detach();
-    debug_assert_eq!(
-        config.driver,
-        DriverChoice::Auto,
-        "others were decided before"
-    );
-    Ok((mount(true)?, report))
 }
 
 fn self_test(session: &FuseMount, store: &StoreRoot, slots: &Slots) -> Result<(), String> {

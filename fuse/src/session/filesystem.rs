@@ -11,8 +11,10 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
-use larder_proto::erofs::{Image, Nid};
+use larder_proto::erofs::{self, Image, Nid};
 
+use super::Manner;
+use super::ahead::Ahead;
 use super::inode::Node;
 use super::reads::{Wanted, answer};
 use super::slots::{Content, Slot, Slots};
@@ -33,17 +35,17 @@ const GENERATION: Generation = Generation(0);
 #[derive(Debug)]
 pub(super) struct LarderFs {
     slots: Arc<Slots>,
-    reads: DeviceReads,
-    /// Nobody opens devices, so the kernel is told to open files without asking.
-    without_opens: bool,
+    manner: Manner,
+    /// For sessions whose trees are mounted.
+    ahead: Option<Ahead>,
 }
 
 impl LarderFs {
-    pub(super) fn new(slots: Arc<Slots>, reads: DeviceReads, without_opens: bool) -> Self {
+    pub(super) fn new(slots: Arc<Slots>, manner: Manner, ahead: Option<Ahead>) -> Self {
         Self {
             slots,
-            reads,
-            without_opens,
+            manner,
+            ahead,
         }
     }
 
@@ -169,7 +171,7 @@ impl Filesystem for LarderFs {
             // Each is an improvement the kernel may lack, none a condition.
             let _ = config.add_capabilities(flag);
         }
-        if self.without_opens {
+        if self.manner.without_opens {
             let _ = config.add_capabilities(InitFlags::FUSE_NO_OPEN_SUPPORT);
         }
         let _ = config.set_max_background(BACKGROUND_MAX);
@@ -228,12 +230,12 @@ impl Filesystem for LarderFs {
             return reply.error(Errno::ENOENT);
         };
         let is_device = matches!(node, Node::Device(_));
-        if self.without_opens && !is_device {
+        if self.manner.without_opens && !is_device {
             return reply.error(Errno::ENOSYS);
         }
         self.slots.opened(number, 1);
         let is_faulty = matches!(slot.content, Content::Faulty(_));
-        let flags = if is_device && !is_faulty && self.reads == DeviceReads::Direct {
+        let flags = if is_device && !is_faulty && self.manner.reads == DeviceReads::Direct {
             FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
         } else {
             FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
@@ -257,8 +259,11 @@ impl Filesystem for LarderFs {
             .and_then(Node::slot)
             .and_then(|slot| self.slots.get(slot));
         match (node, slot) {
-            (Some(Node::File(_, nid)), Some(slot)) => {
+            (Some(Node::File(number, nid)), Some(slot)) => {
                 Self::read_file(&slot, nid, offset, size, reply);
+                if let (Some(ahead), 0) = (&self.ahead, offset) {
+                    ahead.read(number, nid);
+                }
             }
             (Some(Node::Device(_)), Some(slot)) => Self::read_device(&slot, offset, size, reply),
             _ => reply.error(Errno::EBADF),
@@ -336,6 +341,8 @@ impl Filesystem for LarderFs {
             return reply.error(Errno::EBADF);
         };
         let mut lookups = 0;
+        let mut files = Vec::new();
+        let mut is_end = true;
         for entry in image.read_dir(nid, offset) {
             let Some(inode) = image.inode(entry.nid) else {
                 continue;
@@ -346,11 +353,20 @@ impl Filesystem for LarderFs {
             if reply.add(ino, entry.next, name, &FOREVER, &attributes, GENERATION) {
                 break;
             }
+            is_end = false;
+            if inode.file_type == erofs::FileType::Regular {
+                files.push((entry.nid, inode.size));
+            }
             // The kernel takes no reference to "." and "..".
             lookups += i64::from(!entry.is_dot());
         }
         self.slots.looked_up(number, lookups);
         reply.ok();
+        match &self.ahead {
+            Some(ahead) if is_end => ahead.listed_all(number, nid),
+            Some(ahead) => ahead.listed(number, nid, offset == 0, files.into_iter()),
+            None => {}
+        }
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
@@ -364,6 +380,10 @@ impl Filesystem for LarderFs {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.manner.without_xattrs {
+            // The kernel does not ask this session again.
+            return reply.error(Errno::ENOSYS);
+        }
         let file = self.file(ino);
         let value = file
             .as_ref()

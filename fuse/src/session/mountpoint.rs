@@ -11,10 +11,11 @@ use fuser::{BackgroundSession, Config, INodeNo, Session, SessionACL};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tracing::warn;
 
-use super::Slots;
+use super::ahead::{self, Ahead};
 use super::filesystem::LarderFs;
 use super::inode::Node;
 use super::reads::READ_BYTES_MAX;
+use super::{Manner, Slots};
 use crate::config::DeviceReads;
 use crate::mount::SOURCE;
 
@@ -31,12 +32,7 @@ pub(crate) struct FuseMount {
 
 impl FuseMount {
     /// Mounts at `path` and begins to answer. Enters the session itself: not for FUSE threads.
-    pub(crate) fn mount(
-        path: PathBuf,
-        slots: Arc<Slots>,
-        reads: DeviceReads,
-        without_opens: bool,
-    ) -> io::Result<Self> {
+    pub(crate) fn mount(path: PathBuf, slots: Arc<Slots>, manner: Manner) -> io::Result<Self> {
         std::fs::create_dir_all(&path)?;
         let device = OpenOptions::new()
             .read(true)
@@ -50,17 +46,25 @@ impl FuseMount {
         let options = std::ffi::CString::new(options).map_err(io::Error::other)?;
         // Devices and setuid files are part of images: neither nodev nor nosuid.
         rustix::mount::mount(SOURCE, &path, "fuse", MountFlags::RDONLY, Some(&*options))?;
-        let started = (|| {
+        let started = (|| -> io::Result<_> {
             let mut config = Config::default();
             config.acl = SessionACL::All;
             config.n_threads = Some(THREADS);
-            let filesystem = LarderFs::new(slots, reads, without_opens);
+            let (ahead, batches) = Ahead::new();
+            // Without mounted trees there is nothing to read ahead, and the thread ends at once.
+            let ahead = Some(ahead).filter(|_| manner.without_opens);
+            let filesystem = LarderFs::new(slots.clone(), manner, ahead);
             let device = OwnedFd::from(device);
-            Session::from_fd(filesystem, device, SessionACL::All, config)?.spawn()
+            let session = Session::from_fd(filesystem, device, SessionACL::All, config)?.spawn()?;
+            let notifier = session.notifier();
+            std::thread::Builder::new()
+                .name("larder-ahead".into())
+                .spawn(move || ahead::run(&batches, &slots, &notifier))?;
+            Ok(session)
         })();
         let session = started.inspect_err(|_| detach(&path))?;
         let mount = Self { path, session };
-        if let DeviceReads::Buffered { read_ahead_kb } = reads
+        if let DeviceReads::Buffered { read_ahead_kb } = manner.reads
             && let Err(error) = mount.set_read_ahead(read_ahead_kb)
         {
             warn!(%error, "cannot set the session's read-ahead; trees are read in smaller pieces");

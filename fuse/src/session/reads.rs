@@ -43,6 +43,11 @@ impl Wanted {
         }
     }
 
+    /// Whether no zeros stand between or behind the bytes of the device.
+    fn is_one_run(&self) -> bool {
+        matches!(&self.parts[..], [part] if part.device.end - part.device.start == self.len as u64)
+    }
+
     /// The bytes `device`, at `at` of the reply; what lies beyond the reply is cut off.
     pub(super) fn add(&mut self, at: u64, device: Range<u64>) {
         let room = (self.len as u64).saturating_sub(at);
@@ -68,7 +73,7 @@ where
         let reply =
             BUFFER.with_borrow_mut(|buffer| match fill(layer, &wanted, &Held::new(), buffer) {
                 Ok(()) => {
-                    reply(Ok(buffer));
+                    reply(Ok(&buffer[..wanted.len]));
                     None
                 }
                 Err(_) => Some(reply),
@@ -111,7 +116,7 @@ where
         // Reading may wait for the disk, which the fetcher's own threads must not.
         let copied = tokio::task::spawn_blocking(move || {
             BUFFER.with_borrow_mut(|buffer| match fill(&layer, &wanted, &held, buffer) {
-                Ok(()) => reply(Ok(buffer)),
+                Ok(()) => reply(Ok(&buffer[..wanted.len])),
                 Err(error) => {
                     tracing::warn!(layer = %layer.directory().display(), %error,
                         "a read fails: the store's disk gave an error");
@@ -126,8 +131,13 @@ where
 }
 
 fn fill(layer: &StoredLayer, wanted: &Wanted, held: &Held, buffer: &mut Vec<u8>) -> io::Result<()> {
-    buffer.clear();
-    buffer.resize(wanted.len, 0);
+    if buffer.len() < wanted.len {
+        buffer.resize(wanted.len, 0);
+    }
+    let buffer = &mut buffer[..wanted.len];
+    if !wanted.is_one_run() {
+        buffer.fill(0);
+    }
     for part in &wanted.parts {
         let len = usize::try_from(part.device.end - part.device.start).map_err(io::Error::other)?;
         let bytes = &mut buffer[part.at..part.at + len];

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use larder_fuse::{Driver, DriverChoice, ImpliedDirectory};
 use larder_test_support::tar::{Entry, TarBuilder};
 
-use crate::scene::{Scene, noise, odd_layer, read};
+use crate::scene::{Scene, layer_of, noise, odd_layer, read};
 use larder_test_support::layer::LayerFixture;
 
 const BOTH: [DriverChoice; 2] = [DriverChoice::Erofs, DriverChoice::Fuse];
@@ -162,4 +162,66 @@ async fn implied_directories_take_the_attributes_they_are_given() {
         let attributes = mounted.layer.attributes(b"etc/passwd").unwrap();
         assert_eq!((attributes.mode, attributes.xattrs.len()), (0o640, 1));
     }
+}
+
+/// Promise: the FUSE driver tells the kernel once that a layer has no extended attributes, and
+/// shows those of layers that have some.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernel_learns_that_a_layer_has_no_extended_attributes() {
+    let scene = Scene::new(DriverChoice::Fuse).await;
+    let plain = scene.mounted(&layer_of(b"plain"), "plain").await;
+    let with_some = scene.mounted(&odd_layer(), "with some").await;
+    let (plain, with_some) = (plain.target.join("data"), with_some.target.clone());
+    tokio::task::spawn_blocking(move || {
+        let mut value = [0; 16];
+        let asked = rustix::fs::getxattr(&plain, "user.colour", &mut value[..]);
+        assert_eq!(asked, Err(rustix::io::Errno::OPNOTSUPP));
+        // Programs that list first see what they see elsewhere.
+        assert_eq!(rustix::fs::listxattr(&plain, &mut value[..]), Ok(0));
+        let path = with_some.join("etc/passwd");
+        assert_eq!(xattr(&path, "user.colour"), b"red");
+        let asked = rustix::fs::getxattr(&path, "user.absent", &mut value[..]);
+        assert_eq!(asked, Err(rustix::io::Errno::NODATA));
+    })
+    .await
+    .unwrap();
+}
+
+/// Promise: files read ahead are the files, whole and unmixed, whatever their sizes.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_files_read_ahead_have_their_own_bytes() {
+    let sizes = [
+        1_usize, 511, 512, 4095, 4096, 4097, 65_536, 131_072, 131_073,
+    ];
+    let content = |at: usize| noise(at as u64 + 1, sizes[at % sizes.len()]);
+    let mut tar = TarBuilder::new();
+    for at in 0..90 {
+        let name = format!("d{}/f{:02}", at / 30, at % 30);
+        tar = tar.entry(Entry::file(&name, content(at)));
+    }
+    let fixture = LayerFixture::new(tar.finish());
+    let scene = Scene::new(DriverChoice::Fuse).await;
+    let mounted = scene.mounted(&fixture, "at").await;
+    mounted.layer.fetch_all().await.unwrap();
+    let at = mounted.target.clone();
+    tokio::task::spawn_blocking(move || {
+        for directory in 0..3 {
+            let path = at.join(format!("d{directory}"));
+            let mut names: Vec<_> = std::fs::read_dir(&path)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            names.sort();
+            assert_eq!(names.len(), 30);
+            for (number, name) in names.iter().enumerate() {
+                let bytes = std::fs::read(path.join(name)).unwrap();
+                assert!(
+                    bytes == content(directory * 30 + number),
+                    "{directory}/{number}"
+                );
+            }
+        }
+    })
+    .await
+    .unwrap();
 }

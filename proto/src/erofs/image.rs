@@ -28,6 +28,7 @@ pub struct Image<B> {
     bytes: B,
     superblock: Superblock,
     tar_len: u64,
+    has_xattrs: bool,
 }
 
 /// The attributes of a file.
@@ -74,12 +75,13 @@ impl<B: AsRef<[u8]>> Image<B> {
     /// Costs time in proportion to the image, and memory of about 1/200 of it.
     pub fn open(bytes: B, tar_len: u64) -> Result<Self, ImageError> {
         let superblock = Superblock::read_from(bytes.as_ref()).map_err(ImageError::Image)?;
-        let image = Self {
+        let mut image = Self {
             bytes,
             superblock,
             tar_len,
+            has_xattrs: false,
         };
-        check::check(&image)?;
+        image.has_xattrs = check::check(&image)?.has_xattrs;
         Ok(image)
     }
 
@@ -102,6 +104,11 @@ impl<B: AsRef<[u8]>> Image<B> {
     /// kernel reads whole blocks and fails a read that ends early.
     pub fn device_len(&self) -> u64 {
         u64::from(self.superblock.device_blocks) * format::BLOCK as u64
+    }
+
+    /// Whether any file has extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.has_xattrs
     }
 
     /// The attributes of `nid`.

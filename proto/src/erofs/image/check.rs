@@ -15,7 +15,13 @@ use crate::erofs::directory::{Block, RawEntry};
 use crate::erofs::format::{BLOCK, FileType, INODES_OFFSET, SLOT, SUPER_OFFSET, device_blocks};
 use crate::limits;
 
-pub(super) fn check<B: AsRef<[u8]>>(image: &Image<B>) -> Result<(), ImageError> {
+/// What the walk finds out by the way.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) has_xattrs: bool,
+}
+
+pub(super) fn check<B: AsRef<[u8]>>(image: &Image<B>) -> Result<Found, ImageError> {
     check_frame(image).map_err(ImageError::Image)?;
     let slots = image.bytes().len() / SLOT;
     let mut check = Check {
@@ -25,6 +31,7 @@ pub(super) fn check<B: AsRef<[u8]>>(image: &Image<B>) -> Result<(), ImageError> 
         shared: Bitmap::new(0),
         links: HashMap::new(),
         count: 0,
+        has_xattrs: false,
         pending: Vec::new(),
     };
     check
@@ -32,7 +39,10 @@ pub(super) fn check<B: AsRef<[u8]>>(image: &Image<B>) -> Result<(), ImageError> 
         .map_err(ImageError::Image)?;
     check.shared_area().map_err(ImageError::Image)?;
     check.walk()?;
-    check.finish().map_err(ImageError::Image)
+    check.finish().map_err(ImageError::Image)?;
+    Ok(Found {
+        has_xattrs: check.has_xattrs,
+    })
 }
 
 /// What the superblock says about the image as a whole.
@@ -69,6 +79,8 @@ struct Check<'a, B> {
     links: HashMap<u64, u32>,
     /// Inodes reached.
     count: u64,
+    /// Whether one of them has extended attributes.
+    has_xattrs: bool,
     /// Directories to be walked.
     pending: Vec<Pending>,
 }

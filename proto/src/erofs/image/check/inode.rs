@@ -50,6 +50,7 @@ impl<B: AsRef<[u8]>> Check<'_, B> {
             }
         }
         self.extended_attributes(&located)?;
+        self.has_xattrs |= located.raw.xattr_len > 0;
         let end = usize::try_from(located.inlined_len())
             .ok()
             .and_then(|len| located.inlined_at().checked_add(len))

@@ -1,0 +1,132 @@
+//! Small files read ahead of their readers.
+//!
+//! The kernel reads ahead within a file; a tree of small files costs it a request for each. When
+//! the files of a directory are read one after the other, the following ones are put into the page
+//! cache unasked, if their bytes are in the store. `docs/adr/0006-fuse-tree-requests.md` has the
+//! figures.
+//!
+//! All of it is a guess: whatever is forgotten, dropped or refused here is read in the ordinary
+//! way.
+
+mod listings;
+
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fuser::{INodeNo, Notifier};
+use larder_proto::erofs::Nid;
+
+use super::inode::Node;
+use super::slots::{Content, Slot, Slots};
+use listings::Listings;
+
+/// Largest file read ahead, bytes: what the kernel asks for in one request at its default
+/// read-ahead. In larger files its own read-ahead works.
+const FILE_BYTES_MAX: u64 = 128 << 10;
+
+/// Batches waiting for the thread. It handles one within milliseconds; what comes when it does not
+/// keep up is dropped.
+const BATCHES_MAX: usize = 16;
+
+/// Files of one slot to be put into the page cache.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Batch {
+    slot: u32,
+    files: Vec<Nid>,
+}
+
+/// Watches what is listed and read, and asks for what comes next. Never waits.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    listings: Mutex<Listings>,
+    batches: SyncSender<Batch>,
+}
+
+impl Ahead {
+    /// With the other end for [`run`].
+    pub(super) fn new() -> (Self, Receiver<Batch>) {
+        let (batches, receiver) = sync_channel(BATCHES_MAX);
+        let listings = Mutex::default();
+        (Self { listings, batches }, receiver)
+    }
+
+    /// The kernel was told a part of a directory: of its files, those that are regular, with their
+    /// sizes. `is_first` begins the directory anew.
+    pub(super) fn listed(
+        &self,
+        slot: u32,
+        directory: Nid,
+        is_first: bool,
+        files: impl Iterator<Item = (Nid, u64)>,
+    ) {
+        let small = files.filter(|&(_, size)| (1..=FILE_BYTES_MAX).contains(&size));
+        let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        listings.add(slot, directory, is_first, small);
+    }
+
+    /// The kernel was told that a directory has no more entries, and knows all of its files.
+    pub(super) fn listed_all(&self, slot: u32, directory: Nid) {
+        self.ask(|listings| listings.ended(slot, directory));
+    }
+
+    /// The kernel asked for the beginning of a file.
+    pub(super) fn read(&self, slot: u32, file: Nid) {
+        self.ask(|listings| listings.read(slot, file));
+    }
+
+    fn ask(&self, what: impl FnOnce(&mut Listings) -> Option<Batch>) {
+        let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let batch = what(&mut listings);
+        drop(listings);
+        if let Some(batch) = batch {
+            let _ = self.batches.try_send(batch);
+        }
+    }
+}
+
+/// Puts batches into the page cache until the session ends. For a thread of its own: the kernel
+/// lets a page wait that is just being read, which no FUSE thread may.
+pub(super) fn run(batches: &Receiver<Batch>, slots: &Slots, notifier: &Notifier) {
+    let mut buffer = Vec::new();
+    for batch in batches {
+        let Some(slot) = slots.get(batch.slot) else {
+            continue;
+        };
+        for file in batch.files {
+            let stored = store(&slot, batch.slot, file, &mut buffer, notifier);
+            if let Err(error) = stored {
+                tracing::debug!(slot = batch.slot, file = file.0, %error, "not read ahead");
+            }
+        }
+    }
+}
+
+fn store(
+    slot: &Arc<Slot>,
+    number: u32,
+    file: Nid,
+    buffer: &mut Vec<u8>,
+    notifier: &Notifier,
+) -> io::Result<()> {
+    let Content::Layer { fetcher, image } = &slot.content else {
+        return Ok(());
+    };
+    let Some(inode) = image.inode(file) else {
+        return Ok(());
+    };
+    let layer = fetcher.layer();
+    // A small file with holes is not worth the trouble.
+    let Some(extent) = image.extents(file).next().filter(|e| e.len == inode.size) else {
+        return Ok(());
+    };
+    let end = extent.tar_offset + extent.len;
+    if extent.len > FILE_BYTES_MAX || !layer.has(extent.tar_offset, end) {
+        return Ok(());
+    }
+    buffer.resize(usize::try_from(extent.len).map_err(io::Error::other)?, 0);
+    layer.read(buffer, extent.tar_offset)?;
+    let number = Node::File(number, file).number();
+    // A file the kernel does not know any more is no error.
+    notifier.store(INodeNo(number), 0, buffer)
+}
