@@ -178,12 +178,20 @@ def both_ways(args, work, table, kind, ours, theirs):
         compare(args, table, kind, kind + " under overlayfs", our_overlay, their_overlay)
 
 
-ACTIONS = {
-    "find": lambda path: rig.run("find", path, "-xdev", "-printf", "%s %T@\n"),
+def list_all(path):
+    rig.run("find", path, "-xdev", "-printf", "%s %T@\n")
+
+
+def read_all(path):
     # GNU tar reads nothing when its output is /dev/null itself.
-    "tar": lambda path: rig.run("sh", "-c", 'tar -C "$0" --one-file-system -cf - . | cat >/dev/null', path),
-    "import": lambda path: rig.run("chroot", path, *IMPORT),
-}
+    rig.run("sh", "-c", 'tar -C "$0" --one-file-system -cf - . | cat >/dev/null', path)
+
+
+def import_all(path):
+    rig.run("chroot", path, *IMPORT)
+
+
+ACTIONS = {"find": list_all, "tar": read_all, "import": import_all}
 
 # By kind of mount, action and state: most seconds, as a share of ext4's.
 GOALS = {("erofs", action, state): 1.0 for action in ACTIONS for state in ("cold", "warm")}

@@ -193,7 +193,7 @@ async fn small_files_read_ahead_have_their_own_bytes() {
     let sizes = [
         1_usize, 511, 512, 4095, 4096, 4097, 65_536, 131_072, 131_073,
     ];
-    let content = |at: usize| noise(at as u64 + 1, sizes[at % sizes.len()]);
+    let content = move |at: usize| noise(at as u64 + 1, sizes[at % sizes.len()]);
     let mut tar = TarBuilder::new();
     for at in 0..90 {
         let name = format!("d{}/f{:02}", at / 30, at % 30);
