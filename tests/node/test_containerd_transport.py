@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import tempfile
 
@@ -68,6 +69,18 @@ class ContainerdTransport(world.Case):
             self.assertIn("fetch-blobs", told)
             self.assertNotIn(CONVERTED, node.ctr("images", "ls", "-q"))
             self.assertEqual(node.ctr("leases", "ls", "-q").split(), [])
+
+    def test_an_interrupt_gives_the_lease_back(self):
+        """Promise: interrupted in the middle: exit 130, no image, and nothing that keeps blobs."""
+        with self.node("1.6", lazy=False) as node:
+            command = [os.path.join(world.PROGRAMS, "larder"), "convert", "--no-cache", "--address", node.socket,
+                       f"oci:{images.layout('python')}:latest", f"containerd:{CONVERTED}"]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                rig.wait_for(lambda: node.ctr("leases", "ls", "-q").split(), "larder to take a lease")
+                process.send_signal(signal.SIGINT)
+            self.assertEqual(process.returncode, 130)
+            self.assertEqual(node.ctr("leases", "ls", "-q").split(), [])
+            self.assertEqual(node.ctr("images", "ls", "-q").split(), [])
 
     def refused(self, *words):
         done = subprocess.run([os.path.join(world.PROGRAMS, "larder"), *words], capture_output=True, text=True)
