@@ -26,6 +26,20 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// The bytes `range` of the blob. The caller drops the future when it takes too long.
     fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer>;
+
+    /// What went wrong in a call that does not end, as far as the source knows: it may have asked
+    /// several times behind the caller's back.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Why `source` is not waited for any longer, after `waited`.
+pub(crate) fn no_answer(source: &dyn Source, waited: Duration) -> String {
+    match source.trouble() {
+        Some(trouble) => format!("{trouble}; no other answer within {waited:?}"),
+        None => format!("no answer within {waited:?}"),
+    }
 }
 
 /// Finds further sources of one layer when none of the known ones delivers.

@@ -82,6 +82,7 @@ impl Attempts {
 
     /// Notes that the call succeeded.
     pub(crate) fn succeeded(&self) {
+        self.repository.note_trouble(None);
         self.plan.budget.earn();
     }
 
@@ -96,6 +97,7 @@ impl Attempts {
     pub(crate) async fn failed(&mut self, cause: Cause) -> Result<(), RegistryError> {
         let endpoint = self.endpoint();
         tracing::debug!(host = endpoint.host, doing = self.doing, %cause, "attempt failed");
+        self.repository.note_trouble(Some(&cause));
         let unfit = is_unfit(&cause);
         if unfit && self.endpoints.len() > 1 {
             endpoint.pass_over();

@@ -1,6 +1,6 @@
 //! The client, and the repositories it opens.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use larder_proto::digest::Digest;
 use reqwest::Response;
@@ -62,6 +62,7 @@ impl Client {
             shared: Arc::clone(&self.0),
             registry: reference.registry().into(),
             name: reference.repository().into(),
+            trouble: Mutex::default(),
         }))
     }
 }
@@ -78,6 +79,8 @@ struct Inner {
     shared: Arc<Shared>,
     registry: String,
     name: String,
+    /// What the latest attempt failed with, since the last one that did not.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Repository {
@@ -89,6 +92,22 @@ impl Repository {
     /// The repository's path in the registry.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// What the latest attempt failed with, unless one succeeded since. Who stops waiting for a call
+    /// learns from it why the call took so long.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.0.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn note_trouble(&self, cause: Option<&Cause>) {
+        let mut trouble = self
+            .0
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *trouble = cause.map(ToString::to_string);
     }
 
     pub(crate) fn shared(&self) -> &Shared {

@@ -274,14 +274,12 @@ fn words(body: &[u8]) -> String {
                 (None, None) => String::new(),
             }
         }
-        // HTML and XML say nothing in one line.
-        None if body.trim_ascii_start().starts_with(b"<") => String::new(),
-        None => String::from_utf8_lossy(body).into_owned(),
+        None => plain_text(body).unwrap_or_default().to_owned(),
     };
     let said: String = said
         .trim()
         .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if is_printable(c) { c } else { ' ' })
         .take(DETAIL_CHARS_MAX)
         .collect();
     if said.is_empty() {
@@ -291,9 +289,46 @@ fn words(body: &[u8]) -> String {
     }
 }
 
+/// A body that is no JSON, if it is text a log can hold. HTML and XML say nothing in one line, and
+/// a single byte that is no text makes the rest of it suspect, too.
+fn plain_text(body: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(body).ok()?.trim();
+    let is_text = |c: char| is_printable(c) || c.is_ascii_whitespace();
+    (!text.starts_with('<') && text.chars().all(is_text)).then_some(text)
+}
+
+/// Whether a character shows as itself. Terminals obey control characters, and those that turn the
+/// direction of writing make a line look like another one.
+fn is_printable(c: char) -> bool {
+    let turns_or_hides = matches!(
+        c,
+        '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}'
+            | '\u{feff}' | '\u{fffd}'
+    );
+    !c.is_control() && !turns_or_hides
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Promise: what a proxy sends instead of an error document never reaches a log raw.
+    #[test]
+    fn a_refusal_that_is_no_text_is_left_out() {
+        for body in [
+            &b"\xef\xbf\xbd=/\x1f\x8b\x08"[..],
+            b"denied\xff\xfe",
+            b"\x1b]0;title\x07denied",
+            "\u{202e}denied".as_bytes(),
+            b" \n <html>portal</html>",
+            "\u{feff}<html>".as_bytes(),
+        ] {
+            assert_eq!(words(body), "", "{body:?}");
+        }
+        let json = r#"{"errors":[{"code":"DENIED","message":"no\u001b[31m\u202epull"}]}"#;
+        assert_eq!(words(json.as_bytes()), " (DENIED: no [31m pull)");
+        assert_eq!(words("zu früh".as_bytes()), " (zu früh)");
+    }
 
     #[test]
     fn a_refusal_is_quoted_briefly() {

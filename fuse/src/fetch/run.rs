@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use super::decode::open_frame;
 use super::{FetchError, Fetcher, Landed, Priority, Tracked};
-use crate::source::{Delivery, ask};
+use crate::source::{Delivery, ask, no_answer};
 use crate::store::{ChunkState, Published};
 
 /// First pause after all sources failed; doubled each time, up to [`PAUSE_MAX`].
@@ -30,7 +30,10 @@ pub(super) struct Run {
     rows: Vec<usize>,
     priority: Priority,
     started: Instant,
+    /// Who failed last, and how.
     last_failure: Option<(String, String)>,
+    /// Who was last waited for in vain. Apart, because silence hides what failures say.
+    last_silence: Option<(String, String)>,
 }
 
 impl Run {
@@ -41,6 +44,7 @@ impl Run {
             priority,
             started: Instant::now(),
             last_failure: None,
+            last_silence: None,
         }
     }
 
@@ -112,13 +116,15 @@ impl Run {
         let (first, last) = (index.chunk(rows.start)?, index.chunk(rows.end - 1)?);
         let range = first.stored_range().start..last.stored_range().end;
         let attempt = self.fetcher.deadline / ATTEMPTS_PER_DEADLINE;
+        let begun;
         let answer = {
             let permits = match self.priority {
                 Priority::Demand => &self.fetcher.demand,
                 Priority::Background => &self.fetcher.background,
             };
             let _permit = permits.acquire().await.ok()?;
-            let until = deadline.min(Instant::now() + attempt);
+            begun = Instant::now();
+            let until = deadline.min(begun + attempt);
             timeout_at(until, ask(tracked.source.as_ref(), range)).await
         };
         tracked.asked();
@@ -128,7 +134,10 @@ impl Run {
                 return None;
             }
             Ok(Err(failure)) => (failure.reason, failure.retry_after),
-            Err(_) => (format!("no answer within {attempt:?}"), None),
+            Err(_) => {
+                self.silent(tracked, begun.elapsed(), attempt);
+                return None;
+            }
         };
         self.failed(tracked, failure);
         retry_after
@@ -192,15 +201,36 @@ impl Run {
         self.last_failure = Some((source.to_owned(), reason));
     }
 
+    /// Notes that a source did not answer in `waited`, of the time `attempt` each has.
+    fn silent(&mut self, tracked: &Tracked, waited: Duration, attempt: Duration) {
+        let source = tracked.source.as_ref();
+        let said_something = self.last_failure.is_some() || self.last_silence.is_some();
+        if waited < attempt && said_something {
+            // The read's deadline cut it off: that says nothing of the source.
+            return;
+        }
+        // Whole milliseconds: a person reads it.
+        let waited = Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+        let (name, reason) = (
+            source.name().to_owned(),
+            no_answer(source, waited.min(attempt)),
+        );
+        tracked.failed(reason.clone());
+        self.last_silence = Some((name, reason));
+    }
+
     /// Answers every waiter with the reason, and logs it once.
     fn give_up(&mut self) {
-        let reason = match self.last_failure.take() {
-            Some(reason) => reason,
-            None if self.fetcher.sources.all().is_empty() => (
+        let reason = match (self.last_failure.take(), self.last_silence.take()) {
+            (Some((name, failure)), Some((other, silence))) => {
+                (name, format!("{failure}; {other}: {silence}"))
+            }
+            (Some(reason), None) | (None, Some(reason)) => reason,
+            (None, None) if self.fetcher.sources.all().is_empty() => (
                 "no source".to_owned(),
                 "none is known for this layer".to_owned(),
             ),
-            None => (
+            (None, None) => (
                 "this node".to_owned(),
                 "the bytes came and were not verified in time; is it overloaded?".to_owned(),
             ),

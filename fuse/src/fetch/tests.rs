@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::DataPlaneConfig;
-use crate::source::{Answer, BoxFuture, SourceFailure};
+use crate::source::{Answer, BoxFuture, SourceFailure, ask, no_answer};
 use crate::store::{NewLayer, StoreRoot};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -20,6 +20,8 @@ enum Mood {
     Stalls,
     Misses,
     Fails(Option<Duration>),
+    /// Fails once, and stalls from then on.
+    FailsOnce,
 }
 
 /// A source that notes when it was asked.
@@ -58,7 +60,11 @@ impl Source for Noting {
             match mood {
                 Mood::Honest => bytes.into(),
                 Mood::Misses => Answer::Miss,
-                Mood::Stalls => std::future::pending().await,
+                Mood::FailsOnce if self.asked().len() == 1 => Answer::Failed(SourceFailure {
+                    reason: "connection refused".into(),
+                    retry_after: None,
+                }),
+                Mood::Stalls | Mood::FailsOnce => std::future::pending().await,
                 Mood::Fails(retry_after) => Answer::Failed(SourceFailure {
                     reason: "it is on fire".into(),
                     retry_after,
@@ -84,7 +90,7 @@ struct Scene {
     fixture: LayerFixture,
     fetcher: Arc<Fetcher>,
     begun: Instant,
-    _root: TempDir,
+    root: TempDir,
 }
 
 impl Scene {
@@ -126,7 +132,7 @@ impl Scene {
             fixture,
             fetcher: Arc::new(fetcher),
             begun: Instant::now(),
-            _root: scratch,
+            root: scratch,
         }
     }
 
@@ -171,6 +177,46 @@ async fn a_read_fails_at_its_deadline_with_the_reason() {
     let error = read.unwrap_err().to_string();
     assert!(error.contains("only: no answer within 10s"), "{error}");
     assert_eq!(source.asked(), [0, 10_100, 20_300]);
+}
+
+/// Promise: a failure that says something is not hidden by the silence after it, and what the
+/// deadline itself cut off is not called silence.
+#[tokio::test(start_paused = true)]
+async fn silence_does_not_hide_the_failure_before_it() {
+    let scene = Scene::new();
+    scene.set(&[&scene.source("only", Mood::FailsOnce)]);
+    let error = scene.read(0).await.0.unwrap_err().to_string();
+    assert!(error.contains("only: connection refused;"), "{error}");
+    assert!(error.contains("no answer within 10s"), "{error}");
+    assert_eq!(error.matches("no answer").count(), 1, "{error}");
+}
+
+/// Promise: a call given up while its client waits for the next try tells what the last try got.
+#[tokio::test]
+async fn a_call_that_is_given_up_tells_what_its_last_try_got() {
+    let registry = larder_test_support::registry::FakeRegistry::start().await;
+    let scene = Scene::new();
+    registry.push_blob(scene.fixture.blob.clone());
+    registry.set_fault(larder_test_support::registry::Fault::Status(
+        500,
+        Some("30".into()),
+    ));
+    let client = larder_registry::Client::new(larder_registry::ClientOptions::default()).unwrap();
+    let reference = registry.reference("team/app", "v1").parse().unwrap();
+    let repository = client.repository(&reference);
+    let source = crate::source::RegistrySource::new(repository, scene.fixture.digest);
+    let asked = ask(&source, 0..10);
+    assert!(
+        tokio::time::timeout(Duration::from_secs(1), asked)
+            .await
+            .is_err()
+    );
+    let reason = no_answer(&source, Duration::from_secs(1));
+    assert!(reason.contains("status 500"), "{reason}");
+    assert!(reason.contains("no other answer within 1s"), "{reason}");
+    registry.clear_faults();
+    assert!(ask(&source, 0..10).await.is_ok());
+    assert_eq!(source.trouble(), None);
 }
 
 /// Promise: a stalled source costs a third of the deadline, and later reads nothing.
@@ -309,4 +355,29 @@ async fn a_run_is_bounded_by_its_content_too() {
     scene.set(&[&source]);
     scene.fetcher.fetch_all().await.unwrap();
     assert_eq!(source.asked().len(), 3);
+}
+
+/// Promise: nobody but root reads what images hold, whatever the process's umask is.
+#[tokio::test]
+async fn every_file_of_a_layer_is_for_root_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    scene.set(&[&scene.source("only", Mood::Honest)]);
+    scene.fetcher.fetch_all().await.unwrap();
+    scene.fetcher.layer().sync().unwrap();
+    let mut left = vec![scene.root.path().to_owned()];
+    let mut files = 0;
+    while let Some(path) = left.pop() {
+        let found = std::fs::symlink_metadata(&path).unwrap();
+        let mode = found.permissions().mode() & 0o777;
+        if found.is_dir() {
+            assert_eq!(mode, 0o700, "{}", path.display());
+            let entries = std::fs::read_dir(&path).unwrap();
+            left.extend(entries.map(|entry| entry.unwrap().path()));
+        } else {
+            assert_eq!(mode, 0o600, "{}", path.display());
+            files += 1;
+        }
+    }
+    assert!(files >= 4, "only {files} files");
 }

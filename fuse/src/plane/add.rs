@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::Plane;
 use crate::layer::{Layer, LayerId, LayerSpec};
-use crate::source::{Source, ask};
+use crate::source::{Source, ask, no_answer};
 use crate::store::{LayerStoreError, NewLayer};
 
 /// How many senders of one source may lie about an index before the next source is asked: a
@@ -130,7 +130,7 @@ impl Plane {
             }
         };
         let deadline = self.config.read_deadline;
-        let late = |_| Err(format!("no answer within {deadline:?}"));
+        let late = |_| Err(no_answer(source, deadline));
         timeout(deadline, fetch).await.unwrap_or_else(late)
     }
 

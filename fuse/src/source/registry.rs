@@ -32,6 +32,10 @@ impl Source for RegistrySource {
         &self.name
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.repository.trouble()
+    }
+
     fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
             match self.repository.blob_range_from(&self.blob, range).await {
