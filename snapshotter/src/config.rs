@@ -2,6 +2,10 @@
 //!
 //! Every key is described in `docs/CONFIGURATION.md`.
 
+mod disk;
+mod registry;
+mod syntax;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -181,12 +185,12 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is not TOML, or has a key or value that does not exist.
-    #[error("configuration {path}: {source}")]
+    #[error("configuration {path}{what}")]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and what.
-        source: Box<toml::de::Error>,
+        /// Where and what, with a leading separator.
+        what: String,
     },
     /// A value out of range.
     #[error("configuration key {key}: {reason}")]
@@ -212,9 +216,9 @@ impl Config {
                 });
             }
         };
-        let parse = |source| ConfigError::Parse {
+        let parse = |error| ConfigError::Parse {
             path: path.to_owned(),
-            source: Box::new(source),
+            what: syntax::in_words(&text, &error),
         };
         Self::resolve(toml::from_str(&text).map_err(parse)?, overrides)
     }
@@ -288,6 +292,7 @@ impl Config {
                 reason,
             });
         }
+        registry::check(&self.registry)?;
         if self.min_free_percent > MIN_FREE_PERCENT_MAX {
             let reason = format!("must be at most {MIN_FREE_PERCENT_MAX}");
             return Err(ConfigError::Value {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import world
 from world import RELEASES, once_per, rig
@@ -13,6 +14,24 @@ class Configuration(world.Case):
     def test_both_documents_give_the_same_block(self):
         """Promise: README and docs/CONFIGURATION.md do not contradict each other."""
         self.assertEqual(rig.configuration_block("README.md"), rig.configuration_block("docs/CONFIGURATION.md"))
+
+    def test_a_root_on_overlayfs_is_refused_by_one_sentence(self):
+        """Promise: a root directory where no container could live is refused before anything is written there."""
+        place = self.folder()
+        lower, upper, scratch, merged = (os.path.join(place, name) for name in ("lower", "upper", "scratch", "merged"))
+        for folder in (lower, upper, scratch, merged):
+            os.mkdir(folder)
+        rig.run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={scratch}", merged)
+        try:
+            ran = subprocess.run([os.path.join(world.PROGRAMS, "larder-snapshotter"), "run", "--root", os.path.join(merged, "root"),
+                                  "--address", os.path.join(place, "larder.sock")],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=False)
+            said = ran.stderr.decode()
+            self.assertEqual(ran.returncode, 64, said)
+            self.assertRegex(said, "^larder-snapshotter: configuration key root: .* is on overlayfs, .*\\n$")
+            self.assertEqual(os.listdir(merged), [])
+        finally:
+            rig.run("umount", merged)
 
     @once_per(release=RELEASES)
     def test_doctor_misses_nothing_in_it(self, release):

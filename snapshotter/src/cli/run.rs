@@ -26,6 +26,8 @@ const DRAIN: Duration = Duration::from_secs(3);
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     // Before anything else, so that a signal during the start ends in order, too.
     let signals = Signals::new()?;
+    // Before anything is written there.
+    config.check_disk()?;
     // The store's lock comes first: it is what makes this the only process on the root directory.
     let store = Store::open(&config.root)?;
     // Requests queue on the socket while the state is restored.
@@ -35,8 +37,6 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     let containerd = Containerd::new(config.containerd.clone());
     let plane = MountingPlane::start(&config, registries, Some(containerd)).await?;
     let plane = Arc::new(plane);
-    let (driver, reason) = plane.driver();
-    tracing::info!(%driver, %reason, "data plane is up");
     let lazy = Lazy::new(Arc::clone(&plane) as Arc<dyn Plane>, &config);
     let snapshots = Snapshots::start(store, Some(Arc::new(lazy))).await?;
     let (stop, mut stopped) = tokio::sync::watch::channel(false);

@@ -1,0 +1,186 @@
+//! The values of `[registry]` and `[hosts]`: a mistake in them would show as layers that are not
+//! lazy, much later.
+
+use std::fs;
+use std::path::Path;
+
+use larder_registry::Reference;
+
+use super::{ConfigError, RegistryConfig};
+
+/// Largest credential or certificate file read, bytes: a thousand entries with tokens of 4 KiB.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// How every certificate in a PEM file begins.
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+
+pub(super) fn check(config: &RegistryConfig) -> Result<(), ConfigError> {
+    for name in &config.plain_http {
+        check_name("registry.plain_http", name)?;
+    }
+    for (without, with) in &config.ports {
+        let port = with.strip_prefix(without.as_str());
+        if !port.is_some_and(|port| port.starts_with(':')) {
+            let reason = format!("{with:?} is not {without:?} with a port");
+            return Err(ConfigError::Value {
+                key: "hosts",
+                reason,
+            });
+        }
+        check_name("hosts", with)?;
+    }
+    if let Some(file) = &config.authfile {
+        check_credentials(file)?;
+    }
+    if let Some(directory) = &config.hosts_dir
+        && !directory.is_dir()
+    {
+        let reason = "is not an existing directory";
+        return Err(refused("registry.hosts_dir", directory, &reason));
+    }
+    for file in &config.extra_ca {
+        check_authority(file)?;
+    }
+    Ok(())
+}
+
+/// What images can name: an entry that no reference has would never be used.
+fn check_name(key: &'static str, name: &str) -> Result<(), ConfigError> {
+    let image = format!("{name}/team/app").parse::<Reference>();
+    if image.is_ok_and(|image| image.registry() == name) {
+        return Ok(());
+    }
+    let reason = format!(
+        "{name:?} names no registry: write \"host\" or \"host:port\" as in an image's reference, \
+         without scheme and path"
+    );
+    Err(ConfigError::Value { key, reason })
+}
+
+/// Credentials, never repeated: only whether they can be read.
+fn check_credentials(path: &Path) -> Result<(), ConfigError> {
+    const KEY: &str = "registry.authfile";
+    let text = read(KEY, path)?;
+    // Docker, too, takes an empty file for one without entries.
+    if text.trim_ascii().is_empty() {
+        return Ok(());
+    }
+    let parsed = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&text);
+    parsed.map(drop).map_err(|error| {
+        let reason = format!("is not a JSON object, line {}", error.line());
+        refused(KEY, path, &reason)
+    })
+}
+
+fn check_authority(path: &Path) -> Result<(), ConfigError> {
+    const KEY: &str = "registry.extra_ca";
+    let text = read(KEY, path)?;
+    let mut windows = text.windows(CERTIFICATE.len());
+    if windows.any(|window| window == CERTIFICATE.as_bytes()) {
+        Ok(())
+    } else {
+        Err(refused(KEY, path, &"holds no certificate in PEM"))
+    }
+}
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let wrong = |error| refused(key, path, &format!("cannot be read: {error}"));
+    if fs::metadata(path).map_err(wrong)?.len() > FILE_BYTES_MAX {
+        return Err(refused(key, path, &"is too large"));
+    }
+    fs::read(path).map_err(wrong)
+}
+
+fn refused(key: &'static str, path: &Path, why: &dyn std::fmt::Display) -> ConfigError {
+    ConfigError::Value {
+        key,
+        reason: format!("{} {why}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Overrides};
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Config::load(Some(file.path()), &Overrides::default())
+    }
+
+    /// Promise: what would never be used is refused, by key and value.
+    #[test]
+    fn names_that_match_no_registry_are_refused() {
+        for name in [
+            "http://x:5000",
+            "registry.test/path",
+            "registry.test:port",
+            "plainname",
+            "",
+        ] {
+            let refused = load(&format!("[registry]\nplain_http = [{name:?}]"));
+            let told = refused.unwrap_err().to_string();
+            assert!(told.contains("registry.plain_http"), "{told}");
+            assert!(told.contains(&format!("{name:?}")), "{told}");
+        }
+        load("[registry]\nplain_http = [\"10.9.9.9:5002\", \"registry.test\", \"localhost:1\"]")
+            .unwrap();
+        load("[hosts]\n\"r.test\" = \"r.test:5000\"").unwrap();
+        for value in [
+            "other.test:5000",
+            "r.test",
+            "r.test:5000/x",
+            "https://r.test:5000",
+        ] {
+            let told = load(&format!("[hosts]\n\"r.test\" = {value:?}"))
+                .unwrap_err()
+                .to_string();
+            assert!(told.contains("key hosts") && told.contains(value), "{told}");
+        }
+    }
+
+    /// Promise: files that were named are looked at before anything starts, and named if they will
+    /// not do; their content is not repeated.
+    #[test]
+    fn files_that_cannot_be_used_are_refused() {
+        let files = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = files.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let none = files.path().join("none").display().to_string();
+        let (bad, good) = (
+            write("bad", "{\"auths\": secret"),
+            write("good", "{\"auths\": {}}"),
+        );
+        let (pem, empty) = (
+            write("pem", &format!("{CERTIFICATE}\n")),
+            write("empty", "\n"),
+        );
+        for (key, file) in [
+            ("authfile", &none),
+            ("authfile", &bad),
+            ("hosts_dir", &none),
+            ("hosts_dir", &good),
+            ("extra_ca", &none),
+            ("extra_ca", &good),
+        ] {
+            let value = if key == "extra_ca" {
+                format!("[{file:?}]")
+            } else {
+                format!("{file:?}")
+            };
+            let refused = load(&format!("[registry]\n{key} = {value}")).unwrap_err();
+            let told = refused.to_string();
+            assert!(told.contains(&format!("registry.{key}: {file}")), "{told}");
+            assert!(!told.contains("secret"), "{told}");
+        }
+        let directory = files.path().display();
+        let usable =
+            format!("authfile = {good:?}\nhosts_dir = \"{directory}\"\nextra_ca = [{pem:?}]");
+        load(&format!("[registry]\n{usable}")).unwrap();
+        load(&format!("[registry]\nauthfile = {empty:?}")).unwrap();
+    }
+}
