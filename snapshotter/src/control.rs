@@ -47,14 +47,11 @@ impl Control {
     }
 
     fn layer(&self, snapshot: String, record: &Record) -> Result<Layer, StoreError> {
-        let chain_id = record.chain_id().unwrap_or_default().to_owned();
+        let chain_id = record.layer_chain().unwrap_or_default().to_owned();
         let plane: Option<&dyn Plane> = self.snapshots.lazy().map(|lazy| lazy.plane().as_ref());
         let Some((plane, index)) = plane.zip(record.layer()) else {
-            let reason = self
-                .snapshots
-                .lazy()
-                .and_then(|lazy| lazy.why_eager(&chain_id));
-            let reason = reason.unwrap_or_else(|| "unpacked before this start".to_owned());
+            let reason = record.eager.as_ref().map(|eager| eager.reason.clone());
+            let reason = reason.unwrap_or_else(|| "unpacked by an earlier build".to_owned());
             let state = "eager".to_owned();
             return Ok(Layer {
                 snapshot,

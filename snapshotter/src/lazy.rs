@@ -8,8 +8,8 @@ pub(crate) mod implied;
 mod locate;
 mod restore;
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use larder_proto::annotation::LocationError;
@@ -24,9 +24,6 @@ use crate::snapshots::Labels;
 use crate::store::{Content, LayerFacts, Owner, Record, Store, StoreError};
 use flight::Flights;
 pub(crate) use implied::Parent;
-
-/// Reasons remembered for `status`: a few hundred bytes each, the layers of some dozen images.
-const EAGER_MAX: usize = 1024;
 
 /// Why a layer is not loaded lazily.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +61,20 @@ pub enum Reason {
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// containerd did not say that the layer completes a chain: nobody may commit it.
+    #[error(
+        "containerd downloaded the layer before it asked, as `ctr images pull` of containerd 1.x \
+         and `ctr images import` do: remove the image and use `larder-snapshotter pull`"
+    )]
+    NotAsked,
     /// It took too long; the work goes on for the next try.
-    #[error("not ready within {0:?}; the next pull may be luckier")]
-    Late(Duration),
+    #[error("not ready within {waited:?}{trouble}; the next pull may be luckier")]
+    Late {
+        /// How long it was waited for.
+        waited: Duration,
+        /// What the registry said meanwhile, with a leading separator, or nothing.
+        trouble: String,
+    },
     /// The process is ending.
     #[error("the snapshotter is shutting down")]
     Interrupted,
@@ -96,8 +104,6 @@ pub struct Lazy {
     gate: RwLock<()>,
     /// Layers without a snapshot, since when.
     unused: Mutex<HashMap<Digest, Instant>>,
-    /// Why chains were unpacked in the ordinary way, newest last; for `status`.
-    eager: Mutex<VecDeque<(String, String)>>,
     /// Snapshots whose layer could not be mounted at the start, and why.
     missing: Mutex<HashMap<u64, String>>,
 }
@@ -113,7 +119,6 @@ impl Lazy {
             flights: Flights::default(),
             gate: RwLock::default(),
             unused: Mutex::default(),
-            eager: Mutex::default(),
             missing: Mutex::default(),
         }
     }
@@ -131,37 +136,16 @@ impl Lazy {
     ) -> Result<(), Reason> {
         let (lazy, store) = (Arc::clone(self), Arc::clone(store));
         // A task of its own: a request that is given up must not leave a mount without a record.
-        let work = tokio::spawn(async move {
-            let attempt = lazy.attempt(&store, &request).await;
-            if let Err(reason) = &attempt {
-                lazy.note_eager(&request.chain, reason);
-            }
-            attempt
-        });
+        let work = tokio::spawn(async move { lazy.attempt(&store, &request).await });
         work.await.map_err(|_| Reason::Interrupted)?
-    }
-
-    fn note_eager(&self, chain: &str, reason: &Reason) {
-        let mut eager = self.eager.lock().unwrap_or_else(PoisonError::into_inner);
-        eager.retain(|(noted, _)| noted != chain);
-        eager.push_back((chain.to_owned(), reason.to_string()));
-        if eager.len() > EAGER_MAX {
-            eager.pop_front();
-        }
-    }
-
-    /// Why a chain was unpacked in the ordinary way, if it was since the start.
-    pub fn why_eager(&self, chain: &str) -> Option<String> {
-        let eager = self.eager.lock().unwrap_or_else(PoisonError::into_inner);
-        eager
-            .iter()
-            .find(|(noted, _)| noted == chain)
-            .map(|(_, reason)| reason.clone())
     }
 
     async fn attempt(&self, store: &Arc<Store>, request: &LayerRequest) -> Result<(), Reason> {
         let deadline = Moment::now() + self.deadline;
-        let late = |_| Reason::Late(self.deadline);
+        let late = |_| Reason::Late {
+            waited: self.deadline,
+            trouble: String::new(),
+        };
         let flight = (request.chain.clone(), request.parent.clone());
         let _flight = timeout_at(deadline, self.flights.enter(flight))
             .await
@@ -190,9 +174,21 @@ impl Lazy {
             let (plane, wanted) = (Arc::clone(&self.plane), wanted.clone());
             async move { plane.add(&wanted).await }
         });
-        let added = timeout_at(deadline, adding).await.map_err(late)?;
+        let added = timeout_at(deadline, adding).await;
+        let added = added.map_err(|_| Reason::Late {
+            waited: self.deadline,
+            trouble: self.trouble(&wanted),
+        })?;
         added.map_err(|_| Reason::Interrupted)??;
         self.establish(store, request, &wanted).await
+    }
+
+    /// What stands in the way of adding a layer, as far as its sources know.
+    fn trouble(&self, wanted: &Wanted) -> String {
+        let trouble = self.plane.trouble(&wanted.index.digest);
+        trouble
+            .map(|trouble| format!(": {trouble}"))
+            .unwrap_or_default()
     }
 
     /// Whether anybody may use a snapshot that is there: containerd checked what it unpacked

@@ -105,6 +105,11 @@ pub trait Plane: Send + Sync + Debug {
     /// calls for one layer share the work.
     fn add<'a>(&'a self, wanted: &'a Wanted) -> BoxFuture<'a, Result<(), PlaneError>>;
 
+    /// What the sources of a layer that is being added last failed with, if they did.
+    fn trouble(&self, _index: &Digest) -> Option<String> {
+        None
+    }
+
     /// Gives sources to a layer that is in the store; false if it is not. Never uses the network.
     fn attach(&self, wanted: &Wanted) -> bool;
 

@@ -16,9 +16,9 @@ use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
 
 use crate::filter::Filter;
-use crate::lazy::{LayerRequest, Lazy};
+use crate::lazy::{LayerRequest, Lazy, Reason};
 use crate::mounts::{OverlayOptions, mounts};
-use crate::store::{Chain, Content, Kind, New, REF_LABEL, Record, Store, StoreError, Usage};
+use crate::store::{Chain, Content, Eager, Kind, New, REF_LABEL, Record, Store, StoreError, Usage};
 use crate::usage;
 
 /// Labels of a snapshot.
@@ -121,22 +121,39 @@ impl Snapshots {
         parent: String,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        if let (Some(lazy), Some(chain)) = (&self.inner.lazy, labels.get(REF_LABEL)) {
+        let eager = match self.load_lazily(&key, &parent, &labels).await {
+            // containerd then looks for the committed snapshot and adopts it.
+            Ok(()) => return Err(StoreError::Exists(key).into()),
+            Err(eager) => eager,
+        };
+        let kind = Kind::Active;
+        self.create(key, parent, kind, labels, eager).await
+    }
+
+    /// Loads the layer that containerd prepares to unpack; else why it is unpacked, if it is one.
+    async fn load_lazily(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: &Labels,
+    ) -> Result<(), Option<Eager>> {
+        let lazy = self.inner.lazy.as_ref().ok_or(None)?;
+        let (chain, reason) = if let Some(chain) = labels.get(REF_LABEL) {
             let request = LayerRequest {
-                namespace: namespace(&key).to_owned(),
+                namespace: namespace(key).to_owned(),
                 chain: chain.clone(),
-                parent: parent.clone(),
+                parent: parent.to_owned(),
                 labels: labels.clone(),
             };
             match lazy.prepare(&self.inner.store, request).await {
-                // containerd then looks for the committed snapshot and adopts it.
-                Ok(()) => return Err(StoreError::Exists(key).into()),
-                Err(reason) => {
-                    tracing::info!(%chain, %reason, "layer is unpacked in the ordinary way");
-                }
+                Ok(()) => return Ok(()),
+                Err(reason) => (chain.as_str(), reason),
             }
-        }
-        self.create(key, parent, Kind::Active, labels).await
+        } else {
+            (unpacked_chain(key).ok_or(None)?, Reason::NotAsked)
+        };
+        tracing::info!(%chain, %reason, "layer is unpacked in the ordinary way");
+        Err(Some(Eager::new(chain, &reason.to_string())))
     }
 
     /// Makes a read-only snapshot and says how to mount it.
@@ -146,7 +163,7 @@ impl Snapshots {
         parent: String,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        self.create(key, parent, Kind::View, labels).await
+        self.create(key, parent, Kind::View, labels, None).await
     }
 
     async fn create(
@@ -155,6 +172,7 @@ impl Snapshots {
         parent: String,
         kind: Kind,
         labels: Labels,
+        eager: Option<Eager>,
     ) -> Result<Vec<Mount>, SnapshotError> {
         let make = move |store: &Store| {
             store.create(&New {
@@ -162,6 +180,7 @@ impl Snapshots {
                 parent: &parent,
                 kind,
                 labels,
+                eager,
             })
         };
         let chain = self.blocking(make).await?;
@@ -321,4 +340,12 @@ impl Snapshots {
 fn namespace(key: &str) -> &str {
     key.split_once('/')
         .map_or("default", |(namespace, _)| namespace)
+}
+
+/// The chain of a layer that is being unpacked, by its key: containerd's clients name such snapshots
+/// `extract-<unique> <chain id>`, also those that set no label.
+fn unpacked_chain(key: &str) -> Option<&str> {
+    let own = key.splitn(3, '/').last()?;
+    let (unique, chain) = own.split_once(' ')?;
+    (unique.starts_with("extract-") && chain.starts_with("sha256:")).then_some(chain)
 }

@@ -31,7 +31,7 @@ use redb::{
 pub use directories::{Directories, DirectoryError};
 pub use error::StoreError;
 pub use layers::{ImpliedEntry, LayerFacts, Origin};
-pub use record::{Content, Kind, Owner, Record, Timestamp, Usage};
+pub use record::{Content, Eager, Kind, Owner, Record, Timestamp, Usage};
 use tables::{CHILDREN, META, NEXT_ID, REMOVED, SNAPSHOTS};
 
 /// Label that names the chain of layers a snapshot completes.
@@ -69,6 +69,8 @@ pub struct New<'a> {
     pub kind: Kind,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Why it is unpacked, if it is a layer.
+    pub eager: Option<Eager>,
 }
 
 impl Store {
@@ -95,9 +97,12 @@ impl Store {
             // gets its name when it is whole.
             let fresh = path.with_extension("new");
             drop(fs::remove_file(&fresh));
+            directories::private_file(&fresh)?;
             tables::prepare(&open(&fresh)?)?;
             fs::rename(&fresh, &path).map_err(|error| StoreError::open(&path, error.into()))?;
         }
+        // Also a file that an earlier build left open to others.
+        directories::private_file(&path)?;
         let database = open(&path)?;
         let next_id = tables::prepare(&database)?.max(directories.highest()? + 1);
         Ok(Self {
@@ -144,7 +149,8 @@ impl Store {
             None => Owner::ROOT,
         };
         self.directories.make(id, new.kind, owner)?;
-        let record = Record::new(id, new.kind, new.parent, new.labels.clone());
+        let mut record = Record::new(id, new.kind, new.parent, new.labels.clone());
+        record.eager.clone_from(&new.eager);
         self.insert(&txn, new.key, &record)?;
         txn.commit()?;
         Ok(Chain { record, parents })

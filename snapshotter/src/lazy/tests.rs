@@ -24,6 +24,7 @@ pub(super) struct FakePlane {
     added: AtomicUsize,
     delay: Option<Duration>,
     refuse: Vec<Digest>,
+    trouble: Option<String>,
 }
 
 impl FakePlane {
@@ -50,6 +51,10 @@ impl Plane for FakePlane {
             self.add_directory(wanted.index.digest, b"", 0o755);
             Ok(())
         })
+    }
+
+    fn trouble(&self, _: &Digest) -> Option<String> {
+        self.trouble.clone()
     }
 
     fn attach(&self, wanted: &Wanted) -> bool {
@@ -127,7 +132,7 @@ impl World {
         std::fs::write(&file, text).unwrap();
         let config = Config::load(Some(&file), &Overrides::default()).unwrap();
         let lazy = Lazy::new(Arc::clone(&plane) as Arc<dyn Plane>, &config);
-        let store = Store::open(dir.path()).unwrap();
+        let store = reopened(dir.path()).await;
         let snapshots = Snapshots::start(store, Some(Arc::new(lazy))).await.unwrap();
         Self {
             dir,
@@ -153,6 +158,19 @@ impl World {
     fn adoptable(&self, chain: &str, parent: &str) -> Vec<String> {
         let found = self.snapshots.store().completing(chain, parent).unwrap();
         found.into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Why the committed layers of images are unpacked, with their chains.
+    fn eager(&self) -> Vec<(String, String)> {
+        let committed = self.snapshots.store().committed().unwrap();
+        let eager = committed.into_iter().filter_map(|(_, record)| record.eager);
+        eager.map(|eager| (eager.chain, eager.reason)).collect()
+    }
+
+    async fn commit(&self, name: &str, key: &str, labels: Labels) {
+        let (name, key) = (name.to_owned(), key.to_owned());
+        let commit = self.snapshots.commit(name, key, labels, String::new());
+        commit.await.unwrap();
     }
 
     fn mounted(&self) -> usize {
@@ -410,6 +428,62 @@ async fn a_restart_mounts_every_layer_where_it_was() {
     );
 }
 
+/// Promise: `ctr images pull` of containerd 1.x names neither chain nor layer; what it unpacks is
+/// reported all the same, with what to do, and what containers write is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_unpacked_without_asking_is_told_with_what_to_do() {
+    let world = World::new(FakePlane::default()).await;
+    let key = "default/12/extract-165536-aB-9 sha256:1111";
+    assert!(!world.prepare(key, "", Labels::new()).await);
+    world
+        .commit("default/13/sha256:1111", key, Labels::new())
+        .await;
+    let top = "default/13/sha256:1111";
+    assert!(!world.prepare("default/14/run", top, Labels::new()).await);
+    world
+        .commit("default/15/mine", "default/14/run", Labels::new())
+        .await;
+    let told = world.eager();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, "sha256:1111");
+    assert!(told[0].1.contains("larder-snapshotter pull"), "{told:?}");
+    assert!(world.adoptable("sha256:1111", "").is_empty());
+}
+
+/// Promise: why a layer is not lazy is still known after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reason_of_an_unpacked_layer_survives_a_restart() {
+    let world = World::new(FakePlane::default()).await;
+    assert!(!world.prepare("n/1/x", "", plain("c1")).await);
+    world.commit("n/2/c1", "n/1/x", plain("c1")).await;
+    let before = world.eager();
+    assert!(before[0].1.contains("no index"), "{before:?}");
+    let World {
+        dir,
+        plane,
+        snapshots,
+    } = world;
+    drop_snapshots(snapshots).await;
+    let world = World::start(dir, plane).await;
+    assert_eq!(world.eager(), before);
+}
+
+/// Promise: a layer that was not ready in time says what the registry answered meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_layer_tells_what_went_wrong_meanwhile() {
+    let world = World::new(FakePlane {
+        delay: Some(Duration::from_secs(5)),
+        trouble: Some("r.test answered 500".to_owned()),
+        ..FakePlane::default()
+    })
+    .await;
+    assert!(!world.prepare("n/1/x", "", labels("c1", "i1")).await);
+    world.commit("n/2/c1", "n/1/x", labels("c1", "i1")).await;
+    let told = world.eager();
+    assert!(told[0].1.contains("r.test answered 500"), "{told:?}");
+    assert!(told[0].1.contains("not ready within 300ms"), "{told:?}");
+}
+
 /// Promise: a layer whose index was lost makes its children unavailable until it is fetched.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_layer_is_unavailable_and_comes_back() {
@@ -443,6 +517,17 @@ async fn a_lost_layer_is_unavailable_and_comes_back() {
         back = world.snapshots.mounts("n/2/run".into()).await;
     }
     assert!(back.is_ok(), "{back:?}");
+}
+
+/// Opens the store, whose last owner may be closing the database still.
+async fn reopened(root: &Path) -> Store {
+    for _ in 0..2000 {
+        match Store::open(root) {
+            Err(StoreError::InUse(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("the store of {} is never closed", root.display());
 }
 
 /// Waits until the database is closed: the reaper's task may still hold it for a moment.

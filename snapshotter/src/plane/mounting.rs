@@ -1,7 +1,8 @@
 //! The real data plane behind the trait.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use larder_fuse::{
@@ -13,7 +14,7 @@ use larder_proto::erofs::FileType;
 
 use super::elsewhere::KnownToContainerd;
 use super::{Node, NodeKind, Plane, PlaneError, Progress, SourceProgress, Wanted};
-use crate::config::{Config, Driver};
+use crate::config::{Config, ConfigError, Driver};
 use crate::containerd::{Containerd, Lookup};
 use crate::registries::Registries;
 use crate::store::{ImpliedEntry, Owner};
@@ -25,6 +26,42 @@ pub struct MountingPlane {
     registries: Registries,
     /// containerd, for further places of a layer; `None` without containerd.
     lookup: Option<Arc<Lookup>>,
+    /// The sources of layers that are being added, by index.
+    adding: Adding,
+}
+
+type Adding = Mutex<HashMap<Digest, Vec<Arc<dyn Source>>>>;
+
+/// A data plane that does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartPlaneError {
+    /// The configuration does not allow it.
+    #[error("{0}")]
+    Config(#[source] ConfigError),
+    /// It failed.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Forgets the sources of an index when its adding ends, however it ends.
+struct Added<'a>(&'a Adding, Digest);
+
+impl<'a> Added<'a> {
+    fn note(adding: &'a Adding, spec: &LayerSpec) -> Self {
+        let index = spec.index.digest;
+        let mut noted = adding.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.insert(index, spec.sources.clone());
+        Self(adding, index)
+    }
+}
+
+impl Drop for Added<'_> {
+    fn drop(&mut self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.1);
+    }
 }
 
 impl MountingPlane {
@@ -34,7 +71,8 @@ impl MountingPlane {
         config: &Config,
         registries: Registries,
         containerd: Option<Containerd>,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, StartPlaneError> {
+        config.check_disk().map_err(StartPlaneError::Config)?;
         let mut settings = DataPlaneConfig::new(&config.root);
         settings.driver = match config.fs_driver {
             Driver::Auto => DriverChoice::Auto,
@@ -50,6 +88,7 @@ impl MountingPlane {
             plane,
             registries,
             lookup,
+            adding: Mutex::default(),
         })
     }
 
@@ -93,12 +132,20 @@ impl Plane for MountingPlane {
             elsewhere: self.elsewhere(wanted),
         };
         Box::pin(async move {
+            let _added = Added::note(&self.adding, &spec);
             self.plane
                 .add_layer(spec)
                 .await
                 .map(drop)
                 .map_err(|error| refused(&error))
         })
+    }
+
+    fn trouble(&self, index: &Digest) -> Option<String> {
+        let adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let troubles = adding.get(index)?.iter().filter_map(|one| one.trouble());
+        let troubles: Vec<_> = troubles.collect();
+        (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 
     fn attach(&self, wanted: &Wanted) -> bool {

@@ -1,9 +1,9 @@
 //! The directories of the snapshots, with the modes and owners containerd's own snapshotter gives.
 
 use std::collections::BTreeSet;
-use std::fs::{self, Permissions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::{Kind, Owner};
@@ -14,6 +14,8 @@ const FS_MODE: u32 = 0o755;
 const WORK_MODE: u32 = 0o711;
 /// Mode of what holds them: only root may look, for the files of all images lie below.
 const OUTER_MODE: u32 = 0o700;
+/// Mode of the database: labels name images and registries.
+const FILE_MODE: u32 = 0o600;
 
 /// A directory that could not be made, read or deleted.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +48,13 @@ pub struct Directories {
 
 impl Directories {
     pub(super) fn create(path: &Path) -> Result<Self, DirectoryError> {
-        fs::create_dir_all(path).map_err(failed("create", path))?;
-        set_mode(path, OUTER_MODE)?;
+        // Both are closed before anything is in them.
+        let mut private = DirBuilder::new();
+        private.recursive(true).mode(OUTER_MODE);
+        private.create(path).map_err(failed("create", path))?;
+        for directory in path.parent().into_iter().chain([path]) {
+            set_mode(directory, OUTER_MODE)?;
+        }
         Ok(Self {
             path: path.to_owned(),
         })
@@ -122,6 +129,15 @@ impl Directories {
     pub(super) fn highest(&self) -> Result<u64, DirectoryError> {
         Ok(self.ids()?.last().copied().unwrap_or(0))
     }
+}
+
+/// Makes `path` a file, empty if there was none, that nobody but root may open.
+pub(super) fn private_file(path: &Path) -> Result<(), DirectoryError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    let made = options.mode(FILE_MODE).open(path);
+    made.map_err(failed("create", path))?;
+    set_mode(path, FILE_MODE)
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), DirectoryError> {

@@ -69,6 +69,7 @@ fn new<'a>(key: &'a str, parent: &'a str) -> New<'a> {
         parent,
         kind: Kind::Active,
         labels: BTreeMap::new(),
+        eager: None,
     }
 }
 

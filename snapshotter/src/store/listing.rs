@@ -53,7 +53,7 @@ impl Store {
     pub fn committed(&self) -> Result<Vec<(String, Record)>, StoreError> {
         let mut page = self.list(&Filter::default(), None, usize::MAX)?;
         page.entries
-            .retain(|(_, record)| record.chain_id().is_some());
+            .retain(|(_, record)| record.layer_chain().is_some());
         page.entries.sort_by_key(|(_, record)| record.id);
         Ok(page.entries)
     }

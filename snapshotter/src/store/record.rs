@@ -109,6 +109,31 @@ pub struct Record {
     pub labels: BTreeMap<String, String>,
     /// Disk usage, once it cannot change any more and was counted.
     pub usage: Option<Usage>,
+    /// Why a layer of an image is unpacked here and not loaded lazily; `None` for everything else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eager: Option<Eager>,
+}
+
+/// A layer that is unpacked in the ordinary way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Eager {
+    /// The chain of layers it completes. Its labels need not say so.
+    pub chain: String,
+    /// Why it is not loaded lazily.
+    pub reason: String,
+}
+
+/// Longest reason kept, characters: what half a dozen sources said, on a few lines of a terminal.
+const REASON_CHARS_MAX: usize = 1000;
+
+impl Eager {
+    /// Keeps what fits of `reason`.
+    pub fn new(chain: &str, reason: &str) -> Self {
+        Self {
+            chain: chain.to_owned(),
+            reason: reason.chars().take(REASON_CHARS_MAX).collect(),
+        }
+    }
 }
 
 impl Record {
@@ -124,6 +149,7 @@ impl Record {
             updated: now,
             labels,
             usage: None,
+            eager: None,
         }
     }
 
@@ -136,6 +162,13 @@ impl Record {
     pub fn chain_id(&self) -> Option<&str> {
         (self.kind == Kind::Committed).then_some(())?;
         self.labels.get(REF_LABEL).map(String::as_str)
+    }
+
+    /// The same also for layers whose unpacker did not label them, and who so cannot be shared.
+    pub fn layer_chain(&self) -> Option<&str> {
+        let unlabelled = self.eager.as_ref().map(|eager| eager.chain.as_str());
+        let unlabelled = unlabelled.filter(|_| self.kind == Kind::Committed);
+        self.chain_id().or(unlabelled)
     }
 
     /// Digest of the stored index, if it is a lazily loaded layer.

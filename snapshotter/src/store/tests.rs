@@ -36,6 +36,7 @@ impl World {
             parent,
             kind: Kind::Active,
             labels,
+            eager: None,
         })
     }
 
@@ -45,6 +46,7 @@ impl World {
             parent,
             kind: Kind::View,
             labels: BTreeMap::new(),
+            eager: None,
         })
     }
 
@@ -421,4 +423,31 @@ fn a_lazy_layer_is_found_by_chain_and_survives_a_restart() {
     );
     world.store.forget_layer(id).unwrap();
     assert_eq!(world.store.layer_facts(id).unwrap(), None);
+}
+
+/// Promise: what Larder keeps is for root alone, also where an earlier build or an operator left it
+/// open to others.
+#[test]
+fn root_and_database_are_closed_to_others() {
+    let outer = tempfile::tempdir().unwrap();
+    let root = outer.path().join("larder");
+    let database = root.join("snapshots.redb");
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    drop(Store::open(&root).unwrap());
+    assert_eq!((mode(&root), mode(&database)), (0o700, 0o600));
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&database, fs::Permissions::from_mode(0o644)).unwrap();
+    drop(Store::open(&root).unwrap());
+    assert_eq!((mode(&root), mode(&database)), (0o700, 0o600));
+}
+
+/// Promise: records of builds that did not keep the reason are read, and written without it.
+#[test]
+fn records_without_a_reason_are_understood() {
+    let record = Record::new(1, Kind::Active, "", BTreeMap::new());
+    let bytes = record.encode().unwrap();
+    assert!(!String::from_utf8_lossy(&bytes).contains("eager"));
+    assert_eq!(Record::decode(&bytes).unwrap(), record);
+    let long = Eager::new("c", &"x".repeat(100_000));
+    assert!(long.reason.len() < 2000);
 }
