@@ -16,6 +16,7 @@ import urllib.request
 
 READY_SECONDS_MAX = 300  # the slowest honest start, a full pull over 10 Mbit/s, takes less
 SOCKET_SECONDS_MAX = 30
+RUNS_MAX = 5  # one in some hundred runs is lost on a busy machine
 POLL_SECONDS = 0.005
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -192,6 +193,15 @@ class Node:
 
     def ctr(self, *words):
         return run(os.path.join(self.directory, "ctr"), "-a", self.socket, *words)
+
+    def printed(self, *words):
+        """What a process printed that ctr runs. ctr gives up its pipes when the process ends: output of one that ends before
+        they are open is lost, whole, with exit 0. So silence is asked again; a process that has nothing to say stays silent."""
+        for _ in range(RUNS_MAX):
+            said = self.ctr(*words)
+            if said:
+                break
+        return said
 
     def ctr_ok(self, *words):
         try:

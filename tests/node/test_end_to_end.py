@@ -13,12 +13,14 @@ class EndToEnd(world.Case):
     """An image's life on a node that starts empty."""
 
     def run_once(self, node, reference, name, *command, options=()):
-        return node.ctr("run", "--rm", "--net-host", *options, "--snapshotter", node.snapshotter, reference, name, *command)
+        return node.printed("run", "--rm", "--net-host", *options, "--snapshotter", node.snapshotter, reference, name, *command)
 
     def start(self, node, reference, name):
         """A container that sleeps; what `exec` runs in it."""
         node.ctr("run", "--detach", "--net-host", "--snapshotter", node.snapshotter, reference, name, "/bin/sleep", "1000000")
-        return lambda *command: node.ctr("tasks", "exec", "--exec-id", "one", name, *command)
+        def execute(*command, ask=node.ctr):
+            return ask("tasks", "exec", "--exec-id", "one", name, *command)
+        return execute
 
     def end(self, node, name):
         node.ctr("tasks", "rm", "-f", name)
@@ -33,7 +35,7 @@ class EndToEnd(world.Case):
             self.assertFalse(world.layers(converted) & node.blobs(), "layers in the content store")
 
             execute = self.start(node, converted, "writer")
-            self.assertEqual(execute("/bin/cat", "/etc/motd"), "six layers\n")
+            self.assertEqual(execute("/bin/cat", "/etc/motd", ask=node.printed), "six layers\n")
             execute("/bin/sh", "-c", "echo changed >> /etc/motd; rm /etc/secret; mkdir /new; echo own > /new/file")
             self.end(node, "writer")
 
@@ -43,7 +45,7 @@ class EndToEnd(world.Case):
             node.ctr(*snapshots, "prepare", "again", "committed")
             place = self.folder()
             rig.run("sh", "-c", node.ctr(*snapshots, "mounts", place, "again"))
-            said = node.ctr("run", "--rm", "--net-host", "--rootfs", place, "again",
+            said = node.printed("run", "--rm", "--net-host", "--rootfs", place, "again",
                             "/bin/sh", "-c", "cat /etc/motd /new/file /home/private; [ -e /etc/secret ] || echo removed")
             self.assertEqual(said, "six layers\nchanged\nown\nonly for 1000\nremoved\n")
             rig.run("umount", place)

@@ -28,7 +28,7 @@ class Restart(world.Case):
         reference = converted.replace(world.REGISTRY, link.address)
         with self.node(release, lazy=True, driver=driver, registry=link.address) as node:
             def run(name, *command):
-                return node.ctr("run", "--rm", "--net-host", "--snapshotter", node.snapshotter, reference, name, *command)
+                return node.printed("run", "--rm", "--net-host", "--snapshotter", node.snapshotter, reference, name, *command)
 
             def mounts():
                 snapshots = node.ctr("snapshots", "--snapshotter", node.snapshotter, "ls").splitlines()[1:]
@@ -58,7 +58,7 @@ class Restart(world.Case):
             self.assertEqual(run("new", *READ_ALL), before)
             node.ctr("tasks", "rm", "-f", old)
             node.ctr("tasks", "start", "--detach", old)
-            self.assertEqual(node.ctr("tasks", "exec", "--exec-id", "one", old, "/bin/cat", "/own"), "kept\n")
+            self.assertEqual(node.printed("tasks", "exec", "--exec-id", "one", old, "/bin/cat", "/own"), "kept\n")
             node.ctr("tasks", "rm", "-f", old)
             node.ctr("containers", "rm", old)
             self.assertFalse(self.dead_mounts(node), "dead mounts")
