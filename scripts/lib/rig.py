@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 
 READY_SECONDS_MAX = 300  # the slowest honest start, a full pull over 10 Mbit/s, takes less
 SOCKET_SECONDS_MAX = 30
+REST_SECONDS_MAX = 10  # for what a container says after its first line
 RUNS_MAX = 5  # one in some hundred runs is lost on a busy machine
 POLL_SECONDS = 0.005
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -45,6 +47,13 @@ class Link:
         self.address = f"198.51.100.{host + 1}:5000"
         self.storage = storage or os.path.join(work, "registry")
         self.registry = self.delay = None
+        try:
+            self.connect(far, host, rate, round_trip)
+        except BaseException:
+            self.close()
+            raise
+
+    def connect(self, far, host, rate, round_trip):
         run("ip", "netns", "add", self.namespace)
         if round_trip:
             self.connect_slowly(far, round_trip)
@@ -118,17 +127,27 @@ def substituted(block, places):
     return block
 
 
-class Node:
-    """containerd with an empty root, and Larder's snapshotter beside it if `lazy`. CRI only with a `sandbox` image for pods."""
+def without_annotations(block):
+    """A configuration block with which no client of containerd says which image and layer it wants."""
+    block, told = re.subn("disable_snapshot_annotations = false", "disable_snapshot_annotations = true", block)
+    block, exported = re.subn(r'\n *enable_remote_snapshot_annotations = "true".*', "", block)
+    if not told or not exported:
+        raise RigError("the configuration block does not switch annotations on")
+    return block
 
-    def __init__(self, work, programs, lazy, driver="auto", containerd=None, sandbox=None):
+
+class Node:
+    """containerd with an empty root, and Larder's snapshotter beside it if `lazy`. CRI only with a `sandbox` image for pods.
+    `annotations` and `ports` as an operator may leave them out: containerd's of layers, and the registry's in `[hosts]`."""
+
+    def __init__(self, work, programs, lazy, driver="auto", containerd=None, sandbox=None, annotations=True, ports=True):
         self.work = tempfile.mkdtemp(dir=work)
-        self.sandbox = sandbox
+        self.sandbox, self.annotations, self.ports = sandbox, annotations, ports
         self.programs, self.lazy, self.driver = programs, lazy, driver
         self.directory = containerd or os.path.dirname(shutil.which("containerd") or "/usr/bin/containerd")
         self.socket = os.path.join(self.work, "c.sock")
         self.snapshotter = "larder" if lazy else "overlayfs"
-        self.processes = []
+        self.processes, self.containers = [], {}
         version = run(os.path.join(self.directory, "containerd"), "--version").split()[2]
         self.major = int(re.sub(r"^v", "", version).split(".")[0])
         self.version = version
@@ -148,8 +167,9 @@ class Node:
                 out.write(
                     f'root = "{self.work}/larder"\naddress = "{plugin}"\nfs_driver = "{self.driver}"\n'
                     f'[containerd]\naddress = "{self.socket}"\n[registry]\nplain_http = ["{registry}"]\n'
-                    f'[hosts]\n"{registry.split(":")[0]}" = "{registry}"\n'
                 )
+                if self.ports:
+                    out.write(f'[hosts]\n"{registry.split(":")[0]}" = "{registry}"\n')
             self.start_snapshotter()
         self.background([os.path.join(self.directory, "containerd"), "-c", config], "containerd.log")
         wait_for(lambda: self.ctr_ok("version"), "containerd to answer", self.log)
@@ -166,6 +186,8 @@ class Node:
             "/var/lib/larder": f"{self.work}/larder",
             "/etc/containerd/certs.d": f"{self.work}/certs.d",
         })
+        if self.lazy and not self.annotations:
+            block = without_annotations(block)
         first = f'version = 2\nroot = "{self.work}/root"\nstate = "{self.work}/state"\n'
         last = f'\n[grpc]\n  address = "{self.socket}"\n[ttrpc]\n  address = "{self.socket}.ttrpc"\n'
         if self.sandbox:
@@ -224,7 +246,8 @@ class Node:
         command += ["--snapshotter", self.snapshotter, reference, name]
         environment = dict(os.environ, PATH=self.directory + ":" + os.environ["PATH"])
         errors = open(os.path.join(self.work, "run.log"), "w")
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        self.containers[name] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        return self.containers[name]
 
     def end_container(self, process, name):
         if process.poll() is None:
@@ -235,6 +258,7 @@ class Node:
             process.kill()
         self.ctr_ok("tasks", "rm", "-f", name)
         self.ctr_ok("containers", "rm", name)
+        self.containers.pop(name, None)
 
     def blobs(self, namespace="default"):
         return set(self.ctr("-n", namespace, "content", "ls", "-q").split())
@@ -247,6 +271,9 @@ class Node:
         return mounts + os.listdir(os.path.join(root, "snapshots")) + os.listdir(os.path.join(root, "store"))
 
     def close(self):
+        """Ends all and leaves nothing; may be called again when it was interrupted."""
+        for name, process in list(self.containers.items()):
+            self.end_container(process, name)
         for process in reversed(self.processes):
             stop(process)
         unmount_below(self.work)
@@ -264,13 +291,14 @@ def cold_start(link, node, reference, ready):
     try:
         said = wait_until_ready(process, ready, node)
         seconds, moved = time.monotonic() - began, link.received() - before
+        said += rest_of(process) if not ready else ""
     finally:
         node.end_container(process, name)
     return {"pull_seconds": pulled, "seconds": seconds, "bytes": moved, "said": said}
 
 
 def wait_until_ready(process, ready, node):
-    """`ready` is `line:PREFIX`, a URL, or empty: then the first line, or the end, is readiness."""
+    """`ready` is `line:PREFIX`, a URL, `exit`, or empty: then the first line, or the end, is readiness."""
     until = time.monotonic() + READY_SECONDS_MAX
     failed = RigError("the container ended before it was ready")
     if ready.startswith("http"):
@@ -282,17 +310,26 @@ def wait_until_ready(process, ready, node):
                 return body
             time.sleep(POLL_SECONDS)
     else:
-        said, prefix = "", ready.partition(":")[2]
+        said, prefix, until_end = "", ready.partition(":")[2], ready == "exit"
         os.set_blocking(process.stdout.fileno(), True)
         for line in process.stdout:
             said += line
-            if line.startswith(prefix):
+            if line.startswith(prefix) and not until_end:
                 return said
         process.wait()
-        if not ready and process.returncode == 0:
+        if (until_end or not ready) and process.returncode == 0:
             return said
     with open(os.path.join(node.work, "run.log")) as errors:
         raise RigError(f"{failed}\n{errors.read()}\n{node.log()}")
+
+
+def rest_of(process):
+    """What a container still says until its end; nothing if it goes on for longer, as a service does."""
+    rest = []
+    reader = threading.Thread(target=lambda: rest.append(process.stdout.read()), daemon=True)
+    reader.start()
+    reader.join(REST_SECONDS_MAX)
+    return "".join(rest)
 
 
 def image_of(link, repository, tag):
@@ -338,6 +375,27 @@ def listens(path):
             return True
         except OSError:
             return False
+
+
+def processes_with(word):
+    """The processes that have a word in their command lines."""
+    return [pid for pid, words in command_lines() if word in words]
+
+
+def processes_of(program):
+    """The processes that run a program of this name."""
+    return [pid for pid, words in command_lines() if os.path.basename(words[0]) == program]
+
+
+def command_lines():
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as words:
+                found.append((int(process), os.fsdecode(words.read()).split("\0")))
+        except OSError:
+            pass  # it ended meanwhile
+    return found
 
 
 def wait_for(condition, what, log=lambda: ""):

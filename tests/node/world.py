@@ -22,6 +22,10 @@ sys.path.insert(0, os.path.join(TOP, "scripts/lib"))
 import images  # noqa: E402
 import rig  # noqa: E402
 
+# What another build found out about a layer must not answer for this one.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="larder-test-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], True)
+
 PROGRAMS = os.environ["LARDER_PROGRAMS"]
 REGISTRY = "127.0.0.1:5000"
 TEST_SECONDS_MAX = 600  # the slowest tests read two large trees and take a minute on a quiet machine
@@ -77,9 +81,14 @@ def registry():
 @functools.cache
 def publish(name):
     """Pushes a test image as it is and converted; their references."""
+    return publish_layout(name, images.layout(name))
+
+
+def publish_layout(name, layout):
+    """The same for any layout, under a name of its own."""
     registry()
     original, converted = f"{REGISTRY}/test/{name}:original", f"{REGISTRY}/test/{name}:larder"
-    rig.run("skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{images.layout(name)}:latest", f"docker://{original}")
+    rig.run("skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:latest", f"docker://{original}")
     larder("convert", original, converted)
     return original, converted
 
@@ -93,10 +102,15 @@ def layers(reference):
     return {layer["digest"] for layer in manifest(reference)["layers"]}
 
 
+def status(root):
+    """What the daemon of a root directory says of itself and its layers."""
+    return json.loads(snapshotter("status", "--json", "--root", root))
+
+
 @contextlib.contextmanager
-def node(release, lazy, driver="auto", sandbox=None, registry=REGISTRY):
+def node(release, lazy, driver="auto", sandbox=None, registry=REGISTRY, **options):
     """A node that starts empty; what goes wrong on it is told with the ends of its logs."""
-    node = rig.Node(work(), PROGRAMS, lazy, driver, RELEASES[release], sandbox)
+    node = rig.Node(work(), PROGRAMS, lazy, driver, RELEASES[release], sandbox, **options)
     try:
         node.start(registry)
         yield node
