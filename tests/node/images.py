@@ -34,7 +34,7 @@ class Image:
             return json.load(blob)
 
     def implied(self):
-        """Directories that some layer fills without an entry for them, as bytes without a leading slash."""
+        """Directories whose topmost layer fills them without an entry for them, as bytes without a leading slash."""
         found = set()
         for layer in self.manifest["layers"]:
             parents, entries = set(), set()
@@ -44,5 +44,10 @@ class Image:
                     entries.add(path)
                     while path := os.path.dirname(path):
                         parents.add(path)
-            found |= parents - entries
+            found = found - entries | parents - entries
         return {os.fsencode(path) for path in found}
+
+    def first_entry(self):
+        """What the first header of the lowest layer says."""
+        with gzip.open(self.path(self.manifest["layers"][0]["digest"])) as data:
+            return tarfile.open(fileobj=data, mode="r|").next()

@@ -83,6 +83,7 @@ class EndToEnd(world.Case):
         with self.node(release, lazy=False) as node:
             node.pull(original)
             expected = self.run_once(node, original, "eager")
+        self.assertTrue(expected, "the image says nothing")
         with self.node(release, lazy=True, driver=driver) as node:
             node.pull(converted)
             self.assertEqual(self.run_once(node, converted, "lazy"), expected)

@@ -56,6 +56,7 @@ class Proxied(world.Case):
     """By `larder-snapshotter mount` of an image on a host that only the proxy knows."""
 
     def setUp(self):
+        super().setUp()
         self.proxy = Proxy()
         self.addCleanup(self.proxy.server_close)
         self.addCleanup(self.proxy.shutdown)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import tempfile
 
 import images
@@ -14,9 +15,16 @@ UNPACKED = ("odd", "odd-sparse", "tools-layers", "python", "node", "nginx", "wid
 
 @contextlib.contextmanager
 def mounted_by_containerd(node, reference):
-    """The tree that an unpack of containerd makes of an image."""
-    place = tempfile.mkdtemp(dir=world.work())
+    """The tree of an image that containerd pulls: unpacked, or what a lazy node shows."""
     node.pull(reference)
+    with mounted(node, reference) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def mounted(node, reference):
+    """The same of an image that was pulled before."""
+    place = tempfile.mkdtemp(dir=world.work())
     node.ctr("images", "mount", "--snapshotter", node.snapshotter, reference, place)
     try:
         yield place
@@ -32,7 +40,10 @@ def mounted_by_larder(reference, driver):
     try:
         yield place
     finally:
-        world.snapshotter("umount", place)
+        world.snapshotter("umount", "--root", root, place)
+    if os.path.ismount(place):
+        raise rig.RigError(f"{place} is still a mount")
+    rig.wait_for(lambda: not rig.processes_with(root), "the process that owned the mount to end")
 
 
 @functools.cache
