@@ -1,61 +1,19 @@
 """Layers at the edges: none, empty, very many, and with bytes after their end."""
 
-import gzip
 import hashlib
-import io
-import json
 import os
 import subprocess
-import tarfile
 
+import layouts
 import world
-
-LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-LAYERS_MAX = 127  # as many as Docker's storage drivers take
-
-
-def tar(*names):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name in names:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(name)
-            archive.addfile(entry, io.BytesIO(name.encode()))
-    return out.getvalue()
-
-
-def packed(data):
-    return gzip.compress(data, 6, mtime=0)
-
+from layouts import LAYERS_MAX, packed, tar
 
 class OddLayers(world.Case):
     """Images of a few bytes, made here, from OCI layout to OCI layout."""
 
     def image(self, layers):
-        """A layout whose image has these layers, each a blob and the tar in it."""
         folder = os.path.join(self.folder(), "in")
-        blobs = os.path.join(folder, "blobs/sha256")
-        os.makedirs(blobs)
-
-        def keep(data, kind):
-            digest = hashlib.sha256(data).hexdigest()
-            with open(os.path.join(blobs, digest), "wb") as out:
-                out.write(data)
-            return {"mediaType": kind, "digest": "sha256:" + digest, "size": len(data)}
-
-        def document(value, kind):
-            return keep(json.dumps(value).encode(), kind)
-
-        kind = "application/vnd.oci.image.manifest.v1+json"
-        diff_ids = ["sha256:" + hashlib.sha256(data).hexdigest() for _, data in layers]
-        config = document({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}},
-                          "application/vnd.oci.image.config.v1+json")
-        manifest = document({"schemaVersion": 2, "mediaType": kind, "config": config,
-                             "layers": [keep(blob, LAYER) for blob, _ in layers]}, kind)
-        manifest["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
-        for name, value in (("index.json", {"schemaVersion": 2, "manifests": [manifest]}), ("oci-layout", {"imageLayoutVersion": "1.0.0"})):
-            with open(os.path.join(folder, name), "w") as out:
-                json.dump(value, out)
+        layouts.write(folder, layers)
         return folder
 
     def convert(self, source, limits=""):
@@ -81,8 +39,9 @@ class OddLayers(world.Case):
 
     def test_an_image_of_many_layers_needs_few_open_files(self):
         """Promise: 127 layers are converted by a process that may open 256 files."""
-        layers = [tar(f"file-{number}") for number in range(LAYERS_MAX)]
-        target = self.sound(self.image([(packed(data), data) for data in layers]), "ulimit -n 256;")
+        source = os.path.join(self.folder(), "in")
+        layouts.write_many(source)
+        target = self.sound(source, "ulimit -n 256;")
         self.assertEqual(world.larder("ls", f"oci:{target}:latest", "/").count("file-"), LAYERS_MAX)
 
     def test_bytes_after_a_gzip_stream_are_named(self):

@@ -6,11 +6,15 @@ import signal
 import stat
 import time
 
+import images
+import layouts
+import trees
 import world
 from world import DRIVERS, RELEASES, once_per, rig
 
 # The promise is 2 s; this only tells a start from a hang on a busy machine.
 START_SECONDS_MAX = 20
+MANY_SECONDS_MAX = 10
 READ_ALL = ("/bin/sh", "-c", "find / -xdev -type f -exec sha256sum {} +")
 
 
@@ -64,6 +68,48 @@ class Restart(world.Case):
             self.assertFalse(self.dead_mounts(node), "dead mounts")
             node.ctr("images", "rm", "--sync", reference)
             self.gone(node.left_behind)
+
+    @once_per(driver=DRIVERS)
+    def test_a_node_with_127_layers_is_back_soon(self, driver):
+        """Promise: after `kill -9`, from the start of the process until it answers for a stack of 127 lazy layers; and then they
+        can be read."""
+        layout = os.path.join(self.folder(), "many")
+        layouts.write_many(layout)
+        _, converted = world.publish_layout("many", layout)
+        with self.node("2", lazy=True, driver=driver) as node:
+            node.pull(converted)
+            chain = layouts.chain(images.Image(layout).config["rootfs"]["diff_ids"])
+            node.ctr("snapshots", "--snapshotter", "larder", "prepare", "held", chain)
+
+            def asked(*words):
+                """By the plugin's own socket, as containerd takes its time to connect again."""
+                command = (os.path.join(node.directory, "ctr"), "-a", os.path.join(node.work, "l.sock"), "snapshots", "--snapshotter", "any")
+                return rig.run(*command, *words)
+
+            listed = asked("ls")
+            self.assertGreater(len(listed.splitlines()), layouts.LAYERS_MAX)
+            [key] = [line.split()[0] for line in listed.splitlines() if line.split()[0].endswith("/held")]
+            mounts = asked("mounts", "/x", key)
+            self.assertIn("overlay", mounts)
+
+            node.daemon.kill()
+            node.daemon.wait()
+            began = time.monotonic()
+            node.start_snapshotter()
+            self.assertEqual(asked("mounts", "/x", key), mounts)
+            answered = time.monotonic() - began
+            self.assertEqual(sorted(asked("ls").splitlines()), sorted(listed.splitlines()))
+            print(f"{answered:.2f} s for {layouts.LAYERS_MAX} layers", end=" ", flush=True)
+            self.assertLess(answered, MANY_SECONDS_MAX)
+            self.assertFalse(self.dead_mounts(node), "dead mounts")
+
+            rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", "larder", "ls"), "containerd to connect", node.log)
+            with trees.mounted(node, converted) as place:
+                names = os.listdir(place)
+                self.assertEqual(len(names), layouts.LAYERS_MAX)
+                for name in names:
+                    with open(os.path.join(place, name)) as file:
+                        self.assertEqual(file.read(), name)
 
     def dead_mounts(self, node):
         """Mounts below the node's root that answer errors."""
