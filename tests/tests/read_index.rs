@@ -353,7 +353,11 @@ fn read_every_layer(name: &str) -> usize {
 #[test]
 fn the_document_alone_is_enough_to_read_every_layer() {
     for name in [
+        "tools",
+        "tools-user",
         "tools-layers",
+        "tools-layers-user",
+        "pause",
         "odd",
         "odd-sparse",
         "huge",
