@@ -1,5 +1,6 @@
 """The configuration that the documents give to operators. Every lazy node of these tests runs with the README's block."""
 
+import configparser
 import json
 import os
 import subprocess
@@ -8,12 +9,30 @@ import world
 from world import RELEASES, once_per, rig
 
 
+# What systemd.exec(5) says gives a service a mount namespace of its own.
+NAMESPACE_OPTIONS = """BindPaths BindReadOnlyPaths DynamicUser ExecPaths ExtensionDirectories ExtensionImages InaccessiblePaths
+    MountAPIVFS MountFlags MountImages NoExecPaths PrivateDevices PrivateMounts PrivateTmp ProcSubset ProtectControlGroups
+    ProtectHome ProtectHostname ProtectKernelLogs ProtectKernelModules ProtectKernelTunables ProtectProc ProtectSystem
+    ReadOnlyPaths ReadWritePaths RootDirectory RootImage TemporaryFileSystem""".split()
+
+
 class Configuration(world.Case):
     """One block, for every release of containerd."""
 
     def test_both_documents_give_the_same_block(self):
         """Promise: README and docs/CONFIGURATION.md do not contradict each other."""
         self.assertEqual(rig.configuration_block("README.md"), rig.configuration_block("docs/CONFIGURATION.md"))
+
+    def test_the_unit_starts_before_containerd_and_shows_it_the_mounts(self):
+        """Promise: containerd's start waits until the daemon says that it is ready; no option hides its mounts from containerd."""
+        unit = configparser.RawConfigParser(strict=False)
+        unit.optionxform = str
+        self.assertTrue(unit.read(os.path.join(world.TOP, "deploy/larder-snapshotter.service")))
+        self.assertIn("containerd.service", unit["Unit"]["Before"].split())
+        self.assertEqual(unit["Service"]["Type"], "notify")
+        self.assertFalse(set(unit["Service"]) & set(NAMESPACE_OPTIONS))
+        # A stopped containerd must not stop the daemon under its containers.
+        self.assertFalse({"Requires", "BindsTo", "PartOf"} & set(unit["Unit"]))
 
     def test_a_root_on_overlayfs_is_refused_by_one_sentence(self):
         """Promise: a root directory where no container could live is refused before anything is written there."""

@@ -2,6 +2,7 @@
 
 import os
 
+import images
 import world
 from world import DRIVERS, RELEASES, once_per, rig
 
@@ -91,6 +92,22 @@ class EndToEnd(world.Case):
             # containerd's own pull fetches whatever lies above the first layer that it must unpack, needed or not.
             above = node.major >= 2
             self.assertEqual([digest in node.blobs() for digest in layers], [False, True, above])
+
+    @once_per(image=("node", "nginx"), driver=DRIVERS)
+    def test_a_service_answers(self, image, driver):
+        """Promise: services start lazily and answer requests; no layer is downloaded."""
+        _, converted = world.publish(image)
+        ready = images.Image(images.layout(image)).config["config"]["Labels"]["larder.ready"]
+        self.assertRegex(ready, "^http://")
+        with self.node("2", lazy=True, driver=driver) as node:
+            node.pull(converted)
+            process = node.start_container(converted, image)
+            try:
+                said = rig.wait_until_ready(process, ready, node)
+            finally:
+                node.end_container(process, image)
+            self.assertEqual(said, f"{image} is ready\n")
+            self.assertFalse(world.layers(converted) & node.blobs(), "layers in the content store")
 
     @once_per(release=RELEASES, driver=DRIVERS)
     def test_python_is_ready_after_few_bytes(self, release, driver):

@@ -7,8 +7,12 @@ import unittest
 import urllib.error
 import urllib.request
 
+import images
 import world
-from world import rig
+from world import RELEASES, once_per, rig
+
+IMAGE = "nginx"
+ELSEWHERE = "127.0.0.1:5001"
 
 
 class Between(http.server.ThreadingHTTPServer):
@@ -86,24 +90,33 @@ class FetchBlobs(world.Case):
         return path
 
     def check_complete(self, node, reference):
+        """By what containerd exports."""
         archive = os.path.join(self.folder(), "image.tar")
         node.ctr("images", "export", archive, reference)
-        self.assertGreater(os.path.getsize(archive), 1_000_000)
+        world.larder("check", f"oci-archive:{archive}:{reference}", "--against", f"oci:{images.layout(IMAGE)}:latest")
 
-    def test_a_lazily_pulled_image_can_be_exported_afterwards(self):
-        """Promise: every blob comes, with the digest checked and the size told; a second run fetches nothing."""
-        _, converted = world.publish("python")
-        with self.node("1.7", lazy=True) as node:
+    @once_per(release=RELEASES)
+    def test_a_lazily_pulled_image_can_be_exported_and_pushed_afterwards(self, release):
+        """Promise: every blob comes, with the digest checked and the size told; containerd pushes them to a registry that has
+        none of them; a second run fetches nothing."""
+        _, converted = world.publish(IMAGE)
+        with self.node(release, lazy=True) as node:
             node.pull(converted)
             config = self.config(node)
             said = world.snapshotter("fetch-blobs", "--config", config, converted)
             self.assertRegex(said, r": [1-9]\d* blobs fetched, [1-9]\d+ bytes\n")
             self.check_complete(node, converted)
+            process, _ = world.serve_registry(ELSEWHERE)
+            self.addCleanup(rig.stop, process)
+            pushed = f"{ELSEWHERE}/other/pushed:larder"
+            node.ctr("images", "push", "--plain-http", pushed, converted)
+            self.assertEqual(world.manifest(pushed), world.manifest(converted))
+            world.larder("check", pushed, "--against", f"oci:{images.layout(IMAGE)}:latest")
             self.assertIn(": 0 blobs fetched", world.snapshotter("fetch-blobs", "--config", config, converted))
 
     def test_a_mirror_that_lies_is_left_for_the_registry(self):
         """Promise: wrong bytes never enter the content store, and the command succeeds from the next place."""
-        _, converted = world.publish("python")
+        _, converted = world.publish(IMAGE)
         with self.node("1.7", lazy=True) as node:
             node.pull(converted)
             self.between.mood = "lies"
@@ -113,7 +126,7 @@ class FetchBlobs(world.Case):
 
     def test_an_interrupted_download_is_continued(self):
         """Promise: the next run asks for the bytes that are missing, not for all of them again."""
-        _, converted = world.publish("python")
+        _, converted = world.publish(IMAGE)
         with self.node("1.7", lazy=True) as node:
             node.pull(converted)
             config = self.config(node, f'server = "http://{self.between.host}"\n')
@@ -128,8 +141,8 @@ class FetchBlobs(world.Case):
 
     def test_another_repository_is_asked_when_the_own_one_lacks_the_blob(self):
         """Promise: repositories of other images with the same layer, on this node, are places to fetch from."""
-        _, converted = world.publish("python")
-        twin = converted.replace("/python:", "/twin:")
+        _, converted = world.publish(IMAGE)
+        twin = converted.replace(f"/{IMAGE}:", "/twin:")
         rig.run("skopeo", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false",
                 f"docker://{converted}", f"docker://{twin}")
         with self.node("1.7", lazy=True) as node:

@@ -67,15 +67,22 @@ def work():
 @functools.cache
 def registry():
     """One registry for the whole run; its storage folder."""
-    config, storage = os.path.join(work(), "registry.yml"), os.path.join(work(), "registry")
+    process, storage = serve_registry(REGISTRY)
+    atexit.register(rig.stop, process)
+    return storage
+
+
+def serve_registry(address):
+    """An empty registry; its process and its storage folder."""
+    place = tempfile.mkdtemp(dir=work())
+    config, storage = os.path.join(place, "registry.yml"), os.path.join(place, "registry")
     with open(config, "w") as out:
         out.write("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-                  f"storage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: '{REGISTRY}'}}\n")
-    with open(os.path.join(work(), "registry.log"), "w") as log:
+                  f"storage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: '{address}'}}\n")
+    with open(os.path.join(place, "registry.log"), "w") as log:
         process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
-    atexit.register(rig.stop, process)
-    rig.wait_for(lambda: rig.answers(f"http://{REGISTRY}/v2/"), "the registry to answer")
-    return storage
+    rig.wait_for(lambda: rig.answers(f"http://{address}/v2/"), "the registry to answer")
+    return process, storage
 
 
 @functools.cache

@@ -1,0 +1,140 @@
+"""Commands as a person types them: `mount` in the foreground, `status` of a running daemon, progress on a terminal."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+
+import images
+import world
+from world import DRIVERS, once_per, rig
+
+END_SECONDS_MAX = 30
+
+
+class Foreground(world.Case):
+    """`larder-snapshotter mount` without --detach."""
+
+    def mount(self, root, driver, reference):
+        """The command's process once the image is there, and where."""
+        place = self.folder()
+        program = os.path.join(world.PROGRAMS, "larder-snapshotter")
+        process = subprocess.Popen([program, "mount", "--root", root, "--fs-driver", driver, reference, place],
+                                   stderr=subprocess.PIPE, text=True)
+        self.addCleanup(rig.stop, process)
+        self.assertEqual(process.stderr.readline(), f"{reference} is mounted at {place}; an interrupt unmounts it\n")
+        return process, place
+
+    def end(self, process, place, number):
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=END_SECONDS_MAX)
+        self.assertEqual((process.returncode, errors), (0, ""))
+        self.assertFalse(os.path.ismount(place))
+        self.assertEqual(os.listdir(place), [])
+
+    def motd(self, place):
+        with open(os.path.join(place, "etc/motd")) as file:
+            return file.read()
+
+    @once_per(driver=DRIVERS, by=("SIGINT", "SIGTERM"))
+    def test_a_mount_lasts_until_it_is_interrupted(self, driver, by):
+        """Promise: it says when the image is there; a signal unmounts it, exit 0; each command answers for its own image."""
+        _, one = world.publish("tools")
+        _, many = world.publish("tools-layers")
+        root = self.folder()
+        owner, first = self.mount(root, driver, one)
+        guest, second = self.mount(root, driver, many)
+        self.assertEqual((self.motd(first), self.motd(second)), ("one layer\n", "six layers\n"))
+        mounted = {(image["reference"], image["target"]) for image in world.status(root)["mounted"]}
+        self.assertEqual(mounted, {(one, first), (many, second)})
+
+        self.end(guest, second, getattr(signal, by))
+        self.assertEqual(self.motd(first), "one layer\n")
+        self.end(owner, first, getattr(signal, by))
+        with open("/proc/self/mountinfo") as table:
+            self.assertFalse([line for line in table if f" {root}/" in line], "mounts below the root")
+
+
+class Status(world.Case):
+    """`larder-snapshotter status` of a daemon that serves containerd."""
+
+    def status(self, node, *options):
+        return world.snapshotter("status", "--config", os.path.join(node.work, "larder.toml"), *options)
+
+    @once_per(driver=DRIVERS)
+    def test_it_tells_what_is_lazy_what_came_and_from_where(self, driver):
+        """Promise: the driver, each layer with how much of it is there or why it is not lazy, and its sources with their bytes."""
+        _, lazy = world.publish("nginx")
+        _, mixed = world.publish("odd-sparse")
+        with self.node("2", lazy=True, driver=driver) as node:
+            self.assertIn("layers: 0 lazy, 0 complete, 0 eager\n", self.status(node))
+            node.pull(lazy)
+            node.pull(mixed)
+            text = self.status(node)
+            self.assertRegex(text, f"^larder-snapshotter [0-9.]+\ndriver: {driver} ")
+            count = len(world.manifest(lazy)["layers"]) + 2
+            self.assertRegex(text, r"\nlayers: \d+ lazy, \d+ complete, 1 eager\n")
+            told = world.status(os.path.join(node.work, "larder"))
+            states = [layer["state"] for layer in told["layers"]]
+            self.assertEqual(sum(state != "eager" for state in states), count)
+            self.assertRegex(text, r"\neager +sha256:[0-9a-f]{64} \(.*has no index.*\)\n")
+            self.assertLessEqual(world.layers(lazy), {layer["blob"] for layer in told["layers"]})
+
+            before = sum(layer["bytes_present"] for layer in told["layers"])
+            node.printed("run", "--rm", "--snapshotter", "larder", lazy, "reader", "/bin/sha256sum", "/usr/sbin/nginx")
+            after = world.status(os.path.join(node.work, "larder"))["layers"]
+            self.assertGreater(sum(layer["bytes_present"] for layer in after), before)
+            sources = {source["name"] for layer in after for source in layer["sources"] if source["bytes_fetched"]}
+            self.assertEqual(sources, {f"{world.REGISTRY}/test/nginx"})
+            self.assertRegex(self.status(node), rf"\n +[0-9.]+ [kM]B from {world.REGISTRY}/test/nginx since the start\n")
+
+    def test_a_daemon_that_is_not_there_is_exit_1(self):
+        """Promise: one sentence that says how to name another root."""
+        with self.assertRaisesRegex(rig.RigError, "exit 1\nlarder-snapshotter: no daemon answers at .*--root"):
+            world.status(self.folder())
+
+
+class Progress(world.Case):
+    """What `larder convert` shows while it works."""
+
+    def command(self):
+        target = os.path.join(self.folder(), "out")
+        return [os.path.join(world.PROGRAMS, "larder"), "convert", "--no-cache",
+                f"oci:{images.layout('nginx')}:latest", f"oci:{target}:latest"]
+
+    def test_a_terminal_gets_bars(self):
+        """Promise: a bar for a layer at work, redrawn in place as it fills, and a line for each that is done."""
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=theirs, env=dict(os.environ, TERM="xterm")) as process:
+            os.close(theirs)
+            shown = b""
+            while piece := self.piece(ours):
+                shown += piece
+        os.close(ours)
+        self.assertEqual(process.returncode, 0, shown)
+        layers = images.Image(images.layout("nginx")).manifest["layers"]
+        for layer in layers:
+            self.assertRegex(shown, rb"layer " + self.short(layer) + rb" converted \(")
+        largest = self.short(max(layers, key=lambda layer: layer["size"]))
+        bars = set(re.findall(rb"converting " + largest + rb" \[(=*)>? *\] ", shown))
+        self.assertGreater(len(bars), 2, shown)
+        self.assertIn(b"\x1b[", shown)
+
+    def short(self, layer):
+        return layer["digest"].partition(":")[2][:12].encode()
+
+    def piece(self, terminal):
+        """What a terminal shows next; nothing when nobody writes to it any more."""
+        try:
+            return os.read(terminal, 1 << 16)
+        except OSError:
+            return b""
+
+    def test_a_log_gets_lines(self):
+        """Promise: elsewhere, a line for each layer, and nothing that only a terminal understands."""
+        done = subprocess.run(self.command(), capture_output=True, check=True)
+        for layer in images.Image(images.layout("nginx")).manifest["layers"]:
+            self.assertEqual(done.stderr.count(b"layer " + self.short(layer) + b" converted ("), 1, done.stderr)
+        self.assertNotIn(b"\x1b", done.stderr + done.stdout)
+        self.assertNotIn(b"\r", done.stderr + done.stdout)
