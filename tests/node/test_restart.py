@@ -1,5 +1,6 @@
 """The daemon dies and comes back while containerd stays, and the registry does not answer."""
 
+import functools
 import os
 import secrets
 import signal
@@ -16,6 +17,15 @@ from world import DRIVERS, RELEASES, once_per, rig
 START_SECONDS_MAX = 20
 MANY_SECONDS_MAX = 10
 READ_ALL = ("/bin/sh", "-c", "find / -xdev -type f -exec sha256sum {} +")
+
+
+@functools.cache
+def many():
+    """A layout of as many layers as there may be, and the reference of the converted image."""
+    layout = os.path.join(world.work(), "many")
+    layouts.write_many(layout)
+    _, converted = world.publish_layout("many", layout)
+    return layout, converted
 
 
 class Restart(world.Case):
@@ -54,6 +64,8 @@ class Restart(world.Case):
             node.daemon.wait()
             began = time.monotonic()
             node.start_snapshotter()
+            # The socket is there before the layers are.
+            self.asked(node, "ls")
             self.assertLess(time.monotonic() - began, START_SECONDS_MAX)
             # containerd connects again after a moment.
             rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", node.snapshotter, "ls"), "containerd to connect", node.log)
@@ -73,32 +85,24 @@ class Restart(world.Case):
     def test_a_node_with_127_layers_is_back_soon(self, driver):
         """Promise: after `kill -9`, from the start of the process until it answers for a stack of 127 lazy layers; and then they
         can be read."""
-        layout = os.path.join(self.folder(), "many")
-        layouts.write_many(layout)
-        _, converted = world.publish_layout("many", layout)
+        layout, converted = many()
         with self.node("2", lazy=True, driver=driver) as node:
             node.pull(converted)
             chain = layouts.chain(images.Image(layout).config["rootfs"]["diff_ids"])
             node.ctr("snapshots", "--snapshotter", "larder", "prepare", "held", chain)
-
-            def asked(*words):
-                """By the plugin's own socket, as containerd takes its time to connect again."""
-                command = (os.path.join(node.directory, "ctr"), "-a", os.path.join(node.work, "l.sock"), "snapshots", "--snapshotter", "any")
-                return rig.run(*command, *words)
-
-            listed = asked("ls")
+            listed = self.asked(node, "ls")
             self.assertGreater(len(listed.splitlines()), layouts.LAYERS_MAX)
             [key] = [line.split()[0] for line in listed.splitlines() if line.split()[0].endswith("/held")]
-            mounts = asked("mounts", "/x", key)
+            mounts = self.asked(node, "mounts", "/x", key)
             self.assertIn("overlay", mounts)
 
             node.daemon.kill()
             node.daemon.wait()
             began = time.monotonic()
             node.start_snapshotter()
-            self.assertEqual(asked("mounts", "/x", key), mounts)
+            self.assertEqual(self.asked(node, "mounts", "/x", key), mounts)
             answered = time.monotonic() - began
-            self.assertEqual(sorted(asked("ls").splitlines()), sorted(listed.splitlines()))
+            self.assertEqual(sorted(self.asked(node, "ls").splitlines()), sorted(listed.splitlines()))
             print(f"{answered:.2f} s for {layouts.LAYERS_MAX} layers", end=" ", flush=True)
             self.assertLess(answered, MANY_SECONDS_MAX)
             self.assertFalse(self.dead_mounts(node), "dead mounts")
@@ -110,6 +114,11 @@ class Restart(world.Case):
                 for name in names:
                     with open(os.path.join(place, name)) as file:
                         self.assertEqual(file.read(), name)
+
+    def asked(self, node, *words):
+        """What the snapshotter answers at its own socket, as containerd takes its time to connect again."""
+        socket = os.path.join(node.work, "l.sock")
+        return rig.run(os.path.join(node.directory, "ctr"), "-a", socket, "snapshots", "--snapshotter", "any", *words)
 
     def dead_mounts(self, node):
         """Mounts below the node's root that answer errors."""
