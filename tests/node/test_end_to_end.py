@@ -1,7 +1,5 @@
 """Convert, push, pull, run, write, commit, remove: on each containerd release, with each driver."""
 
-import os
-
 import images
 import world
 from world import DRIVERS, RELEASES, once_per, rig
