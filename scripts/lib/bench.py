@@ -349,11 +349,13 @@ class Daemon:
 def labels(registry, reference):
     """For each layer of an image the labels that containerd's unpacker hands to a snapshotter."""
     repository, tag = reference.partition("/")[2].rsplit(":", 1)
-    manifest, _ = rig.image_of(registry.link, repository, tag)
-    prefix = "containerd.io/snapshot/"
-    for layer in manifest["layers"]:
+    manifest, config = rig.image_of(registry.link, repository, tag)
+    prefix, chain = "containerd.io/snapshot/", None
+    for layer, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
         inherited = {name: value for name, value in layer.get("annotations", {}).items() if name.startswith(prefix)}
-        yield inherited | {prefix + "cri.image-ref": reference, prefix + "cri.layer-digest": layer["digest"]}
+        chain = "sha256:" + hashlib.sha256(f"{chain} {diff_id}".encode()).hexdigest() if chain else diff_id
+        own = {"containerd.io/snapshot.ref": chain, prefix + "cri.image-ref": reference, prefix + "cri.layer-digest": layer["digest"]}
+        yield inherited | own
 
 
 def small_files(work, name, count, content):

@@ -7,8 +7,8 @@
 //! prepare SOCKET ROOT keep           makes a snapshot, and prints where the layer is mounted
 //! ```
 //!
-//! Standard input is a JSON object with the labels of the layer. Prints milliseconds as a JSON
-//! array. Drops the page cache before each call of `fresh` and `index`.
+//! Standard input is a JSON object with the labels of the lowest layer of an image. Prints
+//! milliseconds as a JSON array. Drops the page cache before each call of `fresh` and `index`.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,10 +16,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use larder_proto::digest::Digest;
 use larder_proto::grpc::snapshots::snapshots_client::SnapshotsClient;
 use larder_proto::grpc::snapshots::{
-    ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+    CommitSnapshotRequest, ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
 };
+use larder_snapshotter::containerd::chain_ids;
 use larder_snapshotter::socket::Connector;
 use larder_snapshotter::store::REF_LABEL;
 use tonic::Code;
@@ -49,26 +51,36 @@ async fn main() -> Result<(), Failure> {
         root: root.into(),
         labels: serde_json::from_str(&labels)?,
     };
-    let id = std::process::id();
+    let chain = node
+        .labels
+        .get(REF_LABEL)
+        .ok_or("no label names the chain")?;
+    let layer: Digest = chain.parse()?;
     if what == "keep" {
-        node.prepare(&format!("sha256:kept-{id}"), "").await?;
-        let (_, place) = node.find(&format!("sha256:kept-{id}")).await?;
+        node.prepare(&layer.to_string(), "").await?;
+        let (_, place) = node.find(&layer.to_string()).await?;
         println!("{}", place.display());
         return Ok(());
     }
     let count: u32 = count.first().ok_or("how often?")?.parse()?;
     let mut times = Vec::new();
     for turn in 0..count {
-        let chain = format!("sha256:{id}-{turn}");
+        let (chain, base) = match what.as_str() {
+            // On another base it is another snapshot.
+            "shared" => node.base(turn, &layer).await?,
+            _ => (layer.to_string(), String::new()),
+        };
         if what == "index" {
-            // It fails after the index is there: the parent does not exist.
-            drop(node.prepare(&chain, "no such parent").await);
+            // It is unpacked after its index is there: the chain is not that layer's.
+            let other = Digest::of(b"another layer").to_string();
+            drop(node.prepare(&other, "").await);
+            node.discard(&key(&other)).await?;
         }
         if what != "shared" {
             drop_caches()?;
         }
         let began = Instant::now();
-        node.prepare(&chain, "").await?;
+        node.prepare(&chain, &base).await?;
         times.push(began.elapsed().as_secs_f64() * 1e3);
         node.remove(&chain, what != "shared").await?;
     }
@@ -82,7 +94,7 @@ impl Node {
         let mut labels = self.labels.clone();
         labels.insert(REF_LABEL.into(), chain.into());
         let request = PrepareSnapshotRequest {
-            key: format!("bench/1/extract {chain}"),
+            key: key(chain),
             parent: parent.into(),
             labels,
             ..PrepareSnapshotRequest::default()
@@ -92,6 +104,36 @@ impl Node {
             Err(status) => Err(status.message().into()),
             Ok(_) => Err("the layer was not loaded lazily; the daemon's log says why".into()),
         }
+    }
+
+    /// Makes a base of its own for each turn of this process: the chain of the layer upon it, and its
+    /// name.
+    async fn base(&mut self, turn: u32, layer: &Digest) -> Result<(String, String), Failure> {
+        let unique = format!("{} {turn}", std::process::id());
+        let chains = chain_ids(&[Digest::of(unique.as_bytes()), *layer]);
+        let name = format!("bench/2/{}", chains[0]);
+        let labels = HashMap::from([(REF_LABEL.to_owned(), chains[0].clone())]);
+        let request = PrepareSnapshotRequest {
+            key: key(&chains[0]),
+            labels: labels.clone(),
+            ..PrepareSnapshotRequest::default()
+        };
+        self.snapshots.prepare(request).await?;
+        let request = CommitSnapshotRequest {
+            name: name.clone(),
+            key: key(&chains[0]),
+            labels,
+            ..CommitSnapshotRequest::default()
+        };
+        self.snapshots.commit(request).await?;
+        Ok((chains[1].clone(), name))
+    }
+
+    async fn discard(&mut self, key: &str) -> Result<(), Failure> {
+        let (snapshotter, key) = (String::new(), key.to_owned());
+        let request = RemoveSnapshotRequest { snapshotter, key };
+        self.snapshots.remove(request).await?;
+        Ok(())
     }
 
     /// The name of the snapshot that completes `chain`, and where its layer is mounted.
@@ -113,10 +155,8 @@ impl Node {
 
     /// Removes it; `freed` waits until the store let go of the layer, too.
     async fn remove(&mut self, chain: &str, freed: bool) -> Result<(), Failure> {
-        let (key, place) = self.find(chain).await?;
-        let snapshotter = String::new();
-        let request = RemoveSnapshotRequest { snapshotter, key };
-        self.snapshots.remove(request).await?;
+        let (name, place) = self.find(chain).await?;
+        self.discard(&name).await?;
         let began = Instant::now();
         let store = self.root.join("store");
         while place.exists() || (freed && !is_empty(&store)?) {
@@ -127,6 +167,11 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// The key under which a layer is prepared.
+fn key(chain: &str) -> String {
+    format!("bench/1/extract {chain}")
 }
 
 fn is_empty(directory: &Path) -> std::io::Result<bool> {

@@ -3,6 +3,7 @@
 //! Whatever stands in the way is a [`Reason`], never an error: the layer is then unpacked in the
 //! ordinary way, and the log says why.
 
+mod belongs;
 mod flight;
 pub(crate) mod implied;
 mod locate;
@@ -22,6 +23,7 @@ use crate::containerd::{Containerd, ContentError, Lookup};
 use crate::plane::{Plane, PlaneError, Wanted};
 use crate::snapshots::Labels;
 use crate::store::{Content, LayerFacts, Owner, Record, Store, StoreError};
+use belongs::belongs;
 use flight::Flights;
 pub(crate) use implied::Parent;
 
@@ -52,6 +54,22 @@ pub enum Reason {
     /// Another image brought another index for the same chain.
     #[error("another image loads the same layers lazily with another index, not proved yet")]
     Contested,
+    /// The index is of another tar than the one the chain names.
+    #[error(
+        "the layer is not the one its image's config names: its index is of a tar with digest \
+         {diff_id}, which makes chain {made} and not {chain}"
+    )]
+    Foreign {
+        /// The tar's digest, by the index's account.
+        diff_id: Digest,
+        /// The chain it would complete here.
+        made: String,
+        /// The chain that was asked for.
+        chain: String,
+    },
+    /// The parent does not say which chain it completes.
+    #[error("nothing says which layers are below this one, so it cannot be told whether it fits")]
+    NoChain,
     /// The data plane refused.
     #[error(transparent)]
     Plane(#[from] PlaneError),
@@ -152,9 +170,13 @@ impl Lazy {
             .map_err(late)?;
         let there = blocking(store, {
             let (chain, parent) = (request.chain.clone(), request.parent.clone());
-            move |store| store.completing(&chain, &parent)
+            move |store| Ok((store.completing(&chain, &parent)?, store.parents(&parent)?))
         });
-        let there = there.await?;
+        let (there, parents) = there.await?;
+        let below = parents.first();
+        for (_, record) in &there {
+            self.belonging(record, &request.chain, below)?;
+        }
         if !there.is_empty() && there.iter().all(|(_, record)| self.trusted(record)) {
             return Ok(());
         }
@@ -191,6 +213,15 @@ impl Lazy {
             .unwrap_or_default()
     }
 
+    /// Whether a snapshot that is there is of `chain`, as far as its index says. Checked whenever it
+    /// might be shared: a record may be older than this check, and labels can be changed.
+    fn belonging(&self, there: &Record, chain: &str, below: Option<&Record>) -> Result<(), Reason> {
+        // containerd checked what it unpacked itself. A layer whose index is not here now is
+        // checked when that comes back.
+        let diff_id = there.layer().and_then(|index| self.plane.diff_id(&index));
+        diff_id.map_or(Ok(()), |diff_id| belongs(chain, below, &diff_id))
+    }
+
     /// Whether anybody may use a snapshot that is there: containerd checked what it unpacked
     /// itself; a lazily loaded layer is a claim of the manifest that brought it until all of it is
     /// here and was compared.
@@ -211,10 +242,14 @@ impl Lazy {
         wanted: &Wanted,
     ) -> Result<(), Reason> {
         let index = wanted.index.digest;
-        let parent = request.parent.clone();
+        let (chain, parent) = (request.chain.clone(), request.parent.clone());
         let plane = Arc::clone(&self.plane);
         let (id, implied) = spawn(store, move |store| {
-            let parents = parents(store, &parent)?;
+            let below = store.parents(&parent)?;
+            let diff_id = plane.diff_id(&index);
+            let diff_id = diff_id.ok_or_else(|| PlaneError("the store lost its index".into()))?;
+            belongs(&chain, below.first(), &diff_id)?;
+            let parents = parents(store, below)?;
             let implied = implied::implied(plane.as_ref(), &plane.implied(&index), &parents);
             Ok((store.reserve()?, implied.map_err(Reason::Parents)?))
         })
@@ -274,9 +309,9 @@ impl Lazy {
 }
 
 /// The layers below a new one, topmost first, with what their directories look like.
-fn parents(store: &Store, parent: &str) -> Result<Vec<Parent>, StoreError> {
+fn parents(store: &Store, below: Vec<Record>) -> Result<Vec<Parent>, StoreError> {
     let mut parents = Vec::new();
-    for record in store.parents(parent)? {
+    for record in below {
         parents.push(match record.layer() {
             None => Parent::Directory(store.fs(record.id)),
             Some(index) => {
@@ -306,4 +341,4 @@ async fn spawn<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

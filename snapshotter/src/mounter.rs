@@ -37,6 +37,19 @@ pub enum MountImageError {
     /// An index annotation that cannot be read.
     #[error(transparent)]
     Location(#[from] annotation::LocationError),
+    /// The index of a layer is of another tar than the one the config names.
+    #[error(
+        "layer {layer} is not the one the image's config names: its index is of a tar with digest \
+         {found}, the config says {expected}"
+    )]
+    Foreign {
+        /// The layer.
+        layer: Digest,
+        /// Its diffID, by the index's account.
+        found: Digest,
+        /// The same, by the config's.
+        expected: Digest,
+    },
     /// The data plane refused.
     #[error(transparent)]
     Plane(#[from] PlaneError),
@@ -159,7 +172,11 @@ impl Mounter {
             stacked: wanted.len() != 1,
             directory,
         };
-        if let Err(error) = self.stack(&wanted, target, &mut made).await {
+        let stacked = async {
+            self.add(&wanted, &resolved.diff_ids).await?;
+            self.stack(&wanted, target, &mut made).await
+        };
+        if let Err(error) = stacked.await {
             drop(self.tear_down(&made).await);
             return Err(error);
         }
@@ -168,14 +185,30 @@ impl Mounter {
         Ok((resolved.manifest.digest, wanted.len()))
     }
 
+    /// Fetches all indexes, and checks that each is of the tar that the config names.
+    async fn add(&self, wanted: &[Wanted], diff_ids: &[Digest]) -> Result<(), MountImageError> {
+        let adding = wanted.iter().map(|layer| self.plane.add(layer));
+        futures_util::future::try_join_all(adding).await?;
+        for (layer, expected) in wanted.iter().zip(diff_ids) {
+            let found = self.plane.diff_id(&layer.index.digest);
+            let found = found.ok_or_else(|| PlaneError("the store lost an index".to_owned()))?;
+            if found != *expected {
+                return Err(MountImageError::Foreign {
+                    layer: layer.blob,
+                    found,
+                    expected: *expected,
+                });
+            }
+        }
+        Ok(())
+    }
+
     async fn stack(
         &self,
         wanted: &[Wanted],
         target: &Path,
         made: &mut Mounted,
     ) -> Result<(), MountImageError> {
-        let adding = wanted.iter().map(|layer| self.plane.add(layer));
-        futures_util::future::try_join_all(adding).await?;
         let mut parents: Vec<Parent> = Vec::new();
         let mut places: Vec<(Digest, PathBuf)> = Vec::new();
         for (number, layer) in wanted.iter().enumerate() {
@@ -285,3 +318,6 @@ fn wanted(layer: &Descriptor, origin: &Origin) -> Result<Wanted, MountImageError
         namespace: String::new(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,6 +113,9 @@ pub trait Plane: Send + Sync + Debug {
     /// Gives sources to a layer that is in the store; false if it is not. Never uses the network.
     fn attach(&self, wanted: &Wanted) -> bool;
 
+    /// SHA-256 of the layer's tar by the account of its index, if that is in the store.
+    fn diff_id(&self, index: &Digest) -> Option<Digest>;
+
     /// Directories the layer implies, without a leading slash, parents first.
     fn implied(&self, index: &Digest) -> Vec<Vec<u8>>;
 

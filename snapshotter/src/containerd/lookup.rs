@@ -246,11 +246,15 @@ fn newest_documents(blobs: &mut Vec<Blob>) {
 pub fn chain_ids(diffs: &[Digest]) -> Vec<String> {
     let mut chains: Vec<String> = Vec::with_capacity(diffs.len());
     for diff in diffs {
-        let chain = match chains.last() {
-            None => diff.to_string(),
-            Some(below) => Digest::of(format!("{below} {diff}").as_bytes()).to_string(),
-        };
-        chains.push(chain);
+        chains.push(chain_id(chains.last().map(String::as_str), diff));
     }
     chains
+}
+
+/// The chain id of a layer on top of the chain `below`, or of the lowest layer.
+pub(crate) fn chain_id(below: Option<&str>, diff: &Digest) -> String {
+    match below {
+        None => diff.to_string(),
+        Some(below) => Digest::of(format!("{below} {diff}").as_bytes()).to_string(),
+    }
 }

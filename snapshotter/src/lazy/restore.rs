@@ -19,7 +19,8 @@ const MOUNTING_MAX: usize = 8;
 /// because of a slow registry may be repeated, and then finds its index here.
 const UNUSED_GRACE: Duration = Duration::from_mins(10);
 
-/// Pause between attempts to fetch again the index of a layer that the store lost.
+/// Pause between attempts to fetch again the index of a layer that the store lost: kubelet waits as
+/// long before it starts a container again.
 const FETCH_PAUSE: Duration = Duration::from_secs(10);
 
 impl Lazy {
@@ -46,13 +47,22 @@ impl Lazy {
 
     async fn mount_again(&self, store: &Arc<Store>, record: &Record) -> Result<(), PlaneError> {
         let refuse = |why: &str| PlaneError(why.to_owned());
-        let id = record.id;
-        let facts = blocking(store, move |store| store.layer_facts(id)).await;
-        let facts = facts.map_err(|error| PlaneError(error.to_string()))?;
+        let (id, parent) = (record.id, record.parent.clone());
+        let known = blocking(store, move |store| {
+            Ok((store.layer_facts(id)?, store.parents(&parent)?))
+        });
+        let (facts, below) = known.await.map_err(|error| refuse(&error.to_string()))?;
         let facts = facts.ok_or_else(|| refuse("the database lost what is known of the layer"))?;
         let wanted = Wanted::from_facts(&facts).ok_or_else(|| refuse("its facts are damaged"))?;
         if !self.plane.attach(&wanted) {
             return Err(refuse("its index is not in the store"));
+        }
+        // What an earlier build took on trust. Without a chain nobody can share it.
+        let belongs = record
+            .chain_id()
+            .map(|chain| self.belonging(record, chain, below.first()));
+        if let Some(Err(reason @ Reason::Foreign { .. })) = belongs {
+            return Err(refuse(&format!("{reason}; remove the image")));
         }
         self.plane
             .mount(&wanted.index.digest, &store.fs(id), &facts.implied)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
 use larder_proto::annotation::{self, IndexLocation};
@@ -18,8 +18,11 @@ type Tree = BTreeMap<Vec<u8>, Node>;
 
 /// Remembers layers and mounts; `delay` and `refuse` make it slow and unwilling.
 #[derive(Debug, Default)]
-pub(super) struct FakePlane {
+pub(crate) struct FakePlane {
     trees: Mutex<HashMap<Digest, Tree>>,
+    /// Its layers are not compressed: the digest of each blob is that of the tar.
+    diff_ids: Mutex<HashMap<Digest, Digest>>,
+    proven: AtomicBool,
     mounts: Mutex<BTreeMap<PathBuf, Digest>>,
     added: AtomicUsize,
     delay: Option<Duration>,
@@ -28,7 +31,7 @@ pub(super) struct FakePlane {
 }
 
 impl FakePlane {
-    pub(super) fn add_directory(&self, index: Digest, path: &[u8], mode: u16) {
+    pub(crate) fn add_directory(&self, index: Digest, path: &[u8], mode: u16) {
         let node = Node {
             kind: NodeKind::Directory,
             mode,
@@ -49,6 +52,8 @@ impl Plane for FakePlane {
             }
             self.added.fetch_add(1, Ordering::Relaxed);
             self.add_directory(wanted.index.digest, b"", 0o755);
+            let mut diff_ids = self.diff_ids.lock().unwrap();
+            diff_ids.insert(wanted.index.digest, wanted.blob);
             Ok(())
         })
     }
@@ -62,6 +67,10 @@ impl Plane for FakePlane {
             .lock()
             .unwrap()
             .contains_key(&wanted.index.digest)
+    }
+
+    fn diff_id(&self, index: &Digest) -> Option<Digest> {
+        self.diff_ids.lock().unwrap().get(index).copied()
     }
 
     fn implied(&self, _: &Digest) -> Vec<Vec<u8>> {
@@ -102,7 +111,10 @@ impl Plane for FakePlane {
     }
 
     fn progress(&self, _: &Digest) -> Option<Progress> {
-        None
+        Some(Progress {
+            proven: self.proven.load(Ordering::Relaxed),
+            ..Progress::default()
+        })
     }
 
     fn driver(&self) -> (String, String) {
@@ -155,8 +167,9 @@ impl World {
     }
 
     /// The committed snapshots containerd would adopt.
-    fn adoptable(&self, chain: &str, parent: &str) -> Vec<String> {
-        let found = self.snapshots.store().completing(chain, parent).unwrap();
+    fn adoptable(&self, tars: &str, parent: &str) -> Vec<String> {
+        let store = self.snapshots.store();
+        let found = store.completing(&chain(tars), parent).unwrap();
         found.into_iter().map(|(name, _)| name).collect()
     }
 
@@ -200,12 +213,23 @@ fn location(index: &str) -> IndexLocation {
     }
 }
 
-/// Labels of a layer of a converted image, as CRI sends them.
-fn labels(chain: &str, index: &str) -> Labels {
+/// The layer whose tar is the last of `tars`, which are separated by slashes, lowest first.
+fn layer(tars: &str) -> Digest {
+    Digest::of(tars.rsplit('/').next().unwrap().as_bytes())
+}
+
+/// The chain that layer completes.
+fn chain(tars: &str) -> String {
+    let tars: Vec<_> = tars.split('/').map(layer).collect();
+    chain_ids(&tars).pop().unwrap()
+}
+
+/// Labels of the uppermost layer of a converted image, as CRI sends them.
+fn labels(tars: &str, index: &str) -> Labels {
     [
-        (REF_LABEL, chain.to_owned()),
+        (REF_LABEL, chain(tars)),
         (annotation::INDEX, location(index).to_string()),
-        (annotation::LAYER, Digest::of(chain.as_bytes()).to_string()),
+        (annotation::LAYER, layer(tars).to_string()),
         (
             "containerd.io/snapshot/cri.image-ref",
             "registry.test:5000/app:1".to_owned(),
@@ -215,11 +239,13 @@ fn labels(chain: &str, index: &str) -> Labels {
     .into()
 }
 
-fn plain(chain: &str) -> Labels {
-    let digest = Digest::of(chain.as_bytes()).to_string();
+fn plain(tars: &str) -> Labels {
     [
-        (REF_LABEL, chain.to_owned()),
-        ("containerd.io/snapshot/cri.layer-digest", digest),
+        (REF_LABEL, chain(tars)),
+        (
+            "containerd.io/snapshot/cri.layer-digest",
+            layer(tars).to_string(),
+        ),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into()
@@ -241,11 +267,11 @@ async fn a_lazy_layer_is_committed_where_containerd_looks_for_it() {
     assert_eq!(info.labels, labels("c1", "i1"), "all labels are kept");
     assert!(
         world
-            .prepare("k8s.io/2/extract-2 c2", &base[0], labels("c2", "i2"))
+            .prepare("k8s.io/2/extract-2 c2", &base[0], labels("c1/c2", "i2"))
             .await
     );
-    assert_eq!(world.adoptable("c2", &base[0]).len(), 1);
-    assert!(world.adoptable("c2", "").is_empty());
+    assert_eq!(world.adoptable("c1/c2", &base[0]).len(), 1);
+    assert!(world.adoptable("c1/c2", "").is_empty());
     assert_eq!(world.mounted(), 2);
 }
 
@@ -281,14 +307,20 @@ async fn a_layer_falls_back_in_the_middle_of_a_lazy_chain() {
     let world = World::new(FakePlane::default()).await;
     assert!(world.prepare("n/1/a", "", labels("c1", "i1")).await);
     let base = world.adoptable("c1", "").remove(0);
-    assert!(!world.prepare("n/2/b", &base, plain("c2")).await);
-    let commit =
-        world
-            .snapshots
-            .commit("n/3/c2".into(), "n/2/b".into(), plain("c2"), String::new());
+    assert!(!world.prepare("n/2/b", &base, plain("c1/c2")).await);
+    let commit = world.snapshots.commit(
+        "n/3/c2".into(),
+        "n/2/b".into(),
+        plain("c1/c2"),
+        String::new(),
+    );
     commit.await.unwrap();
-    assert!(world.prepare("n/4/c", "n/3/c2", labels("c3", "i3")).await);
-    let top = world.adoptable("c3", "n/3/c2").remove(0);
+    assert!(
+        world
+            .prepare("n/4/c", "n/3/c2", labels("c1/c2/c3", "i3"))
+            .await
+    );
+    let top = world.adoptable("c1/c2/c3", "n/3/c2").remove(0);
     let mounts = world
         .snapshots
         .prepare("n/5/run".into(), top, Labels::new())
@@ -324,6 +356,97 @@ async fn an_unproved_layer_is_not_shared_with_an_image_that_did_not_name_its_ind
     assert!(!world.prepare("c/1/x", "", labels("c1", "honest")).await);
     assert!(!world.prepare("d/1/x", "", plain("c1")).await);
     assert_eq!(world.adoptable("c1", "").len(), 1);
+}
+
+/// What is proved of a layer is proved of the tar its index names: under the chain of another tar, as
+/// a lying config has it, the index is not used, however honest it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_honest_index_under_the_chain_of_another_tar_is_not_used() {
+    let world = World::new(FakePlane::default()).await;
+    world.plane.proven.store(true, Ordering::Relaxed);
+    let under = |tars: &str, mut labels: Labels| {
+        labels.insert(REF_LABEL.to_owned(), chain(tars));
+        labels
+    };
+    let foreign = under("harmless", labels("c1", "i1"));
+    assert!(!world.prepare("n/1/x", "", foreign.clone()).await);
+    world.commit("n/2/x", "n/1/x", foreign).await;
+    let told = world.eager();
+    for part in [layer("c1").to_string(), chain("harmless")] {
+        assert!(told[0].1.contains(&part), "{told:?}");
+    }
+    // The right tar, on the wrong parent.
+    assert!(world.prepare("n/3/x", "", labels("c1", "i1")).await);
+    let base = world.adoptable("c1", "").remove(0);
+    let foreign = under("harmless/c2", labels("c1/c2", "i2"));
+    assert!(!world.prepare("n/4/x", &base, foreign).await);
+    assert!(!world.prepare("n/5/x", "", labels("c1/c2", "i2")).await);
+    assert!(world.prepare("n/6/x", &base, labels("c1/c2", "i2")).await);
+    assert_eq!(world.mounted(), 2);
+}
+
+/// A layer may lie on one that was unpacked without a label; on one of which nothing is known, it is
+/// unpacked, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_lazy_only_where_the_chain_below_it_is_known() {
+    let world = World::new(FakePlane::default()).await;
+    let (key, c1) = (format!("n/1/extract-1 {}", chain("c1")), "n/2/c1");
+    assert!(!world.prepare(&key, "", Labels::new()).await);
+    world.commit(c1, &key, Labels::new()).await;
+    assert!(world.prepare("n/3/x", c1, labels("c1/c2", "i2")).await);
+    assert!(!world.prepare("n/4/x", "", Labels::new()).await);
+    world.commit("n/5/odd", "n/4/x", Labels::new()).await;
+    let on_it = labels("c1/c2", "i2");
+    assert!(!world.prepare("n/6/x", "n/5/odd", on_it).await);
+}
+
+/// A record of an earlier build that took a foreign index for the chain's is not shared, and not
+/// mounted again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_layer_of_an_earlier_build_is_neither_shared_nor_mounted_again() {
+    let world = World::new(FakePlane::default()).await;
+    world.plane.proven.store(true, Ordering::Relaxed);
+    let store = world.snapshots.store();
+    let wanted = Wanted {
+        blob: layer("c1"),
+        index: location("i1"),
+        origins: Vec::new(),
+        namespace: "n".to_owned(),
+    };
+    world.plane.add(&wanted).await.unwrap();
+    let facts = LayerFacts {
+        blob: wanted.blob.to_string(),
+        location: wanted.index.to_string(),
+        origins: Vec::new(),
+        namespace: "n".to_owned(),
+        implied: Vec::new(),
+    };
+    let content = Content::Layer {
+        index: wanted.index.digest.to_string(),
+        owner: Owner::ROOT,
+    };
+    let id = store.reserve().unwrap();
+    let foreign = plain("harmless");
+    let adopted = store.adopt(id, "n/1/lazy", "", foreign.clone(), content, &facts);
+    adopted.unwrap();
+    assert!(!world.prepare("other/2/x", "", foreign).await);
+    let (view, base) = ("n/3/v".to_owned(), "n/1/lazy".to_owned());
+    let snapshots = &world.snapshots;
+    let viewed = snapshots.view(view.clone(), base, Labels::new()).await;
+    assert!(viewed.is_ok());
+    let World {
+        dir,
+        plane,
+        snapshots,
+    } = world;
+    drop_snapshots(snapshots).await;
+    let world = World::start(dir, plane).await;
+    assert_eq!(world.mounted(), 0);
+    let refused = world.snapshots.mounts(view).await.unwrap_err();
+    assert!(
+        refused.to_string().contains(&chain("harmless")),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -367,7 +490,7 @@ async fn odd_labels_mean_an_ordinary_unpack() {
     damaged.insert(annotation::INDEX.to_owned(), "1:2".to_owned());
     let mut nowhere = labels("c1", "i1");
     nowhere.remove("containerd.io/snapshot/cri.image-ref");
-    let alone = Labels::from([(REF_LABEL.to_owned(), "c1".to_owned())]);
+    let alone = Labels::from([(REF_LABEL.to_owned(), chain("c1"))]);
     for (number, labels) in [contradicting, damaged, nowhere, alone]
         .into_iter()
         .enumerate()
@@ -401,8 +524,8 @@ async fn a_restart_mounts_every_layer_where_it_was() {
     let world = World::new(FakePlane::default()).await;
     assert!(world.prepare("n/1/x", "", labels("c1", "i1")).await);
     let base = world.adoptable("c1", "").remove(0);
-    assert!(world.prepare("n/2/x", &base, labels("c2", "i2")).await);
-    let top = world.adoptable("c2", &base).remove(0);
+    assert!(world.prepare("n/2/x", &base, labels("c1/c2", "i2")).await);
+    let top = world.adoptable("c1/c2", &base).remove(0);
     let before = world
         .snapshots
         .prepare("n/3/run".into(), top, Labels::new())
@@ -447,7 +570,14 @@ async fn a_layer_unpacked_without_asking_is_told_with_what_to_do() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].0, "sha256:1111");
     assert!(told[0].1.contains("larder-snapshotter pull"), "{told:?}");
-    assert!(world.adoptable("sha256:1111", "").is_empty());
+    assert!(
+        world
+            .snapshots
+            .store()
+            .completing("sha256:1111", "")
+            .unwrap()
+            .is_empty()
+    );
 }
 
 /// Promise: why a layer is not lazy is still known after a restart.

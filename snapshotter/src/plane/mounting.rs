@@ -157,6 +157,10 @@ impl Plane for MountingPlane {
         true
     }
 
+    fn diff_id(&self, index: &Digest) -> Option<Digest> {
+        self.layer(index).map(|layer| layer.diff_id())
+    }
+
     fn implied(&self, index: &Digest) -> Vec<Vec<u8>> {
         self.layer(index)
             .map(|layer| layer.implied())
