@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use larder_proto::erofs::{Image, write};
 use larder_proto::limits;
 use larder_proto::tree::{DeviceNumber, Extent, Kind, Mtime, Node, NodeId, ROOT, Tree, difference};
+use larder_test_support::on_erofs_blocking;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::layer::Layer;
@@ -181,7 +182,6 @@ pub(crate) fn assert_directory_agrees(name: &str, layer: &Layer, root: &Path) {
     }
 }
 
-#[test]
 fn the_kernel_shows_every_sample_as_its_tree() {
     for (name, layer) in samples::all() {
         let mounted = Mounted::new(&layer);
@@ -190,7 +190,6 @@ fn the_kernel_shows_every_sample_as_its_tree() {
 }
 
 /// A tar need not end at a block; the device does, and the last file's end is read with it.
-#[test]
 fn a_tar_that_ends_within_a_block_reads_to_its_last_byte() {
     let mut layer = Layer::new();
     layer.file(ROOT, "last", &[7; 5000]);
@@ -200,7 +199,6 @@ fn a_tar_that_ends_within_a_block_reads_to_its_last_byte() {
 }
 
 /// Addresses hold to the end of the largest tar, sizes beyond 4 GiB, holes beyond the tar's length.
-#[test]
 fn the_largest_tar_reads_right_at_both_ends_of_its_files() {
     const GIB: u64 = 1 << 30;
     let tar_len = limits::TAR_BYTES_MAX;
@@ -242,7 +240,6 @@ fn the_largest_tar_reads_right_at_both_ends_of_its_files() {
 }
 
 /// 100,000 entries in one directory are listed and found.
-#[test]
 fn a_directory_of_100_000_entries_works() {
     let mut layer = Layer::new();
     let wide = layer.directory(ROOT, "wide");
@@ -257,3 +254,10 @@ fn a_directory_of_100_000_entries_works() {
         assert!(!wide.join(format!("file-{i}x")).exists());
     }
 }
+
+on_erofs_blocking!(
+    the_kernel_shows_every_sample_as_its_tree,
+    a_tar_that_ends_within_a_block_reads_to_its_last_byte,
+    the_largest_tar_reads_right_at_both_ends_of_its_files,
+    a_directory_of_100_000_entries_works,
+);

@@ -2,6 +2,7 @@
 
 use larder_proto::erofs::{Image, Nid, write};
 use larder_proto::tree::{DeviceNumber, Kind, Mtime, NodeId, ROOT, difference};
+use larder_test_support::on_erofs_blocking;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -268,9 +269,10 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    #[test]
     fn the_kernel_shows_a_random_tree_as_it_is(layer in layer()) {
         let mounted = Mounted::new(&layer);
         assert_directory_agrees("random", &layer, &mounted.root());
     }
 }
+
+on_erofs_blocking!(the_kernel_shows_a_random_tree_as_it_is);
