@@ -51,7 +51,7 @@ pub enum DriverChoice {
     /// EROFS where the kernel does it well, else FUSE.
     #[default]
     Auto,
-    /// EROFS, whatever the self-test says.
+    /// EROFS, or no start.
     Erofs,
     /// The FUSE tree.
     Fuse,

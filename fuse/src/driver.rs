@@ -47,34 +47,40 @@ impl fmt::Display for DriverReport {
 /// Why, if it was neither the kernel's nor the self-test's word.
 const ASKED_FOR: &str = "asked for by fs_driver";
 
-/// What can be said before the session is there; `None` asks for the self-test.
-pub(crate) fn decide(choice: DriverChoice, release: &str) -> Option<DriverReport> {
-    let report = |driver, reason: String| Some(DriverReport { driver, reason });
-    match choice {
-        DriverChoice::Fuse => report(Driver::Fuse, ASKED_FOR.into()),
-        DriverChoice::Erofs => report(Driver::Erofs, ASKED_FOR.into()),
-        DriverChoice::Auto => match kernel_version(release) {
-            Some(found) if found >= EROFS_FILES_SINCE => None,
-            _ => {
-                let (major, minor) = EROFS_FILES_SINCE;
-                let reason = format!("kernel {release} is older than {major}.{minor}");
-                report(Driver::Fuse, reason)
-            }
-        },
+/// What can be said before the session is there; `None` asks for the self-test. `Err` says why the
+/// driver that was asked for cannot be had.
+pub(crate) fn decide(choice: DriverChoice, release: &str) -> Result<Option<DriverReport>, String> {
+    if choice == DriverChoice::Fuse {
+        return fuse(choice, ASKED_FOR.into()).map(Some);
+    }
+    if kernel_version(release).is_some_and(|found| found >= EROFS_FILES_SINCE) {
+        return Ok(None);
+    }
+    let (major, minor) = EROFS_FILES_SINCE;
+    let reason = format!("kernel {release} is older than {major}.{minor}");
+    fuse(choice, reason).map(Some)
+}
+
+/// The decision after the self-test, which says what makes EROFS unusable here.
+pub(crate) fn after_self_test(
+    choice: DriverChoice,
+    safe: Result<(), String>,
+) -> Result<DriverReport, String> {
+    match safe {
+        Ok(()) => Ok(DriverReport {
+            driver: Driver::Erofs,
+            reason: "the self-test: the kernel reports failed device reads as errors".into(),
+        }),
+        Err(reason) => fuse(choice, format!("the self-test: {reason}")),
     }
 }
 
-/// The decision after the self-test.
-pub(crate) fn after_self_test(safe: Result<(), String>) -> DriverReport {
-    match safe {
-        Ok(()) => DriverReport {
-            driver: Driver::Erofs,
-            reason: "the kernel reports failed device reads as errors".into(),
-        },
-        Err(reason) => DriverReport {
-            driver: Driver::Fuse,
-            reason,
-        },
+/// The FUSE driver for `reason`, unless that is not what was asked for.
+fn fuse(choice: DriverChoice, reason: String) -> Result<DriverReport, String> {
+    let driver = Driver::Fuse;
+    match choice {
+        DriverChoice::Erofs => Err(reason),
+        DriverChoice::Auto | DriverChoice::Fuse => Ok(DriverReport { driver, reason }),
     }
 }
 
@@ -97,20 +103,32 @@ mod tests {
             "6.11.9",
             "odd",
         ] {
-            let report = decide(DriverChoice::Auto, old).unwrap();
+            let report = decide(DriverChoice::Auto, old).unwrap().unwrap();
             assert_eq!(report.driver, Driver::Fuse);
             assert!(report.reason.contains(old), "{report}");
         }
         for new in ["6.12.0", "6.18.44-x", "7.0.1"] {
-            assert_eq!(decide(DriverChoice::Auto, new), None);
+            assert_eq!(decide(DriverChoice::Auto, new), Ok(None));
         }
-        let forced = decide(DriverChoice::Erofs, "5.15.0").unwrap();
-        assert_eq!(forced.driver, Driver::Erofs);
     }
 
     #[test]
     fn an_unsafe_kernel_gets_fuse() {
-        let report = after_self_test(Err("zeros".into()));
-        assert_eq!((report.driver, &*report.reason), (Driver::Fuse, "zeros"));
+        let report = after_self_test(DriverChoice::Auto, Err("zeros".into())).unwrap();
+        assert_eq!(report.driver, Driver::Fuse);
+        assert_eq!(report.reason, "the self-test: zeros");
+    }
+
+    /// Promise: asked for EROFS, Larder tests the kernel as well, and refuses one that is too old
+    /// or would show zeros.
+    #[test]
+    fn erofs_is_refused_where_it_would_not_be_safe() {
+        assert_eq!(decide(DriverChoice::Erofs, "6.12.0"), Ok(None));
+        let refused = decide(DriverChoice::Erofs, "5.15.0").unwrap_err();
+        assert!(refused.contains("5.15.0"), "{refused}");
+        let refused = after_self_test(DriverChoice::Erofs, Err("zeros".into())).unwrap_err();
+        assert!(refused.contains("zeros"), "{refused}");
+        let report = after_self_test(DriverChoice::Erofs, Ok(())).unwrap();
+        assert_eq!(report.driver, Driver::Erofs);
     }
 }

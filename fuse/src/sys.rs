@@ -3,8 +3,10 @@
 
 mod mapping;
 mod open_files;
+mod page;
 mod priority;
 
 pub(crate) use mapping::Mapping;
 pub(crate) use open_files::raise_open_files;
+pub(crate) use page::page_size;
 pub(crate) use priority::lower_this_thread;

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::Plane;
 use super::mounts::Mounts;
-use crate::config::{DataPlaneConfig, DriverChoice};
+use crate::config::DataPlaneConfig;
 use crate::driver::{self, Driver, DriverReport, SelfTest, kernel_is_safe};
 use crate::fetch::{Fetcher, Recent};
 use crate::layer::{Layer, LayerId};
@@ -50,6 +50,9 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// The driver that was asked for does not work here.
+    #[error("fs_driver \"erofs\" cannot be used: {0}; \"auto\" takes FUSE here")]
+    Driver(String),
     /// The mounts of a former run cannot be found.
     #[error("cannot read the table of mounts: {0}")]
     Mounts(io::Error),
@@ -164,21 +167,16 @@ fn open_session(
     };
     // Without the file the release is unknown, and counts as old.
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    match driver::decide(config.driver, release.trim()) {
-        Some(report) if report.driver == Driver::Fuse => Ok((of_trees()?, report)),
-        Some(report) => Ok((Sessions::of_devices(of_devices()?), report)),
-        None => {
-            let session = of_devices()?;
-            let report = driver::after_self_test(self_test(&session, store, slots));
-            if report.driver == Driver::Erofs {
-                return Ok((Sessions::of_devices(session), report));
-            }
+    let decided = driver::decide(config.driver, release.trim());
+    if let Some(report) = decided.map_err(StartError::Driver)? {
+        return Ok((of_trees()?, report));
+    }
+    let session = of_devices()?;
+    match driver::after_self_test(config.driver, self_test(&session, store, slots)) {
+        Ok(report) if report.driver == Driver::Erofs => Ok((Sessions::of_devices(session), report)),
+        otherwise => {
             session.detach();
-            debug_assert_eq!(
-                config.driver,
-                DriverChoice::Auto,
-                "others were decided before"
-            );
+            let report = otherwise.map_err(StartError::Driver)?;
             Ok((of_trees()?, report))
         }
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use larder_fuse::{DataPlane, Disk, DriverChoice, LayerSpec, StdDisk};
 use larder_test_support::layer::LayerFixture;
+use larder_test_support::on_both_drivers;
 
 use crate::scene::{Memory, Scene, clean_up, config, layer_of, noise, read};
 
@@ -75,8 +76,7 @@ impl Disk for Failing {
 /// Promise: wherever a write, sync, rename or truncation of the store fails, with EIO or ENOSPC,
 /// once or from then on: no panic, no wrong byte, what is mounted can be read, and the next start
 /// on a sound disk works.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failing_write_at_any_place_costs_no_read_and_no_start() {
+async fn a_failing_write_at_any_place_costs_no_read_and_no_start(driver: DriverChoice) {
     let data = noise(31, 150_000);
     let fixture = layer_of(&data);
     for (errno, broken) in [(EIO, false), (ENOSPC, true)] {
@@ -90,8 +90,24 @@ async fn a_failing_write_at_any_place_costs_no_read_and_no_start() {
             });
             let scratch = tempfile::tempdir().unwrap();
             let context = format!("errno {errno}, place {nth}, broken {broken}");
-            live(scratch.path(), &fixture, &data, disk.clone(), &context).await;
-            live(scratch.path(), &fixture, &data, Arc::new(StdDisk), &context).await;
+            live(
+                scratch.path(),
+                driver,
+                &fixture,
+                &data,
+                disk.clone(),
+                &context,
+            )
+            .await;
+            live(
+                scratch.path(),
+                driver,
+                &fixture,
+                &data,
+                Arc::new(StdDisk),
+                &context,
+            )
+            .await;
             clean_up(scratch.path());
             if !disk.has_failed() {
                 places = nth;
@@ -108,6 +124,7 @@ async fn a_failing_write_at_any_place_costs_no_read_and_no_start() {
 /// One life of a plane on `disk`: a start, a layer, a mount, reads, a proof, an end.
 async fn live(
     scratch: &Path,
+    driver: DriverChoice,
     fixture: &LayerFixture,
     data: &[u8],
     disk: Arc<dyn Disk>,
@@ -115,7 +132,7 @@ async fn live(
 ) {
     let is_sound = format!("{disk:?}") == "StdDisk";
     let root = scratch.join("root");
-    let started = DataPlane::start(config(&root, DriverChoice::Fuse, |config| {
+    let started = DataPlane::start(config(&root, driver, |config| {
         config.disk = disk.clone();
     }));
     let plane = match started.await {
@@ -179,3 +196,5 @@ async fn a_layer_that_cannot_be_opened_now_keeps_its_bytes() {
     assert!(read(target.join("data")).await.unwrap() == data);
     assert_eq!(source.requests().len(), 1, "only the index is asked for");
 }
+
+on_both_drivers!(a_failing_write_at_any_place_costs_no_read_and_no_start,);

@@ -5,11 +5,11 @@ use larder_fuse::{DriverChoice, MountError};
 use larder_proto::tree::{Kind, ROOT};
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::tar::{Entry, TarBuilder};
+use larder_test_support::{on_both_drivers, on_erofs};
 
 use crate::scene::{Mood, Scene, eventually, noise, odd_layer, read};
 
 /// Promise: a complete, proven layer is mounted from its store file, without the session.
-#[tokio::test(flavor = "multi_thread")]
 async fn a_proven_layer_is_mounted_directly() {
     let scene = Scene::new(DriverChoice::Erofs).await;
     let mounted = scene.mounted(&odd_layer(), "lazy").await;
@@ -41,8 +41,7 @@ async fn a_proven_layer_is_mounted_directly() {
 }
 
 /// Promise: an index whose tree is not the tar's is found out, and its layer is mounted no more.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lying_index_is_quarantined() {
+async fn a_lying_index_is_quarantined(driver: DriverChoice) {
     let tar = || {
         TarBuilder::new()
             .entry(Entry::file("bin/su", noise(1, 5000)).mode(0o755))
@@ -61,7 +60,7 @@ async fn a_lying_index_is_quarantined() {
         tree.node_mut(other).kind = kind;
     });
     for lie in [setuid, swapped] {
-        let scene = Scene::new(DriverChoice::Auto).await;
+        let scene = Scene::new(driver).await;
         let mounted = scene.mounted(&lie, "at").await;
         mounted.layer.fetch_all().await.unwrap();
         let layer = mounted.layer.clone();
@@ -85,3 +84,7 @@ async fn a_lying_index_is_quarantined() {
         );
     }
 }
+
+on_erofs!(a_proven_layer_is_mounted_directly);
+
+on_both_drivers!(a_lying_index_is_quarantined);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use larder_fuse::mount::mounts;
 use larder_fuse::{DataPlane, DriverChoice, LayerState, StartError};
 use larder_test_support::layer::LayerFixture;
+use larder_test_support::on_both_drivers;
 use larder_test_support::tar::{Entry, TarBuilder};
 
 use crate::scene::{Memory, Mood, Scene, config, layer_of, noise, read};
@@ -98,39 +99,36 @@ fn start_doomed(root: &Path, driver: &str) -> Child {
 /// Promise: after kill -9 the next start takes under 2 s, needs no network, leaves no stale mount,
 /// and serves every byte that was read before, down to the last moment; so does the one after it.
 /// A second daemon on the same root is refused while the first lives.
-#[tokio::test(flavor = "multi_thread")]
-async fn after_kill_9_every_byte_read_before_is_served_without_network() {
-    for driver in ["erofs", "fuse"] {
-        let scratch = tempfile::tempdir().unwrap();
-        let root = scratch.path().join("root");
-        let scene_config = || config(&root, driver.parse().unwrap(), |_| {});
-        let mut child = start_doomed(&root, driver);
-        let second = DataPlane::start(scene_config()).await.unwrap_err();
-        assert!(matches!(second, StartError::Store(_)), "{second}");
-        assert!(second.to_string().contains("another daemon"), "{second}");
-        child.kill().unwrap();
-        child.wait().unwrap();
+async fn after_kill_9_every_byte_read_before_is_served_without_network(driver: String) {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("root");
+    let scene_config = || config(&root, driver.parse().unwrap(), |_| {});
+    let mut child = start_doomed(&root, &driver);
+    let second = DataPlane::start(scene_config()).await.unwrap_err();
+    assert!(matches!(second, StartError::Store(_)), "{second}");
+    assert!(second.to_string().contains("another daemon"), "{second}");
+    child.kill().unwrap();
+    child.wait().unwrap();
 
-        let plane = None;
-        let mut scene = Scene { plane, scratch };
-        let at = root.canonicalize().unwrap().join("at");
-        let intact = read_whole(&patchy_layer()).await;
-        // The second time after an orderly end, before which half of the claims were never used.
-        for except in ["noise", ""] {
-            let started = Instant::now();
-            scene.plane = Some(DataPlane::start(scene_config()).await.unwrap());
-            let took = started.elapsed();
-            assert!(took < Duration::from_secs(2), "{took:?}");
-            assert!(mounts().unwrap().iter().all(|mount| mount.target != at));
-            let layers = scene.plane().layers();
-            assert_eq!(layers.len(), 1);
-            layers[0].mount(&at, &[]).await.unwrap();
-            for (name, read) in read_patchy(&at, except).await {
-                assert!(read.unwrap() == intact[name], "{driver}: {name}");
-            }
-            drop(layers);
-            scene.plane.take().unwrap().shutdown().await;
+    let plane = None;
+    let mut scene = Scene { plane, scratch };
+    let at = root.canonicalize().unwrap().join("at");
+    let intact = read_whole(&patchy_layer()).await;
+    // The second time after an orderly end, before which half of the claims were never used.
+    for except in ["noise", ""] {
+        let started = Instant::now();
+        scene.plane = Some(DataPlane::start(scene_config()).await.unwrap());
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(mounts().unwrap().iter().all(|mount| mount.target != at));
+        let layers = scene.plane().layers();
+        assert_eq!(layers.len(), 1);
+        layers[0].mount(&at, &[]).await.unwrap();
+        for (name, read) in read_patchy(&at, except).await {
+            assert!(read.unwrap() == intact[name], "{driver}: {name}");
         }
+        drop(layers);
+        scene.plane.take().unwrap().shutdown().await;
     }
 }
 
@@ -144,11 +142,10 @@ async fn read_whole(fixture: &LayerFixture) -> HashMap<&'static str, Vec<u8>> {
 
 /// Promise: bytes that a killed daemon left half written are never shown: what is wrong in the
 /// device file is noticed and fetched again.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_daemon_left_wrong_is_fetched_again() {
+async fn what_a_killed_daemon_left_wrong_is_fetched_again(driver: DriverChoice) {
     let data = noise(13, 500_000);
     let fixture = layer_of(&data);
-    let mut scene = Scene::new(DriverChoice::Auto).await;
+    let mut scene = Scene::new(driver).await;
     let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
     let id = layer.id();
     drop(layer);
@@ -165,7 +162,7 @@ async fn what_a_killed_daemon_left_wrong_is_fetched_again() {
     device.write_all_at(&vec![7; 70_000], 300_000).unwrap();
     drop(device);
 
-    let scene_config = config(&root, DriverChoice::Auto, |_| {});
+    let scene_config = config(&root, driver, |_| {});
     scene.plane = Some(DataPlane::start(scene_config).await.unwrap());
     let layer = scene.plane().layer(&id).unwrap();
     let source = Memory::new(&fixture);
@@ -179,11 +176,10 @@ async fn what_a_killed_daemon_left_wrong_is_fetched_again() {
 
 /// Promise: what was cached is read without a source after an orderly restart; what was damaged
 /// on the disk in between is noticed and fetched again.
-#[tokio::test(flavor = "multi_thread")]
-async fn cached_bytes_survive_a_restart_and_damage_does_not() {
+async fn cached_bytes_survive_a_restart_and_damage_does_not(driver: DriverChoice) {
     let data = noise(9, 300_000);
     let fixture = layer_of(&data);
-    let mut scene = Scene::new(DriverChoice::Auto).await;
+    let mut scene = Scene::new(driver).await;
     let mounted = scene.mounted(&fixture, "at").await;
     mounted.layer.fetch_all().await.unwrap();
     let id = mounted.layer.id();
@@ -191,7 +187,7 @@ async fn cached_bytes_survive_a_restart_and_damage_does_not() {
     drop(mounted.layer);
 
     let root = scene.scratch.path().join("root");
-    let scene_config = || config(&root, DriverChoice::Auto, |_| {});
+    let scene_config = || config(&root, driver, |_| {});
     scene.plane = Some(DataPlane::start(scene_config()).await.unwrap());
     let layer = scene.plane().layer(&id).unwrap();
     layer.mount(&mounted.target, &[]).await.unwrap();
@@ -261,3 +257,9 @@ async fn damaged_store_files_never_keep_a_plane_from_starting() {
         );
     }
 }
+
+on_both_drivers!(
+    after_kill_9_every_byte_read_before_is_served_without_network,
+    what_a_killed_daemon_left_wrong_is_fetched_again,
+    cached_bytes_survive_a_restart_and_damage_does_not,
+);

@@ -8,6 +8,7 @@ use larder_fuse::{
 };
 use larder_registry::{Client, ClientOptions};
 use larder_test_support::layer::LayerFixture;
+use larder_test_support::on_both_drivers;
 use larder_test_support::registry::{FakeRegistry, Fault, On};
 
 use crate::scene::{Scene, layer_of, noise, read};
@@ -87,34 +88,30 @@ async fn read_some(file: PathBuf) {
 
 /// Promise: a mirror that sends wrong bytes is found out by the digest and left alone for a while;
 /// index and reads succeed from the next one.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lying_mirror_is_left_for_the_next_one() {
-    for driver in [DriverChoice::Erofs, DriverChoice::Fuse] {
-        let (mirror, server) = (FakeRegistry::start().await, FakeRegistry::start().await);
-        let data = noise(21, 300_000);
-        let fixture = layer_of(&data);
-        mirror.push_blob(fixture.blob.clone());
-        server.push_blob(fixture.blob.clone());
-        let network = Network::new(&format!(
-            "server = \"http://{}\"\n[host.\"http://{}\"]\n",
-            server.host(),
-            mirror.host()
-        ));
-        mirror.set_fault(Fault::FlippedBit);
-        let scene = Scene::new(driver).await;
-        let source = network.source("r.test/team/app:v1", &fixture);
-        let layer = add(&scene, &fixture, source, Vec::new()).await.unwrap();
-        assert_eq!(mirror.requests().len(), 1, "asked once for the index");
-        let file = mount(&scene, &layer).await;
-        assert_eq!(read(file).await.unwrap(), data);
-        assert_eq!(mirror.requests().len(), 1, "not asked for chunks");
-        assert!(layer.status().sources[0].bytes > 0);
-    }
+async fn a_lying_mirror_is_left_for_the_next_one(driver: DriverChoice) {
+    let (mirror, server) = (FakeRegistry::start().await, FakeRegistry::start().await);
+    let data = noise(21, 300_000);
+    let fixture = layer_of(&data);
+    mirror.push_blob(fixture.blob.clone());
+    server.push_blob(fixture.blob.clone());
+    let network = Network::new(&format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+        server.host(),
+        mirror.host()
+    ));
+    mirror.set_fault(Fault::FlippedBit);
+    let scene = Scene::new(driver).await;
+    let source = network.source("r.test/team/app:v1", &fixture);
+    let layer = add(&scene, &fixture, source, Vec::new()).await.unwrap();
+    assert_eq!(mirror.requests().len(), 1, "asked once for the index");
+    let file = mount(&scene, &layer).await;
+    assert_eq!(read(file).await.unwrap(), data);
+    assert_eq!(mirror.requests().len(), 1, "not asked for chunks");
+    assert!(layer.status().sources[0].bytes > 0);
 }
 
 /// Promise: the same for a mirror that begins to lie while chunks are read.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_that_begins_to_lie_costs_no_read() {
+async fn a_mirror_that_begins_to_lie_costs_no_read(driver: DriverChoice) {
     let (mirror, server) = (FakeRegistry::start().await, FakeRegistry::start().await);
     let data = noise(22, 3_000_000);
     let fixture = layer_of(&data);
@@ -125,7 +122,7 @@ async fn a_mirror_that_begins_to_lie_costs_no_read() {
         server.host(),
         mirror.host()
     ));
-    let scene = Scene::new(DriverChoice::Auto).await;
+    let scene = Scene::new(driver).await;
     let source = network.source("r.test/team/app:v1", &fixture);
     let layer = add(&scene, &fixture, source, Vec::new()).await.unwrap();
     mirror.set_fault(Fault::OtherBlob);
@@ -138,8 +135,7 @@ async fn a_mirror_that_begins_to_lie_costs_no_read() {
 
 /// Promise: when the image's own repository lacks the blob or forbids it, another one of this node
 /// that has it delivers, for the index and for reads; the own one is not asked every time.
-#[tokio::test(flavor = "multi_thread")]
-async fn another_repository_delivers_when_the_own_one_does_not() {
+async fn another_repository_delivers_when_the_own_one_does_not(driver: DriverChoice) {
     for (status, early) in [(404, true), (404, false), (403, true), (401, false)] {
         let registry = FakeRegistry::start().await;
         let data = noise(23, 3_000_000);
@@ -155,7 +151,7 @@ async fn another_repository_delivers_when_the_own_one_does_not() {
         let network = Network::new("");
         let own = network.source(&registry.reference("team/app", "v1"), &fixture);
         let other = network.source(&registry.reference("base/python", "v1"), &fixture);
-        let scene = Scene::new(DriverChoice::Auto).await;
+        let scene = Scene::new(driver).await;
         let layer = add(&scene, &fixture, own, vec![other]).await.unwrap();
         if !early {
             gone();
@@ -189,3 +185,9 @@ async fn nobody_has_it_and_the_error_names_all() {
         assert!(text.contains(part), "{text}");
     }
 }
+
+on_both_drivers!(
+    a_lying_mirror_is_left_for_the_next_one,
+    a_mirror_that_begins_to_lie_costs_no_read,
+    another_repository_delivers_when_the_own_one_does_not,
+);
