@@ -5,6 +5,7 @@
 mod attach;
 mod mountinfo;
 mod overlay;
+mod owner;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use rustix::mount::UnmountFlags;
 pub(crate) use attach::{Erofs, bind, mount_erofs};
 pub use mountinfo::{Mount, mounts};
 pub use overlay::{Overlay, mount_overlay};
+pub use owner::refuse_foreign;
 
 /// What mount tables show as the source of Larder's own mounts.
 pub const SOURCE: &str = "larder";

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use larder_fuse::mount::{Overlay, Unmount, mount_overlay, unmount};
+use larder_fuse::mount::{Overlay, Unmount, mount_overlay, refuse_foreign, unmount};
 use larder_proto::annotation;
 use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
@@ -18,6 +18,9 @@ use crate::lazy::{Parent, implied};
 use crate::plane::{Plane, PlaneError, Wanted};
 use crate::registries::Registries;
 use crate::store::Origin;
+
+/// The directory of mounted images below the root.
+const IMAGES: &str = "images";
 
 /// An image that could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,7 @@ struct Mounted {
 pub struct Mounter {
     plane: Arc<dyn Plane>,
     registries: Registries,
+    /// Of the data plane, by its canonical path.
     root: PathBuf,
     next: AtomicU64,
     mounted: Mutex<BTreeMap<PathBuf, Mounted>>,
@@ -102,10 +106,15 @@ impl Mounter {
         registries: Registries,
         root: &Path,
     ) -> Result<Self, MountImageError> {
-        let root = root.join("images");
-        match fs::remove_dir_all(&root) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(MountImageError::Directory { path: root, source });
+        let failed = |path: &Path, source| MountImageError::Directory {
+            path: path.to_owned(),
+            source,
+        };
+        let root = root.canonicalize().map_err(|error| failed(root, error))?;
+        let images = root.join(IMAGES);
+        match fs::remove_dir_all(&images) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed(&images, error));
             }
             _ => {}
         }
@@ -165,6 +174,7 @@ impl Mounter {
         }
         let directory = self
             .root
+            .join(IMAGES)
             .join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let mut made = Mounted {
             reference: image.to_string(),
@@ -276,6 +286,8 @@ impl Mounter {
         let Some(image) = mounted.get(target).cloned() else {
             return Err(MountImageError::Absent(target.to_owned()));
         };
+        // Whoever mounted something else over it unmounts that first.
+        refuse_foreign(target, &self.root)?;
         if image.stacked {
             unmount(target, Unmount::Lazy)?;
         }

@@ -12,10 +12,16 @@ use super::SOURCE;
 pub struct Mount {
     /// Where it is.
     pub target: PathBuf,
+    /// What of its file system is to be seen there: `/`, unless it is a bind mount of a part.
+    pub root: PathBuf,
+    /// Number of its file system, `major:minor`: the same for all places it is mounted at.
+    pub device: String,
     /// The type of its file system, such as `erofs`.
     pub kind: String,
     /// What it was mounted from.
     pub source: OsString,
+    /// The lower layers of an overlay, topmost first; of other file systems, nothing.
+    pub layers: Vec<PathBuf>,
 }
 
 impl Mount {
@@ -42,15 +48,52 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
 /// fields before the dash.
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&b| b == b' ');
-    let target = unescape(fields.nth(4)?);
+    let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
+    let root = unescape(fields.next()?);
+    let target = unescape(fields.next()?);
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8_lossy(rest.next()?).into_owned();
     let source = OsString::from_vec(unescape(rest.next()?));
+    let layers = match (&*kind, rest.next()) {
+        ("overlay", Some(options)) => layers(options),
+        _ => Vec::new(),
+    };
     Some(Mount {
-        target: PathBuf::from(std::ffi::OsStr::from_bytes(&target)),
+        target: path(&target),
+        root: path(&root),
+        device,
         kind,
         source,
+        layers,
     })
+}
+
+fn path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
+}
+
+/// Lower layers from the options of an overlay: each for itself, or all in one, separated by colons.
+/// Commas and equals signs within them stand as `\ooo`; colons only in the latter way, after a
+/// backslash, which stands as `\134`.
+fn layers(options: &[u8]) -> Vec<PathBuf> {
+    let mut layers = Vec::new();
+    for option in options.split(|&b| b == b',') {
+        if let Some(layer) = option.strip_prefix(b"lowerdir+=") {
+            layers.push(path(&unescape(layer)));
+        } else if let Some(all) = option.strip_prefix(b"lowerdir=") {
+            let mut layer = Vec::new();
+            let mut all = unescape(all).into_iter();
+            while let Some(byte) = all.next() {
+                match byte {
+                    b':' => layers.push(path(&std::mem::take(&mut layer))),
+                    b'\\' => layer.extend(all.next()),
+                    other => layer.push(other),
+                }
+            }
+            layers.push(path(&layer));
+        }
+    }
+    layers
 }
 
 /// Space, tab, newline and backslash stand as `\ooo`.
@@ -78,9 +121,12 @@ mod tests {
 
     #[test]
     fn lines_with_odd_names_and_optional_fields_are_understood() {
-        let line = br"36 35 98:0 / /a\040b\134c rw shared:1 master:2 - erofs /r/store/m\012 ro";
+        let line =
+            br"36 35 98:0 /tree/7 /a\040b\134c rw shared:1 master:2 - erofs /r/store/m\012 ro";
         let mount = parse(line).unwrap();
         assert_eq!(mount.target, Path::new("/a b\\c"));
+        assert_eq!(mount.root, Path::new("/tree/7"));
+        assert_eq!(mount.device, "98:0");
         assert_eq!(mount.kind, "erofs");
         assert_eq!(mount.source, "/r/store/m\n");
         for odd in [&b""[..], b"1 2 3", b"1 2 3 4 /x rw - erofs"] {
@@ -88,12 +134,34 @@ mod tests {
         }
     }
 
+    /// Both ways in which kernels print what an overlay is made of.
+    #[test]
+    fn the_layers_of_an_overlay_are_told() {
+        let layers = |options: &str| {
+            let line = format!("36 35 0:9 / /x ro - overlay larder {options}");
+            parse(line.as_bytes()).unwrap().layers
+        };
+        let expected: [PathBuf; 2] = ["/r/a:1,b".into(), "/r/c d".into()];
+        assert_eq!(
+            layers(r"ro,lowerdir+=/r/a:1\054b,lowerdir+=/r/c\040d,index=off"),
+            expected
+        );
+        assert_eq!(
+            layers(r"ro,lowerdir=/r/a\134:1\054b:/r/c\040d,index=off"),
+            expected
+        );
+        assert!(layers("ro").is_empty());
+    }
+
     #[test]
     fn only_our_own_mounts_below_the_root_are_ours() {
         let mount = |target: &str, kind: &str, source: &str| Mount {
             target: target.into(),
+            root: "/".into(),
+            device: "0:1".into(),
             kind: kind.into(),
             source: source.into(),
+            layers: Vec::new(),
         };
         let root = Path::new("/r");
         assert!(mount("/r/session", "fuse", "larder").is_ours(root));

@@ -10,7 +10,7 @@ use super::Plane;
 use super::start::device_path;
 use crate::driver::Driver;
 use crate::layer::{ImpliedDirectory, Layer, LayerId, MountError, View};
-use crate::mount::{Erofs, MountFailed, Unmount, bind, mount_erofs, unmount};
+use crate::mount::{Erofs, MountFailed, Unmount, bind, mount_erofs, refuse_foreign, unmount};
 use crate::session::Content;
 
 /// What is mounted now.
@@ -112,6 +112,10 @@ impl Plane {
     }
 
     pub(super) fn unmount_target(&self, target: &Path) -> Result<(), MountFailed> {
+        // Below the root directory nobody else mounts anything, and there may be many.
+        if !target.starts_with(self.store.root()) {
+            refuse_foreign(target, self.store.root())?;
+        }
         let mut mounts = self.lock_mounts();
         match unmount(target, Unmount::Now) {
             Err(error) if error.io_error().kind() == io::ErrorKind::ResourceBusy => {

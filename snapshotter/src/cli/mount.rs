@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use larder_fuse::mount::{Unmount, mounts, unmount};
+use larder_fuse::mount::{Unmount, mounts, refuse_foreign, unmount};
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{MountImageRequest, UnmountImageRequest};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -105,16 +105,9 @@ fn announce(args: &MountArgs, target: &Path) {
     }
 }
 
-/// Unmounts, with or without a living owner.
+/// Unmounts an image, with or without a living owner; never anything else.
 pub(super) async fn umount(root: &Path, at: &Path) -> anyhow::Result<()> {
-    let target = place(at)?;
-    let mut control = control(root);
-    match unmount_by(&mut control, root, &target).await {
-        Ok(()) => Ok(()),
-        // Nobody owns it any more: what is left is a dead mount.
-        Err(_) if is_mounted(&target)? => Ok(unmount(&target, Unmount::Lazy)?),
-        Err(error) => Err(error),
-    }
+    unmount_by(&mut control(root), root, &place(at)?).await
 }
 
 fn control(root: &Path) -> ControlClient<Channel> {
@@ -131,16 +124,26 @@ async fn unmount_by(
     };
     match control.unmount(request).await {
         Ok(_) => Ok(()),
-        Err(status) if status.code() == Code::Unavailable => {
-            bail!(
-                "nothing is mounted at {}, and no process owns {}: was it mounted with another \
-                 --root?",
-                target.display(),
-                root.display()
-            )
-        }
+        Err(status) if status.code() == Code::Unavailable => unmount_left(root, target),
         Err(status) => bail!("{}", status.message()),
     }
+}
+
+/// Unmounts what a process that is gone left at `target`.
+fn unmount_left(root: &Path, target: &Path) -> anyhow::Result<()> {
+    let canonical = std::fs::canonicalize(root).or_else(|_| std::path::absolute(root));
+    let canonical = canonical.with_context(|| format!("find {}", root.display()))?;
+    refuse_foreign(target, &canonical).with_context(|| {
+        let root = root.display();
+        format!("no process owns {root}; was the image mounted with another --root?")
+    })?;
+    ensure!(
+        mounted_at(target)? > 0,
+        "nothing is mounted at {}, and no process owns {}: was it mounted with another --root?",
+        target.display(),
+        root.display()
+    );
+    Ok(unmount(target, Unmount::Lazy)?)
 }
 
 /// Is the process of a root directory until the last image is unmounted or a signal comes.
@@ -203,11 +206,12 @@ async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(File::create(&log)?);
+    let before = mounted_at(target)?;
     let mut owner = command
         .spawn()
         .context("start the process that owns the mount")?;
     let begin = std::time::Instant::now();
-    while !is_mounted(target)? {
+    while mounted_at(target)? <= before {
         if let Some(status) = owner.try_wait()? {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             let said = said.trim().trim_start_matches("larder-snapshotter: ");
@@ -223,8 +227,11 @@ async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn is_mounted(target: &Path) -> anyhow::Result<bool> {
-    Ok(mounts()?.iter().any(|mount| mount.target == target))
+/// How many mounts lie at `target`, one over the other.
+fn mounted_at(target: &Path) -> anyhow::Result<usize> {
+    let table = mounts()?;
+    let there = table.iter().filter(|mount| mount.target == target);
+    Ok(there.count())
 }
 
 fn directory(path: &Path) -> anyhow::Result<PathBuf> {
