@@ -1,7 +1,9 @@
 //! What earlier conversions made of which layer, so that it is not done twice.
 //!
 //! One small file per source layer and set of options, below `$XDG_CACHE_HOME/larder/layers`. An
-//! entry only says what the result is; whether the destination has it is asked there.
+//! entry only says what the result is; whether the destination has it is asked there. It says which
+//! tar the layer was found to hold, and is no answer for a config that names another: that is an
+//! error, which converting the layer again finds.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,6 +24,14 @@ const PLACES_MAX: usize = 8;
 pub struct Cache {
     dir: Option<PathBuf>,
     options: String,
+}
+
+/// An entry and the tar it is of.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    diff_id: String,
+    #[serde(flatten)]
+    entry: Entry,
 }
 
 /// What is remembered of a layer.
@@ -69,15 +79,20 @@ impl Cache {
         Self { dir, options }
     }
 
-    /// What is known of a layer.
-    pub fn get(&self, layer: &Digest) -> Option<Entry> {
-        serde_json::from_slice(&fs::read(self.path(layer)?).ok()?).ok()
+    /// What is known of a layer whose tar has digest `diff_id`.
+    pub fn get(&self, layer: &Digest, diff_id: &Digest) -> Option<Entry> {
+        let bytes = fs::read(self.path(layer)?).ok()?;
+        let found: Remembered = serde_json::from_slice(&bytes).ok()?;
+        (found.diff_id == diff_id.to_string()).then_some(found.entry)
     }
 
-    /// Remembers what became of a layer. A cache that cannot be written is no reason to fail.
-    pub fn put(&self, layer: &Digest, entry: &Entry) {
+    /// Remembers what became of a layer whose tar was found to have digest `diff_id`. A cache that
+    /// cannot be written is no reason to fail.
+    pub fn put(&self, layer: &Digest, diff_id: &Digest, entry: Entry) {
         let Some(path) = self.path(layer) else { return };
-        let bytes = serde_json::to_vec(entry).expect("an entry has text keys only");
+        let diff_id = diff_id.to_string();
+        let remembered = Remembered { diff_id, entry };
+        let bytes = serde_json::to_vec(&remembered).expect("an entry has text keys only");
         let wrote = fs::create_dir_all(path.parent().unwrap_or(&path))
             .and_then(|()| spool::replace(&path, &bytes));
         if let Err(error) = wrote {
@@ -156,17 +171,21 @@ mod tests {
     fn a_layer_is_remembered_for_its_options_only() {
         let dir = tempfile::tempdir().unwrap();
         let cache = |options: &LayerOptions| Cache::new(Some(dir.path().join("a/b")), options);
-        let layer = Digest::of(b"layer");
+        let (layer, tar) = (Digest::of(b"layer"), Digest::of(b"tar"));
         let entry = Entry::converted(&replacement(), 1000, None, "host/repo");
-        cache(&LayerOptions::default()).put(&layer, &entry);
-        let found = cache(&LayerOptions::default()).get(&layer).unwrap();
+        cache(&LayerOptions::default()).put(&layer, &tar, entry);
+        let found = cache(&LayerOptions::default()).get(&layer, &tar).unwrap();
         assert_eq!(
             found.replacement(),
             Some((replacement(), 1000, &["host/repo".into()][..]))
         );
         let other = LayerOptions::new(9, 1 << 18, Algorithm::Blake3).unwrap();
-        assert_eq!(cache(&other).get(&layer), None);
-        assert_eq!(Cache::new(None, &LayerOptions::default()).get(&layer), None);
+        assert_eq!(cache(&other).get(&layer, &tar), None);
+        let none = Cache::new(None, &LayerOptions::default());
+        assert_eq!(none.get(&layer, &tar), None);
+        let another_tar = Digest::of(b"another");
+        let found = cache(&LayerOptions::default()).get(&layer, &another_tar);
+        assert_eq!(found, None);
     }
 
     #[test]
@@ -190,10 +209,15 @@ mod tests {
     fn a_damaged_entry_counts_as_none() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(Some(dir.path().into()), &LayerOptions::default());
-        let layer = Digest::of(b"layer");
-        cache.put(&layer, &Entry::Unrepresentable { reason: "x".into() });
+        let (layer, tar) = (Digest::of(b"layer"), Digest::of(b"tar"));
+        let entry = Entry::Unrepresentable { reason: "x".into() };
+        cache.put(&layer, &tar, entry.clone());
+        assert_eq!(cache.get(&layer, &tar), Some(entry));
         let path = cache.path(&layer).unwrap();
-        fs::write(&path, "{").unwrap();
-        assert_eq!(cache.get(&layer), None);
+        // The second is what earlier builds wrote.
+        for damaged in ["{", r#"{"outcome":"unrepresentable","reason":"x"}"#] {
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(cache.get(&layer, &tar), None);
+        }
     }
 }

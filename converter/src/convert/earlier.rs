@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 
 use larder_proto::annotation;
-use larder_proto::digest::Digest;
 use larder_registry::oci::Manifest;
 
+use super::layers::{Key, key};
 use super::load::{Image, Node, load};
 use crate::layer::LayerOptions;
 use crate::manifest::Document;
-use crate::plan::{OPTIONS, Replacement, larder_location};
+use crate::plan::{ManifestPlan, OPTIONS, Replacement, larder_location};
 use crate::source::Source;
 
-/// Converted layers by the digest of their source layer.
-pub(super) type Earlier = HashMap<Digest, Replacement>;
+/// Converted layers by their source layer, with the tar that the config says it holds.
+pub(super) type Earlier = HashMap<Key, Replacement>;
 
 /// Finds manifests at the destination that say they were made from the image's own, with the same
 /// options, and carry the same config; their layers are what ours would become.
@@ -35,6 +35,7 @@ pub(super) async fn results(
         let Node::Manifest {
             document,
             manifest: ours,
+            plan: ManifestPlan::Layers(plans),
             ..
         } = node
         else {
@@ -60,12 +61,13 @@ pub(super) async fn results(
                 continue;
             };
             if made_from_it(theirs) {
-                for (old, new) in ours.layers.iter().zip(&theirs.layers) {
+                let layers = ours.layers.iter().zip(plans).zip(&theirs.layers);
+                for ((old, plan), new) in layers {
                     let location = larder_location(new).filter(|_| new.digest != old.digest);
                     found.extend(location.map(|location| {
                         let (digest, size) = (new.digest, new.size);
                         (
-                            old.digest,
+                            key(old, plan),
                             Replacement {
                                 digest,
                                 size,

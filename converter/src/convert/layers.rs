@@ -32,7 +32,7 @@ pub(super) struct LayerResults {
 }
 
 /// A layer as a manifest and its config name it.
-type Key = (Digest, Option<Digest>);
+pub(super) type Key = (Digest, Option<Digest>);
 
 #[derive(Debug)]
 struct Settled {
@@ -65,20 +65,19 @@ impl LayerResults {
     pub(super) fn remember(&self, conversion: &Conversion) {
         let place = conversion.destination.repository();
         let place = place.map(|at| format!("{}/{}", at.registry(), at.name()));
-        for ((layer, _), settled) in &self.by_layer {
-            if let Some(new) = settled.new {
-                let before = conversion.cache.get(layer);
+        for ((layer, diff_id), settled) in &self.by_layer {
+            if let (Some(new), Some(diff_id)) = (settled.new, diff_id) {
+                let before = conversion.cache.get(layer, diff_id);
                 let tar_len = settled.report.tar_size.unwrap_or_default();
                 let place = place.as_deref().unwrap_or_default();
-                conversion
-                    .cache
-                    .put(layer, &Entry::converted(&new, tar_len, before, place));
+                let entry = Entry::converted(&new, tar_len, before, place);
+                conversion.cache.put(layer, diff_id, entry);
             }
         }
     }
 }
 
-fn key(layer: &Descriptor, plan: &LayerPlan) -> Key {
+pub(super) fn key(layer: &Descriptor, plan: &LayerPlan) -> Key {
     let diff_id = match plan {
         LayerPlan::Convert { diff_id } | LayerPlan::Reuse { diff_id, .. } => Some(*diff_id),
         LayerPlan::Copy(_) => None,
@@ -158,7 +157,7 @@ async fn settle_one(
         }
         LayerPlan::Convert { diff_id } => *diff_id,
     };
-    let cached = conversion.cache.get(&layer.digest);
+    let cached = conversion.cache.get(&layer.digest, &diff_id);
     if let Some(Entry::Unrepresentable { reason }) = &cached {
         return Ok(kept(layer, Action::Copied, reason));
     }
@@ -168,7 +167,7 @@ async fn settle_one(
     {
         return Ok(reused(layer, new, Some(tar_len)));
     }
-    if let Some(new) = earlier.get(&layer.digest)
+    if let Some(new) = earlier.get(&(layer.digest, Some(diff_id)))
         && is_there(conversion, new, &[]).await?
     {
         return Ok(reused(layer, *new, None));
@@ -239,12 +238,10 @@ async fn convert(
     let new = match outcome {
         Outcome::Converted(new) => new,
         Outcome::Unrepresentable(reason) => {
-            conversion.cache.put(
-                &digest,
-                &Entry::Unrepresentable {
-                    reason: reason.clone(),
-                },
-            );
+            let entry = Entry::Unrepresentable {
+                reason: reason.clone(),
+            };
+            conversion.cache.put(&digest, &diff_id, entry);
             return Ok(kept(layer, Action::Copied, &reason));
         }
     };

@@ -63,6 +63,28 @@ fn bad_layers_are_named() {
     }
 }
 
+/// Promise: what is remembered of a layer is no answer for a config that says it holds another tar,
+/// whether the layer was converted or could not be.
+#[test]
+fn a_wrong_diff_id_is_found_although_the_layer_is_remembered() {
+    let sound = base();
+    let unrepresentable = TarBuilder::new()
+        .entry(Entry::hard_link("a", "missing"))
+        .finish();
+    for (tar, action) in [(sound, "converted"), (unrepresentable, "copied")] {
+        let world = World::new();
+        let blob = gzip(&tar);
+        image_of(&world, &blob, &tar);
+        let honest = world.larder("convert oci:@source oci:@first --json").json();
+        assert_eq!(honest["layers"][0]["action"], action, "{honest}");
+        let layer = image_of(&world, &blob, b"another");
+        refused(&world, &["diffID", &layer]);
+        // Nor is it for what an earlier conversion left at the destination.
+        let ran = world.larder("convert oci:@source oci:@first");
+        assert!(ran.code == 1 && ran.err.contains("diffID"), "{}", ran.err);
+    }
+}
+
 /// Promise: bytes that are not those the manifest names are found, also for what is only copied.
 #[test]
 fn wrong_digests_and_sizes_are_found() {
