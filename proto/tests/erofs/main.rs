@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
+mod cost;
 mod erofs_utils;
 mod kernel;
 mod layer;
