@@ -27,7 +27,8 @@ const EX_USAGE: u8 = 64;
 /// mounts it finds below its own root when it starts.
 const MOUNT_ROOT: &str = "/var/lib/larder-mounts";
 
-/// Blocking threads: each request uses one for a moment, and disk work queues behind this many.
+/// Blocking threads: each request uses one for a moment, and disk work queues behind this many. Twice
+/// the 32 parallel Prepares that are tested, so that Mounts and Stat find one, too.
 const BLOCKING_THREADS_MAX: usize = 64;
 
 #[derive(Debug, Parser)]
@@ -285,10 +286,16 @@ fn in_words(error: &anyhow::Error) -> String {
 
 impl Cli {
     fn wants_json(&self) -> bool {
-        matches!(
-            self.command,
-            Command::Status { json: true, .. } | Command::Doctor { json: true, .. }
-        )
+        match &self.command {
+            Command::Status { json, .. } | Command::Doctor { json, .. } => *json,
+            Command::Pull { containerd, .. } | Command::FetchBlobs { containerd, .. } => {
+                containerd.json
+            }
+            Command::Run(_)
+            | Command::Mount(_)
+            | Command::Umount { .. }
+            | Command::Completions { .. } => false,
+        }
     }
 
     fn dispatch(self) -> anyhow::Result<()> {
@@ -401,6 +408,29 @@ mod tests {
         assert!(words.contains(socket.to_str().unwrap()), "{words}");
         assert!(words.contains("is it running"), "{words}");
         assert!(words.contains("[containerd]"), "{words}");
+    }
+
+    /// Promise: every command that has `--json` prints `{"error": …}` when it fails.
+    #[test]
+    fn whoever_asked_for_json_gets_failures_as_json() {
+        let mut asked = Vec::new();
+        for command in Cli::command().get_subcommands() {
+            let mut arguments = command.get_arguments();
+            if !arguments.any(|argument| argument.get_long() == Some("json")) {
+                continue;
+            }
+            let name = command.get_name();
+            let images = command.get_positionals().map(|_| "r.test/app:1");
+            let images: Vec<_> = images.collect();
+            let parse = |json: Option<&'static str>| {
+                let words = ["x", name].into_iter().chain(images.clone()).chain(json);
+                Cli::try_parse_from(words).unwrap()
+            };
+            assert!(parse(Some("--json")).wants_json(), "{name}");
+            assert!(!parse(None).wants_json(), "{name}");
+            asked.push(name.to_owned());
+        }
+        assert_eq!(asked, ["pull", "fetch-blobs", "status", "doctor"]);
     }
 
     /// Promise: what names no registry is bad usage, not a request to Docker Hub.
