@@ -17,10 +17,12 @@ use crate::{retry, transport};
 /// What is read of a refusal, bytes: the error documents of registries have a few hundred.
 const REFUSAL_BYTES_MAX: usize = 16 << 10;
 
-/// What is repeated of a registry's own words, characters.
+/// What is repeated of a registry's own words, characters: four lines of a terminal. Their messages
+/// have about fifty.
 const DETAIL_CHARS_MAX: usize = 300;
 
-/// How long a refusal's body is waited for.
+/// How long a refusal's body is waited for: as long as Prepare waits for everything. The body mostly
+/// comes with the status, which is what matters.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The body of a request, which can be sent again.

@@ -166,7 +166,8 @@ impl Repository {
     }
 }
 
-/// Times the tag that stands in for the API is written for one referrer.
+/// Times the tag that stands in for the API is written for one referrer: again for each other writer
+/// who was faster, of whom two at the same moment are more than signing gives.
 const TAG_WRITES_MAX: usize = 3;
 
 /// The tag that stands in for the API.

@@ -27,7 +27,8 @@ const PREPARE_DEADLINE_MS_MAX: u64 = 10_000;
 /// Bounds of the read deadline, seconds: below one, an ordinary registry's hiccup would fail
 /// reads; above an hour, a process waits for good.
 const READ_DEADLINE_S: std::ops::RangeInclusive<u64> = 1..=3600;
-/// Largest floor of free space that makes sense, percent.
+/// Largest floor of free space, percent: one above it would keep a disk that is half empty from being
+/// used, and is rather gigabytes that somebody took for percent.
 const MIN_FREE_PERCENT_MAX: u8 = 50;
 
 /// The keys of the configuration file, all optional.

@@ -13,7 +13,8 @@ use super::{Found, PathError, PlainOrLarder, View};
 use crate::decode::decode;
 use crate::source::{Source, blocking};
 
-/// Bytes of frames fetched by one request: a large file takes few, and memory stays bounded.
+/// Bytes of frames fetched by one request: at 200 Mbit/s they take a third of a second, of which a round
+/// trip of 10 ms is 3 %. They are held in memory.
 const FETCH_BYTES_MAX: u64 = 8 << 20;
 
 /// Why a file's contents could not be given.

@@ -12,7 +12,8 @@ use rustix::mount::{
 
 use super::MountFailed;
 
-/// Longest message taken from the kernel's log of one mount, bytes.
+/// Longest message taken from the kernel's log of one mount, bytes. It hands out one at a time, and those
+/// of EROFS and overlayfs are single lines, of paths at most a few hundred.
 const MESSAGE_MAX: usize = 1024;
 
 /// An EROFS file system: its metadata image and the device its data lies on.

@@ -16,8 +16,8 @@ use crate::endpoint::Endpoint;
 use crate::error::{Cause, RegistryError};
 use crate::exchange;
 
-/// Largest blob taken whole from a registry that ignores ranges, bytes. Above it, every small
-/// read would cost the layer.
+/// Largest blob taken whole from a registry that ignores ranges, bytes: two of the largest chunks, which
+/// a read may cost anyway. Above it, every small read would cost the layer.
 const WHOLE_BYTES_MAX: u64 = 8 << 20;
 
 /// Memory taken before the first byte has come, bytes; the rest is taken as bytes come.

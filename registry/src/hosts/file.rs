@@ -16,7 +16,8 @@ const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Mirrors tried for one registry at most: each may cost a timeout before the next is tried.
 const MIRRORS_MAX: usize = 16;
 
-/// The longest time to wait for a connection that is believed.
+/// The longest time to wait for a connection that is believed: twice containerd's default. A longer
+/// one would only keep the next mirror from being asked.
 const DIAL_TIMEOUT_MAX: Duration = Duration::from_mins(1);
 
 /// A hosts.toml with its hosts in the order of the file, which is the order to try them in.
