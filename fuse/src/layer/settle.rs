@@ -25,13 +25,16 @@ impl Proofs {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    /// Writes down what a proof found, unless it is too late.
-    fn keep(&self, write: impl FnOnce() -> Result<(), LayerStoreError>) -> Result<(), String> {
+    /// Writes down what a proof found; false if it is too late, and the next start proves again.
+    fn keep(
+        &self,
+        write: impl FnOnce() -> Result<(), LayerStoreError>,
+    ) -> Result<bool, LayerStoreError> {
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         if *closed {
-            return Err("the data plane is shutting down".into());
+            return Ok(false);
         }
-        write().map_err(|error| error.to_string())
+        write().map(|()| true)
     }
 }
 
@@ -83,7 +86,8 @@ impl Layer {
                 let write = || stored.sync().and_then(|()| stored.set_proof(Proof::Proven));
                 let kept = proofs.keep(write);
                 match kept {
-                    Ok(()) => {
+                    Ok(false) => {}
+                    Ok(true) => {
                         self.0.proven.store(true, Ordering::Release);
                         info!(layer = %self.id(), "complete, and proven to be what its index says");
                     }
@@ -108,5 +112,20 @@ impl Layer {
                 stored.presence().all_verified()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An image that is unmounted while it is proved ends without a warning.
+    #[test]
+    fn a_proof_that_comes_too_late_is_not_kept_and_no_failure() {
+        let proofs = Proofs::default();
+        assert!(matches!(proofs.keep(|| Ok(())), Ok(true)));
+        proofs.close();
+        let kept = proofs.keep(|| panic!("written after the end"));
+        assert!(matches!(kept, Ok(false)));
     }
 }
