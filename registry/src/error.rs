@@ -26,7 +26,7 @@ struct Details {
 pub enum Cause {
     /// 401, also with the best credentials we have.
     #[error(
-        "{host} does not accept the credentials{detail}: log in with `docker login {host}` or pass --authfile"
+        "{host} does not accept the credentials{detail}: log in with `docker login {host}`, or name a file with credentials (--authfile, on nodes registry.authfile)"
     )]
     Unauthorized {
         /// The host to log in to.

@@ -159,7 +159,7 @@ pub(crate) fn broken(error: &reqwest::Error, host: &str) -> Cause {
     let detail = transport::chain(error);
     match tls_error(error) {
         Some(rustls::Error::InvalidMessage(_)) => {
-            let detail = "it speaks no TLS; allow plain HTTP (--plain-http) if that is right";
+            let detail = "it speaks no TLS; allow plain HTTP if that is right (--plain-http, on nodes registry.plain_http)";
             Cause::Untrusted {
                 host,
                 detail: detail.into(),

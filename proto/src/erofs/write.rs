@@ -16,7 +16,10 @@ use crate::tree::Tree;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     /// A file has something EROFS, or our use of it, cannot hold.
-    #[error("{}: {reason}", String::from_utf8_lossy(path))]
+    #[error(
+        "cannot be mounted lazily, entry {:?}: {reason}",
+        String::from_utf8_lossy(path)
+    )]
     Unrepresentable {
         /// Path from the root, without leading slash; empty for the root itself.
         path: Vec<u8>,

@@ -19,6 +19,10 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// needs for it.
 const NODE_BYTES: u64 = 64;
 
+/// Why a hard link to a directory is refused, which the kernel refuses too.
+const LINK_TO_DIRECTORY: &str =
+    "it is a hard link to a directory; containerd cannot unpack it either";
+
 type Reason = Cow<'static, str>;
 
 /// The tree of the entries so far.
@@ -195,7 +199,7 @@ impl Builder {
         let mut path = self.existing(parent)?;
         match base {
             b"" | b"." => {}
-            b".." => return Err(Reason::from("it is a hard link to a directory")),
+            b".." => return Err(Reason::from(LINK_TO_DIRECTORY)),
             _ => name::append(&mut path, base),
         }
         let (parent, base) = name::split(&path);
@@ -206,13 +210,12 @@ impl Builder {
         };
         match target {
             None => Err(format!(
-                "it is a hard link to {}, which this layer does not have before it",
+                "it is a hard link to {}, which this layer does not have before it; \
+                 containerd cannot unpack it either",
                 name::shown(link)
             )
             .into()),
-            Some(target) if self.is_directory(target) => {
-                Err("it is a hard link to a directory".into())
-            }
+            Some(target) if self.is_directory(target) => Err(LINK_TO_DIRECTORY.into()),
             Some(target) => Ok(target),
         }
     }

@@ -79,7 +79,7 @@ fn address(size: u64, extents: &[Extent], tar_len: u64) -> Result<Data, Refusal>
     let count = size.div_ceil(BLOCK << bits);
     if count > CHUNKS_MAX {
         return Err(Refusal::Unrepresentable(
-            "the sparse file has too many pieces",
+            "the sparse file needs a map of more places than an index may have: its holes begin and end at places too uneven for its length",
         ));
     }
     Ok(Data::Chunks {
