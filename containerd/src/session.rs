@@ -64,24 +64,36 @@ impl CallError {
 impl Session {
     /// Takes a lease, so that containerd's collector spares what is made meanwhile.
     pub async fn begin(containerd: Containerd, namespace: String) -> Result<Self, CallError> {
-        let lease = format!("larder-{}-{}", std::process::id(), unique());
+        let session = Self::new(containerd, namespace);
+        session.take().await?;
+        Ok(session)
+    }
+
+    /// A session whose lease is still to be taken. Its name is known here already, so that whoever
+    /// is interrupted while taking it can give it back.
+    pub fn new(containerd: Containerd, namespace: String) -> Self {
+        Self {
+            containerd,
+            namespace,
+            lease: format!("larder-{}-{}", std::process::id(), unique()),
+        }
+    }
+
+    /// Takes the lease.
+    pub async fn take(&self) -> Result<(), CallError> {
         // A process that is killed cannot give its lease back.
         let expires = prost_types::Timestamp::from(SystemTime::now() + LEASE_KEPT).to_string();
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expires)]);
-        let id = lease.clone();
+        let id = self.lease.clone();
         let message = api::CreateRequest { id, labels };
-        let mut leases = api::leases_client::LeasesClient::new(containerd.channel());
+        let mut leases = api::leases_client::LeasesClient::new(self.containerd.channel());
         let doing = CallError::of("take a lease");
-        let request = match within(&namespace, message) {
+        let request = match within(&self.namespace, message) {
             Ok(request) => request,
             Err(status) => return Err(doing(status)),
         };
         leases.create(request).await.map_err(doing)?;
-        Ok(Self {
-            containerd,
-            namespace,
-            lease,
-        })
+        Ok(())
     }
 
     /// Gives the lease back; what nothing else refers to is then collected.

@@ -25,6 +25,9 @@ pub const NAMESPACE_DEFAULT: &str = "default";
 /// Bytes of a blob sent in one message; containerd accepts messages of at most 16 MiB.
 const MESSAGE_BYTES: usize = 1 << 20;
 
+/// Time in which a lease that is being taken is there: one write to containerd's database.
+const TAKING_TIME: Duration = Duration::from_millis(200);
+
 /// Time for giving a lease back when a conversion fails or is interrupted; it expires otherwise.
 const RELEASE_TIME: Duration = Duration::from_secs(1);
 
@@ -193,12 +196,15 @@ impl ContainerdDestination {
     pub async fn open(node: &Node, name: &str) -> Result<Self, ContainerdError> {
         let containerd = Containerd::new(node.address.clone());
         containerd.reach().await?;
-        let session = Session::begin(containerd, node.namespace.clone()).await?;
-        Ok(Self {
+        let session = Session::new(containerd, node.namespace.clone());
+        // An interrupt while the lease is taken must find it here, too.
+        let destination = Self {
             session: Some(session).into(),
             node: node.clone(),
             name: name.into(),
-        })
+        };
+        destination.session().take().await?;
+        Ok(destination)
     }
 
     /// The image of that name as a source, if there is one.
@@ -294,10 +300,21 @@ impl Drop for ContainerdDestination {
         let release = std::thread::spawn(move || {
             runtime.block_on(async {
                 // A lease that cannot be given back expires.
-                let _ = tokio::time::timeout(RELEASE_TIME, session.end()).await;
+                let _ = tokio::time::timeout(RELEASE_TIME, release(session)).await;
             });
         });
         let _ = release.join();
+    }
+}
+
+/// Gives a lease back. One that containerd does not know may be on its way there: taking it was
+/// interrupted.
+async fn release(session: Session) {
+    if let Err(error) = session.clone().end().await
+        && error.is_not_found()
+    {
+        tokio::time::sleep(TAKING_TIME).await;
+        let _ = session.end().await;
     }
 }
 
