@@ -1,11 +1,13 @@
 //! The system calls no safe crate covers: the only unsafe code of the project.
 #![expect(unsafe_code, reason = "this module is where unsafe code lives")]
 
+mod descriptors;
 mod mapping;
 mod open_files;
 mod page;
 mod priority;
 
+pub(crate) use descriptors::leave_descriptors;
 pub(crate) use mapping::Mapping;
 pub(crate) use open_files::raise_open_files;
 pub(crate) use page::page_size;

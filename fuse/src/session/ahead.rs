@@ -1,25 +1,31 @@
-//! Small files read ahead of their readers.
+//! Small files read ahead of their readers, and directories listed ahead of who walks a tree.
 //!
 //! The kernel reads ahead within a file; a tree of small files costs it a request for each. When
 //! the files of a directory are read one after the other, the following ones are put into the page
-//! cache unasked, if their bytes are in the store. `docs/adr/0006-fuse-tree-requests.md` has the
-//! figures.
+//! cache unasked, if their bytes are in the store. A directory costs it two requests, one after the
+//! other, each a wait; when directories are listed in the order of a walk, the following ones
+//! are listed from here, beside the walker. `docs/adr/0006-fuse-tree-requests.md` has the figures.
 //!
 //! All of it is a guess: whatever is forgotten, dropped or refused here is read in the ordinary
 //! way.
 
 mod listings;
+mod visits;
+mod walks;
 
 use std::io;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fuser::{INodeNo, Notifier};
-use larder_proto::erofs::Nid;
+use larder_proto::erofs::{Image, Nid};
 
 use super::inode::Node;
 use super::slots::{Content, Slot, Slots};
+use crate::sys::Mapping;
 use listings::Listings;
+use walks::{Visit, Walks};
 
 /// Largest file read ahead, bytes: what the kernel asks for in one request at its default
 /// read-ahead. In larger files its own read-ahead works.
@@ -28,6 +34,9 @@ const FILE_BYTES_MAX: u64 = 128 << 10;
 /// Batches waiting for the thread. It handles one within milliseconds; what comes when it does not
 /// keep up is dropped.
 const BATCHES_MAX: usize = 16;
+
+/// Visits waiting for their thread: one waits while another is being made, further ones are stale.
+const VISITS_MAX: usize = 1;
 
 /// Files of one slot to be put into the page cache.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,14 +50,33 @@ pub(super) struct Batch {
 pub(super) struct Ahead {
     listings: Mutex<Listings>,
     batches: SyncSender<Batch>,
+    walks: Mutex<Walks>,
+    visits: SyncSender<Visit>,
+}
+
+/// What was asked for, for the threads that do it.
+#[derive(Debug)]
+pub(super) struct Asked {
+    batches: Receiver<Batch>,
+    visits: Receiver<Visit>,
 }
 
 impl Ahead {
-    /// With the other end for [`run`].
-    pub(super) fn new() -> (Self, Receiver<Batch>) {
-        let (batches, receiver) = sync_channel(BATCHES_MAX);
-        let listings = Mutex::default();
-        (Self { listings, batches }, receiver)
+    /// With the other end for [`Asked::serve`].
+    pub(super) fn new() -> (Self, Asked) {
+        let (batches, batches_in) = sync_channel(BATCHES_MAX);
+        let (visits, visits_in) = sync_channel(VISITS_MAX);
+        let ahead = Self {
+            listings: Mutex::default(),
+            batches,
+            walks: Mutex::default(),
+            visits,
+        };
+        let asked = Asked {
+            batches: batches_in,
+            visits: visits_in,
+        };
+        (ahead, asked)
     }
 
     /// The kernel was told a part of a directory: of its files, those that are regular, with their
@@ -66,8 +94,14 @@ impl Ahead {
     }
 
     /// The kernel was told that a directory has no more entries, and knows all of its files.
-    pub(super) fn listed_all(&self, slot: u32, directory: Nid) {
+    pub(super) fn listed_all(&self, slot: u32, directory: Nid, image: &Image<Mapping>) {
         self.ask(|listings| listings.ended(slot, directory));
+        let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
+        let visit = walks.listed(slot, directory, image);
+        drop(walks);
+        if let Some(visit) = visit {
+            let _ = self.visits.try_send(visit);
+        }
     }
 
     /// The kernel asked for the beginning of a file.
@@ -85,9 +119,26 @@ impl Ahead {
     }
 }
 
+impl Asked {
+    /// Starts the threads; they end with the session, whose mount is at `session`.
+    pub(super) fn serve(
+        self,
+        session: &Path,
+        slots: Arc<Slots>,
+        notifier: Notifier,
+    ) -> io::Result<()> {
+        let Self { batches, visits } = self;
+        let thread = |name: &str| std::thread::Builder::new().name(name.into());
+        let session = session.to_owned();
+        thread("larder-ahead").spawn(move || run(&batches, &slots, &notifier))?;
+        thread("larder-visit").spawn(move || visits::run(&visits, &session))?;
+        Ok(())
+    }
+}
+
 /// Puts batches into the page cache until the session ends. For a thread of its own: the kernel
 /// lets a page wait that is just being read, which no FUSE thread may.
-pub(super) fn run(batches: &Receiver<Batch>, slots: &Slots, notifier: &Notifier) {
+fn run(batches: &Receiver<Batch>, slots: &Slots, notifier: &Notifier) {
     let mut buffer = Vec::new();
     for batch in batches {
         let Some(slot) = slots.get(batch.slot) else {

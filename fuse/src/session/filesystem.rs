@@ -363,7 +363,7 @@ impl Filesystem for LarderFs {
         self.slots.looked_up(number, lookups);
         reply.ok();
         match &self.ahead {
-            Some(ahead) if is_end => ahead.listed_all(number, nid),
+            Some(ahead) if is_end => ahead.listed_all(number, nid, image),
             Some(ahead) => ahead.listed(number, nid, offset == 0, files.into_iter()),
             None => {}
         }

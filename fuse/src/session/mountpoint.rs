@@ -11,7 +11,7 @@ use fuser::{BackgroundSession, Config, INodeNo, Session, SessionACL};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tracing::warn;
 
-use super::ahead::{self, Ahead};
+use super::ahead::Ahead;
 use super::filesystem::LarderFs;
 use super::inode::Node;
 use super::reads::READ_BYTES_MAX;
@@ -50,16 +50,13 @@ impl FuseMount {
             let mut config = Config::default();
             config.acl = SessionACL::All;
             config.n_threads = Some(THREADS);
-            let (ahead, batches) = Ahead::new();
-            // Without mounted trees there is nothing to read ahead, and the thread ends at once.
+            let (ahead, asked) = Ahead::new();
+            // Without mounted trees there is nothing to read ahead, and the threads end at once.
             let ahead = Some(ahead).filter(|_| manner.without_opens);
             let filesystem = LarderFs::new(slots.clone(), manner, ahead);
             let device = OwnedFd::from(device);
             let session = Session::from_fd(filesystem, device, SessionACL::All, config)?.spawn()?;
-            let notifier = session.notifier();
-            std::thread::Builder::new()
-                .name("larder-ahead".into())
-                .spawn(move || ahead::run(&batches, &slots, &notifier))?;
+            asked.serve(&path, slots, session.notifier())?;
             Ok(session)
         })();
         let session = started.inspect_err(|_| detach(&path))?;
