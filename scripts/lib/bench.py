@@ -33,6 +33,7 @@ def main():
     args = words.parse_args()
     drivers = [args.fs_driver] if args.fs_driver else ["erofs", "fuse"]
     table = Table()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: ended by a signal"))
     work = tempfile.mkdtemp(prefix="larder-bench-")
     try:
         for name in ("convert", "mount", "stall", "local", "cold") if args.what == "all" else (args.what,):
@@ -276,24 +277,26 @@ def convert(args, _drivers, work, table):
     for turn in range(5):
         out = os.path.join(work, f"converted-{turn}")
         command = [os.path.join(args.programs, "larder"), "convert", f"oci:{layout}:latest", f"oci:{out}:latest"]
-        took, largest = cost(command, dict(os.environ, XDG_CACHE_HOME=out + "-cache"))
+        took, largest = rig.cost(command, dict(os.environ, XDG_CACHE_HOME=out + "-cache"))
         samples.append(took)
         peak = max(peak, largest)
     table.single("conversion of one gzip layer into an OCI layout", "MB/s of tar", plain / 1e6 / statistics.median(samples), "≥ 300", samples)
     table.single("its peak memory", "MB", peak / 1e3, "≤ 150")
     table.single("converted size against gzip", "ratio", blob_bytes(out) / blob_bytes(layout), "≤ 1.03")
+    between_registries(args, work, table)
 
 
-def cost(command, environment):
-    """Runs a command to its end; its seconds, and its largest resident set, KB.
-
-    The kernel counts what a process had before it became another program, so a small one starts the command.
-    """
-    small = "import resource, subprocess, sys, time; began = time.perf_counter(); " \
-        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); " \
-        "print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    took, largest = rig.run(sys.executable, "-c", small, *command, env=environment).split()
-    return float(took), int(largest)
+def between_registries(args, work, table):
+    """All layers of an image, fetched and pushed over loopback; each time to a registry that has nothing of the result."""
+    larder, samples = os.path.join(args.programs, "larder"), []
+    for turn in range(5):
+        with Registry(args, work) as registry:
+            here = "127.0.0.1:5000/bench"
+            source = f"oci:{os.path.join(args.images, 'python')}:latest"
+            registry.link.inside("skopeo", "copy", "--quiet", "--dest-tls-verify=false", source, f"docker://{here}/python:original")
+            command = ("env", f"XDG_CACHE_HOME={work}/cache-{turn}", larder, "convert", f"{here}/python:original", f"{here}/converted:larder")
+            samples.append(seconds(lambda command=command: registry.link.inside(*command)))
+    table.single("conversion of python, registry to registry on loopback", "s", statistics.median(samples), "", samples)
 
 
 def gunzip(layout):

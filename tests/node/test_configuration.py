@@ -52,6 +52,15 @@ class Configuration(world.Case):
         finally:
             rig.run("umount", merged)
 
+    @once_per(driver=world.DRIVERS)
+    def test_the_log_says_once_which_driver_serves_and_why(self, driver):
+        """Promise: whoever reads the log of a start finds the driver and the reason, and finds them once."""
+        with self.node("1.6", lazy=True, driver=driver) as node:
+            with open(os.path.join(node.work, "larder.log")) as log:
+                said = [line for line in log if "reason" in line]
+            self.assertEqual(len(said), 1, said)
+            self.assertRegex(said[0], f"driver\\W*=\\W*{driver}\\b.*reason=")
+
     @once_per(release=RELEASES)
     def test_doctor_misses_nothing_in_it(self, release):
         """Promise: on a node that runs with the block, with CRI, `doctor` finds nothing that is wrong."""

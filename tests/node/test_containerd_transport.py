@@ -1,10 +1,13 @@
 """`containerd:REF` as source and destination, on the containerd releases there are."""
 
+import contextlib
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import tempfile
+import urllib.request
 
 import images
 import world
@@ -12,6 +15,44 @@ from world import rig
 
 ORIGINAL = "docker.io/test/tools:latest"
 CONVERTED = "docker.io/test/tools:larder"
+
+
+def refer(reference):
+    """Attaches an SBOM to an image of the registry, which has no referrers of its own: a tag lists them."""
+    repository, tag = reference.removeprefix(world.REGISTRY + "/").split(":")
+    raw = rig.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{reference}").encode()
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    subject = described(raw, json.loads(raw).get("mediaType", kind))
+    empty, sbom = described(b"{}", "application/vnd.oci.empty.v1+json"), described(b'{"spdxVersion": "SPDX-2.3"}', "application/spdx+json")
+    for content in (b"{}", b'{"spdxVersion": "SPDX-2.3"}'):
+        upload(repository, content)
+    artifact = json.dumps({"schemaVersion": 2, "mediaType": kind, "artifactType": "application/spdx+json", "config": empty,
+                           "layers": [sbom], "subject": subject}).encode()
+    put(repository, described(artifact, kind)["digest"], artifact, kind)
+    listing = "application/vnd.oci.image.index.v1+json"
+    entry = described(artifact, kind) | {"artifactType": "application/spdx+json"}
+    put(repository, subject["digest"].replace(":", "-"), json.dumps({"schemaVersion": 2, "mediaType": listing, "manifests": [entry]}).encode(),
+        listing)
+
+
+def described(content, kind):
+    return {"mediaType": kind, "digest": "sha256:" + hashlib.sha256(content).hexdigest(), "size": len(content)}
+
+
+def put(repository, tag, content, kind):
+    request("PUT", f"http://{world.REGISTRY}/v2/{repository}/manifests/{tag}", content, kind)
+
+
+def upload(repository, content):
+    place = request("POST", f"http://{world.REGISTRY}/v2/{repository}/blobs/uploads/").headers["Location"]
+    joint = "&" if "?" in place else "?"
+    request("PUT", f"{place}{joint}digest={described(content, '')['digest']}", content, "application/octet-stream")
+
+
+def request(method, url, content=b"", kind=None):
+    asked = urllib.request.Request(url, data=content, method=method, headers={"Content-Type": kind} if kind else {})
+    with urllib.request.urlopen(asked) as answer:
+        return answer
 
 
 class ContainerdTransport(world.Case):
@@ -44,12 +85,34 @@ class ContainerdTransport(world.Case):
                 node.ctr("images", "mount", CONVERTED, mounted)
                 try:
                     self.assertIn("bin", os.listdir(mounted))
+                    with open(os.path.join(mounted, "etc/passwd")) as unpacked:
+                        self.assertEqual(self.larder(node, "cat", f"containerd:{CONVERTED}", "/etc/passwd"), unpacked.read())
                 finally:
                     rig.run("umount", mounted)
             # Nothing is done twice, and nothing changes.
             again = json.loads(self.larder(node, "convert", "--json", f"oci:{images.layout('tools')}:latest", f"containerd:{CONVERTED}"))
             self.assertEqual({layer["action"] for layer in again["layers"]}, {"reused"})
             self.assertEqual(again["digest"], told["digest"])
+
+    def test_what_refers_to_the_image_is_kept_as_long_as_it(self):
+        """Promise: an SBOM copied along refers to the converted image, and containerd collects it with the image, not before."""
+        original, _ = world.publish("tools")
+        refer(original)
+        with self.node("1.6", lazy=False) as node:
+            told = json.loads(self.larder(node, "convert", "--json", "--referrers", "copy", original, f"containerd:{CONVERTED}"))
+            self.assertEqual(told["referrers"], 1)
+            self.bring_original(node)
+            node.ctr("images", "rm", "--sync", ORIGINAL)
+            subjects = [document.get("subject", {}).get("digest") for document in self.documents(node)]
+            self.assertIn(told["digest"], subjects)
+            node.ctr("images", "rm", "--sync", CONVERTED)
+            self.assertEqual(self.content(node), set())
+
+    def documents(self, node):
+        """What of the content store is JSON."""
+        for line in node.ctr("content", "ls").splitlines()[1:]:
+            with contextlib.suppress(ValueError):
+                yield json.loads(node.ctr("content", "get", line.split()[0]))
 
     def bring_original(self, node):
         archive = os.path.join(self.folder(), "in.tar")

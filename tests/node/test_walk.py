@@ -1,0 +1,74 @@
+"""Walks of a tree through the FUSE driver, which lists directories ahead of them from inside its own session."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+import unittest
+
+import world
+from world import rig
+
+ROUNDS = 20
+
+# Both make the process enter its own session: directories are listed ahead, and small files put into the page cache.
+WALKS = ('find "$0" -xdev -printf "%s %T@\\n"', 'tar -C "$0" --one-file-system -cf - . | cat')
+SEED = int(os.environ.get("LARDER_SEED", random.SystemRandom().randrange(1 << 32)))
+
+
+class Walk(world.Case):
+    """By `larder-snapshotter mount`."""
+
+    def test_a_killed_owner_leaves_no_hanging_walk(self):
+        """Promise: whenever the process that serves a walk is killed, it ends at once, with its session, and so does the walk."""
+        print(f"seed {SEED}", end=" ", flush=True)
+        chance = random.Random(SEED)
+        _, converted = world.publish("python")
+        root = self.folder()
+        self.fill(root, converted)
+        for _ in range(ROUNDS):
+            place = self.folder()
+            world.snapshotter("mount", "--root", root, "--fs-driver", "fuse", "--detach", converted, place)
+            owner = owner_of(root)
+            walk = subprocess.Popen(["sh", "-c", chance.choice(WALKS), place], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(chance.random() * 0.3)
+            os.kill(owner, signal.SIGKILL)
+            rig.wait_for(lambda: not os.path.exists(f"/proc/{owner}"), f"process {owner} to end")
+            walk.wait(timeout=20)
+            world.snapshotter("umount", "--root", root, place)
+        # The next start cleans up after the last one that was killed, and an orderly end leaves nothing.
+        place = self.folder()
+        world.snapshotter("mount", "--root", root, "--fs-driver", "fuse", "--detach", converted, place)
+        owner = owner_of(root)
+        self.assertTrue(os.listdir(place))
+        world.snapshotter("umount", "--root", root, place)
+        rig.wait_for(lambda: not os.path.exists(f"/proc/{owner}"), f"process {owner} to end")
+        self.assertEqual(mounts_below(root), [])
+
+    def fill(self, root, converted):
+        """Brings everything into the store, since only what is there is read ahead."""
+        place = self.folder()
+        world.snapshotter("mount", "--root", root, "--fs-driver", "fuse", "--detach", converted, place)
+        owner = owner_of(root)
+        rig.run("sh", "-c", 'tar -C "$0" -cf - . | cat >/dev/null', place)
+        world.snapshotter("umount", "--root", root, place)
+        rig.wait_for(lambda: not os.path.exists(f"/proc/{owner}"), f"process {owner} to end")
+
+
+def owner_of(root):
+    """The process that serves a root directory; it was started in the background."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with open(f"/proc/{pid}/cmdline", "rb") as words:
+            if f"\0--root\0{root}\0".encode() in words.read() + b"\0":
+                return int(pid)
+    raise AssertionError(f"no process owns {root}")
+
+
+def mounts_below(root):
+    with open("/proc/self/mountinfo") as mounts:
+        return [line.split()[4] for line in mounts if line.split()[4].startswith(root)]
+
+
+if __name__ == "__main__":
+    unittest.main()
