@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use larder_registry::{Client, ClientOptions};
+use larder_registry::{Client, ClientOptions, HOSTS_DIR};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::Access;
@@ -65,7 +65,8 @@ struct AccessArguments {
     /// Take credentials from this file instead of those of docker and podman.
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
-    /// Directory of per-registry settings in containerd's form (mirrors, private CAs).
+    /// Directory of per-registry settings in containerd's form (mirrors, private CAs)
+    /// [default: /etc/containerd/certs.d if it is there].
     #[arg(long, value_name = "DIR")]
     certs_dir: Option<PathBuf>,
     /// The socket of the containerd that `containerd:REF` means.
@@ -101,10 +102,12 @@ impl<E: std::error::Error> From<E> for Failure {
 impl AccessArguments {
     fn access(&self) -> Result<Access, Failure> {
         self.check_files().map_err(Failure::Usage)?;
+        let certs_dir = self.certs_dir.as_deref().unwrap_or(HOSTS_DIR.as_ref());
+        let certs_dir = certs_dir.to_path_buf();
         let options = ClientOptions {
             plain_http: self.plain_http,
             authfile: self.authfile.clone(),
-            hosts_dir: self.certs_dir.clone(),
+            hosts_dir: Some(certs_dir).filter(|dir| dir.is_dir()),
             ..ClientOptions::default()
         };
         Ok(Access {

@@ -77,13 +77,11 @@ pub enum Cause {
         detail: String,
     },
     /// The server's certificate was not accepted. Repeating does not help.
-    #[error(
-        "cannot trust {host}: {detail}; if it has a private CA, put ca.crt into certs.d/{host}/"
-    )]
+    #[error("cannot trust {host}: {detail}")]
     Untrusted {
         /// Whom we talked to.
         host: String,
-        /// What happened.
+        /// What happened, and what to do.
         detail: String,
     },
     /// The answer stopped coming, or came slower than the minimum rate.

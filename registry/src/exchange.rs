@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use rustls::CertificateError;
 use url::Url;
 
 use crate::auth::{Access, Sessions};
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
+use crate::options::HOSTS_DIR;
 use crate::{retry, transport};
 
 /// What is read of a refusal, bytes: the error documents of registries have a few hundred.
@@ -166,7 +168,7 @@ pub(crate) fn broken(error: &reqwest::Error, host: &str) -> Cause {
             }
         }
         Some(rustls::Error::InvalidCertificate(why)) => {
-            let detail = format!("its certificate is not acceptable: {why:?}");
+            let detail = unacceptable(why, &host);
             Cause::Untrusted { host, detail }
         }
         Some(other) => Cause::Untrusted {
@@ -174,6 +176,26 @@ pub(crate) fn broken(error: &reqwest::Error, host: &str) -> Cause {
             detail: other.to_string(),
         },
         None => Cause::Connection { host, detail },
+    }
+}
+
+/// What is wrong with a certificate, and what to do.
+fn unacceptable(why: &CertificateError, host: &str) -> String {
+    match why {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired; renew it there, or mend the clock here".into()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet; is the clock here right?".into()
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "its certificate is for another name".into()
+        }
+        CertificateError::UnknownIssuer => format!(
+            "its certificate comes from nobody who is trusted here; if it has a private CA, \
+             put ca.crt into certs.d/{host}/ ({HOSTS_DIR}, or --certs-dir)"
+        ),
+        other => format!("its certificate is not acceptable: {other}"),
     }
 }
 
@@ -226,7 +248,10 @@ pub(crate) async fn refusal(response: Response, host: &str, now: SystemTime) -> 
         400 if detail.contains("HTTP request was sent to HTTPS port")
             || detail.contains("HTTP request to an HTTPS server") =>
         {
-            let detail = "it speaks TLS and we do not; put its CA into certs.d".into();
+            let detail =
+                "it speaks TLS and was asked in plain HTTP: leave out --plain-http (on nodes \
+                          registry.plain_http), or name its CA in certs.d"
+                    .into();
             Cause::Untrusted { host, detail }
         }
         408 | 429 | 500 | 502 | 503 | 504 => Cause::Unavailable {

@@ -88,8 +88,15 @@ impl Hosts {
             mirrors.push(self.endpoint(registry, address, section, trust)?);
         }
         let trust = trust::from_section(&dir, &file.root)?;
+        let says_nothing = trust == Trust::default();
         let server = file.server.as_deref();
-        let server = self.server(registry, server, &file.root, Some(trust))?;
+        let mut server = self.server(registry, server, &file.root, Some(trust))?;
+        // Written once, as an entry for the server's own address, it is meant for the server.
+        if let Some(own) = mirrors.iter().find(|one| one.base == server.base)
+            && says_nothing
+        {
+            server.trust = own.trust.clone();
+        }
         Ok(Setup { mirrors, server })
     }
 

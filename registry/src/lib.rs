@@ -35,7 +35,7 @@ pub use blob::{BlobBody, Origin, RANGE_BYTES_MAX, Senders};
 pub use client::{Client, ClientError, Repository};
 pub use error::{Cause, RegistryError};
 pub use manifest::{MANIFEST_BYTES_MAX, Manifest};
-pub use options::{ClientOptions, Timeouts};
+pub use options::{ClientOptions, HOSTS_DIR, Timeouts};
 pub use reference::{Reference, ReferenceError};
 pub use retry::RetryPolicy;
 pub use secret::Secret;

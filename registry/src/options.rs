@@ -7,6 +7,9 @@ use std::time::Duration;
 use crate::clock::{Clock, SystemClock};
 use crate::retry::RetryPolicy;
 
+/// Where containerd's own settings per registry are: mirrors, private CAs, client certificates.
+pub const HOSTS_DIR: &str = "/etc/containerd/certs.d";
+
 /// How a [`crate::Client`] finds, trusts and waits for registries.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder_registry::{Client, ClientError, ClientOptions, Reference, Repository, RetryPolicy};
+use larder_registry::{
+    Client, ClientError, ClientOptions, HOSTS_DIR, Reference, Repository, RetryPolicy,
+};
 
 use crate::config::RegistryConfig;
 use crate::store::Origin;
-
-/// Where containerd's mirrors and certificates are, if the configuration names no other place.
-const HOSTS_DIR: &str = "/etc/containerd/certs.d";
 
 /// How often the data plane's client tries one call. Prepare has two seconds, and then has to say
 /// what was wrong; reads are repeated by the fetcher, to which every attempt here is one of many.

@@ -149,6 +149,26 @@ fn certificates_are_found_in_both_layouts() {
     }
 }
 
+/// containerd's documents show a registry's own CA in an entry for its own address.
+#[test]
+fn an_entry_for_the_server_itself_tells_its_authority_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("r.io");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::write(place.join("own.pem"), "A").unwrap();
+    std::fs::write(place.join("other.pem"), "B").unwrap();
+    let own = "[host.\"https://mirror.io\"]\nca = \"other.pem\"\n[host.\"https://r.io\"]\nca = \"own.pem\"\n";
+    for (top, authority) in [
+        ("", b"A"),
+        ("server = \"https://r.io\"\n", b"A"),
+        ("server = \"https://r.io\"\nca = \"other.pem\"\n", b"B"),
+    ] {
+        std::fs::write(place.join("hosts.toml"), format!("{top}{own}")).unwrap();
+        let setup = hosts(dir.path(), false).read("r.io").unwrap();
+        assert_eq!(setup.server.trust.authorities, [authority], "{top}");
+    }
+}
+
 #[test]
 fn a_broken_file_is_named_and_its_secrets_are_not() {
     let dir = tempfile::tempdir().unwrap();
