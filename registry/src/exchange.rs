@@ -191,7 +191,8 @@ fn unacceptable(why: &CertificateError, host: &str) -> String {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "its certificate is for another name".into()
         }
-        CertificateError::UnknownIssuer => format!(
+        // Of another authority of the same name, the signature is what does not fit.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
             "its certificate comes from nobody who is trusted here; if it has a private CA, \
              put ca.crt into certs.d/{host}/ ({HOSTS_DIR}, or --certs-dir)"
         ),

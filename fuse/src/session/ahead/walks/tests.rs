@@ -7,6 +7,7 @@ struct Regular;
 
 const WIDTH: u64 = 4;
 const DEPTH: u32 = 5;
+const NAMES: [&[u8]; 4] = [b"a", b"b", b"c", b"d"];
 
 /// Directories below one at a height, itself included.
 fn size(height: u32) -> u64 {
@@ -28,7 +29,7 @@ impl Directories for Regular {
     fn subdirectory(&self, directory: Nid, cookie: u64) -> Option<(Nid, &[u8], u64)> {
         let height = Self::height(directory);
         let found = directory.0 + 1 + cookie * size(height.checked_sub(1)?);
-        let name = [&b"a"[..], b"b", b"c", b"d"].get(usize::try_from(cookie).ok()?)?;
+        let name = NAMES.get(usize::try_from(cookie).ok()?)?;
         Some((Nid(found), name, cookie + 1))
     }
 
