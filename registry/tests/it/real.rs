@@ -150,7 +150,9 @@ async fn plain_http_to_a_tls_registry_is_explained() {
     let repository = client(&registry, "team/app", options(&TestClock::new()));
     let error = repository.manifest("v1").await.unwrap_err();
     assert!(
-        error.to_string().contains("it speaks TLS and was asked in plain HTTP"),
+        error
+            .to_string()
+            .contains("it speaks TLS and was asked in plain HTTP"),
         "{error}"
     );
 }
