@@ -1,3 +1,5 @@
+//! Walks over a regular tree, whose numbers are those of a walk in order.
+
 use super::*;
 
 const SLOT: u32 = 3;
