@@ -1,5 +1,6 @@
 """What a node keeps on its disk."""
 
+import glob
 import os
 import subprocess
 import unittest
@@ -28,6 +29,18 @@ class Disk(world.Case):
         self.assertGreaterEqual(read, ZEROS)
         used = int(subprocess.check_output(["du", "-s", "-B1", os.path.join(root, "store")]).split()[0])
         self.assertLessEqual(used, 1_000_000)
+
+    def test_a_root_is_closed_to_other_users(self):
+        """Promise: the directory of `mount --detach` is 0700 and each file it keeps 0600, its log included."""
+        _, converted = world.publish("tools")
+        root, place = os.path.join(self.folder(), "root"), self.folder()
+        world.snapshotter("mount", "--root", root, "--detach", converted, place)
+        self.addCleanup(world.snapshotter, "umount", "--root", root, place)
+        kept = [os.path.join(root, name) for name in os.listdir(root)] + glob.glob(os.path.join(root, "store/*/*"))
+        files = [path for path in kept if os.path.isfile(path)]
+        self.assertIn(os.path.join(root, "mount.log"), files)
+        self.assertEqual(os.stat(root).st_mode & 0o777, 0o700)
+        self.assertEqual([path for path in files if os.stat(path).st_mode & 0o777 != 0o600], [])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 //! One process owns a root directory and what is mounted from it. The first `mount` becomes that
 //! process; later ones ask it over the control socket.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -202,10 +203,12 @@ async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
         command.arg("--plain-http");
     }
     command.arg(args.image.to_string()).arg(target);
+    let mut private = OpenOptions::new();
+    private.write(true).create(true).truncate(true).mode(0o600);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(File::create(&log)?);
+        .stderr(private.open(&log)?);
     let before = mounted_at(target)?;
     let mut owner = command
         .spawn()
