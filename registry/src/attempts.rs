@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::client::Repository;
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, RegistryError};
+use crate::failures::Failures;
 use crate::plan::Plan;
 
 /// What a call is for; it decides which endpoints are asked.
@@ -34,7 +35,7 @@ pub(crate) struct Attempts {
     failed: u32,
     time: Duration,
     deadline: Instant,
-    last: Option<Cause>,
+    failures: Failures,
 }
 
 impl Attempts {
@@ -60,7 +61,7 @@ impl Attempts {
             failed: 0,
             time,
             deadline: Instant::now() + time,
-            last: None,
+            failures: Failures::default(),
         })
     }
 
@@ -89,6 +90,7 @@ impl Attempts {
     /// Starts counting failures anew, because the call has come further than before.
     pub(crate) fn progressed(&mut self) {
         self.failed = 0;
+        self.failures.clear();
         self.deadline = Instant::now() + self.time;
         self.succeeded();
     }
@@ -97,17 +99,22 @@ impl Attempts {
     pub(crate) async fn failed(&mut self, cause: Cause) -> Result<(), RegistryError> {
         let endpoint = self.endpoint();
         tracing::debug!(host = endpoint.host, doing = self.doing, %cause, "attempt failed");
-        self.repository.note_trouble(Some(&cause));
+        let out_of_time = matches!(cause, Cause::Deadline { .. });
+        if out_of_time {
+            self.repository.note_trouble(Some(cause.to_string()));
+        } else {
+            self.failures.note(&endpoint.host, &cause);
+            self.repository.note_trouble(Some(self.failures.told()));
+        }
         let unfit = is_unfit(&cause);
         if unfit && self.endpoints.len() > 1 {
             endpoint.pass_over();
         }
         // The authority's word is final; its troubles are not.
         let final_word = Arc::ptr_eq(&endpoint, &self.authority) && !unfit;
-        let over = final_word || matches!(cause, Cause::Deadline { .. });
+        let over = final_word || out_of_time;
         if self.next + 1 < self.endpoints.len() && !over {
             self.next += 1;
-            self.last = Some(cause);
             return Ok(());
         }
         self.failed += 1;
@@ -115,12 +122,11 @@ impl Attempts {
         let clock = &self.repository.shared().options.clock;
         let again = cause.is_transient() && self.failed < policy.attempts_max;
         if !again || !self.plan.budget.pay(clock.now()) {
-            return Err(self.error(cause));
+            return Err(self.give_up(cause));
         }
         let delay = policy.delay(self.failed, cause.retry_after(), clock.fraction());
-        self.last = Some(cause);
         if Instant::now() + delay >= self.deadline {
-            return Err(self.error(self.out_of_time()));
+            return Err(self.give_up(self.out_of_time()));
         }
         clock.sleep(delay).await;
         self.next = 0;
@@ -128,19 +134,27 @@ impl Attempts {
     }
 
     fn out_of_time(&self) -> Cause {
-        let last = self
-            .last
-            .as_ref()
-            .map(|cause| format!("; before that: {cause}"));
+        let last = if self.failures.is_empty() {
+            String::new()
+        } else {
+            format!("; before that: {}", self.failures.told())
+        };
         Cause::Deadline {
             seconds: self.time.as_secs(),
-            last: last.unwrap_or_default(),
+            last,
         }
     }
 
-    /// The error of this call for `cause`.
-    pub(crate) fn error(&self, cause: Cause) -> RegistryError {
-        self.repository.error(&self.doing, cause)
+    /// The error that this call ends with.
+    fn give_up(&self, cause: Cause) -> RegistryError {
+        // The end of the time tells the failures before it itself.
+        let tells_all = matches!(cause, Cause::Deadline { .. });
+        let error = self.repository.error(&self.doing, cause);
+        if tells_all {
+            error
+        } else {
+            error.among(&self.failures)
+        }
     }
 }
 

@@ -11,14 +11,19 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{HeaderMap, HeaderValue};
 
 use crate::clock::Clock;
-use crate::credentials::{Credential, CredentialStore};
+use crate::credentials::CredentialStore;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
 
 mod challenge;
+mod lookup;
+mod refusal;
+mod showing;
 mod token;
 
 use challenge::Challenge;
+use lookup::Lookup;
+use refusal::{Mark, Marker, Refusal};
 
 /// Sessions kept, each about 4 KiB with its token: more than the repositories of any node. Above
 /// it all are forgotten, which costs one more 401 each.
@@ -51,6 +56,7 @@ pub(crate) struct Sessions {
     credentials: CredentialStore,
     clock: Arc<dyn Clock>,
     timeout: Duration,
+    marker: Marker,
     known: std::sync::Mutex<HashMap<Key, Arc<Session>>>,
 }
 
@@ -65,6 +71,10 @@ struct Key {
 struct Session {
     /// Counts the times a grant was asked for, so that those who waited meanwhile can tell.
     asked: AtomicU64,
+    /// The latest grant that the registry took.
+    taken: AtomicU64,
+    /// Held while a password is shown that the registry has not taken yet.
+    showing: Arc<tokio::sync::Mutex<()>>,
     state: tokio::sync::Mutex<State>,
 }
 
@@ -74,6 +84,7 @@ struct State {
     grant: Option<Grant>,
     expires: Option<SystemTime>,
     failure: Option<(SystemTime, Cause)>,
+    refusal: Option<Refusal>,
 }
 
 /// A header that lets a request through, until the registry says otherwise.
@@ -82,6 +93,8 @@ pub(crate) struct Grant {
     /// The `Authorization` header; marked sensitive, so it does not print.
     pub(crate) header: HeaderValue,
     generation: u64,
+    /// Set if the header is the credentials themselves, which cannot be renewed.
+    shows: Option<Mark>,
 }
 
 impl Sessions {
@@ -94,6 +107,7 @@ impl Sessions {
             credentials,
             clock,
             timeout,
+            marker: Marker::default(),
             known: std::sync::Mutex::default(),
         }
     }
@@ -121,19 +135,22 @@ impl Sessions {
         let session = self.session(endpoint, repository, access);
         let asked = session.asked.load(Ordering::Acquire);
         let mut state = session.state.lock().await;
-        let expired = state.expires.is_some_and(|end| end <= self.clock.now());
-        if state.grant.is_none() || !expired {
-            return Ok(state.grant.clone());
-        }
-        if let Some(failure) = self.shared_failure(&session, asked, &state) {
-            return Err(failure);
-        }
         let lookup = Lookup {
             sessions: self,
             endpoint,
             repository,
             access,
         };
+        let expired = state.expires.is_some_and(|end| end <= self.clock.now());
+        if state.grant.is_none() {
+            return lookup.still_welcome(&state).await.map(|()| None);
+        }
+        if !expired {
+            return Ok(state.grant.clone());
+        }
+        if let Some(failure) = self.shared_failure(&session, asked, &state) {
+            return Err(failure);
+        }
         lookup.renew(&session, &mut state).await.map(Some)
     }
 
@@ -178,73 +195,34 @@ impl Sessions {
         let grant = lookup.renew(&session, &mut state).await?;
         // Only a token can be better than the last; the same password will be refused again.
         if used.is_some_and(|used| used.header == grant.header) {
-            return Err(unauthorized(endpoint, ""));
+            return Err(state.refuse(&grant, self.clock.now(), unauthorized(endpoint, "")));
         }
         Ok(grant)
     }
 }
 
-/// One repository's access, while a grant for it is being obtained.
-struct Lookup<'a> {
-    sessions: &'a Sessions,
-    endpoint: &'a Endpoint,
-    repository: &'a str,
-    access: &'a Access,
+impl State {
+    /// Remembers that the registry refused what `grant` shows.
+    fn refuse(&mut self, grant: &Grant, now: SystemTime, cause: Cause) -> Cause {
+        let Some(shown) = grant.shows else {
+            return cause;
+        };
+        let cause = lasting(cause);
+        self.grant = None;
+        self.refusal = Some(Refusal::new(shown, now, cause.clone()));
+        cause
+    }
 }
 
-impl Lookup<'_> {
-    /// Obtains a grant by the state's challenge and remembers the outcome, good or bad.
-    async fn renew(&self, session: &Session, state: &mut State) -> Result<Grant, Cause> {
-        let generation = session.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        let outcome = self.obtain(state.challenge.as_ref()).await;
-        match outcome {
-            Ok((mut header, expires)) => {
-                header.set_sensitive(true);
-                let grant = Grant { header, generation };
-                state.grant = Some(grant.clone());
-                state.expires = expires;
-                state.failure = None;
-                Ok(grant)
-            }
-            Err(cause) => {
-                state.failure = Some((self.sessions.clock.now(), cause.clone()));
-                Err(cause)
-            }
-        }
-    }
-
-    async fn obtain(
-        &self,
-        challenge: Option<&Challenge>,
-    ) -> Result<(HeaderValue, Option<SystemTime>), Cause> {
-        let host = &self.endpoint.host;
-        let found = self.sessions.credentials.find(host, self.repository).await;
-        let credential = found.map_err(|error| Cause::Local(error.to_string()))?;
-        match (challenge, credential) {
-            (Some(Challenge::Bearer(_)), Some(Credential::Token(token))) => {
-                Ok((token::header("Bearer ", token.expose())?, None))
-            }
-            (Some(Challenge::Bearer(bearer)), credential) => {
-                let scopes = bearer.scopes(self.repository, self.access);
-                let request = token::Request {
-                    bearer,
-                    scopes: &scopes,
-                    credential: &credential,
-                };
-                let token = request.send(self.endpoint, self.sessions.timeout).await?;
-                let lifetime = token.lifetime.saturating_sub(SKEW.min(token.lifetime / 4));
-                Ok((token.header, Some(self.sessions.clock.now() + lifetime)))
-            }
-            (Some(Challenge::Basic), Some(Credential::Password { username, password })) => {
-                Ok((token::basic(&username, &password)?, None))
-            }
-            (Some(Challenge::Basic), Some(_)) => Err(unauthorized(
-                self.endpoint,
-                " (it wants a password, the file has a token)",
-            )),
-            (_, None) => Err(unauthorized(self.endpoint, " (there are none for it)")),
-            (None, Some(_)) => Err(unauthorized(self.endpoint, "")),
-        }
+/// The cause, if it is a refusal, as one of the credentials themselves.
+fn lasting(cause: Cause) -> Cause {
+    match cause {
+        Cause::Unauthorized { host, detail, .. } => Cause::Unauthorized {
+            host,
+            detail,
+            refused: true,
+        },
+        other => other,
     }
 }
 
@@ -253,6 +231,7 @@ pub(crate) fn unauthorized(endpoint: &Endpoint, detail: &str) -> Cause {
     Cause::Unauthorized {
         host: endpoint.host.clone(),
         detail: detail.into(),
+        refused: false,
     }
 }
 

@@ -56,6 +56,14 @@ impl Client {
         })))
     }
 
+    /// Whether what is configured for the registry of `reference` can be used. Reads its files, and
+    /// talks to nobody.
+    pub async fn check(&self, reference: &Reference) -> Result<(), ClientError> {
+        let plan = self.0.plans.get(reference.registry(), &self.0.options);
+        let unusable = |cause: Cause| ClientError(cause.to_string());
+        plan.await.map(drop).map_err(unusable)
+    }
+
     /// The repository that `reference` is in.
     pub fn repository(&self, reference: &Reference) -> Repository {
         Repository(Arc::new(Inner {
@@ -79,7 +87,7 @@ struct Inner {
     shared: Arc<Shared>,
     registry: String,
     name: String,
-    /// What the latest attempt failed with, since the last one that did not.
+    /// What the latest attempts failed with, host by host, since the last one that did not.
     trouble: Mutex<Option<String>>,
 }
 
@@ -101,13 +109,13 @@ impl Repository {
         trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn note_trouble(&self, cause: Option<&Cause>) {
+    pub(crate) fn note_trouble(&self, told: Option<String>) {
         let mut trouble = self
             .0
             .trouble
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *trouble = cause.map(ToString::to_string);
+        *trouble = told;
     }
 
     pub(crate) fn shared(&self) -> &Shared {

@@ -14,7 +14,7 @@ use file::AuthFile;
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// What to show a registry or its token server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Credential {
     /// A user name and a password or access token.
     Password {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use larder_proto::digest::Digest;
 
+use crate::failures::Failures;
+
 /// A request to a registry that failed for good, after the retries it deserved.
 ///
 /// The text names the registry, the repository, what was attempted, why it failed and, where
@@ -18,6 +20,14 @@ struct Details {
     repository: String,
     doing: String,
     cause: Cause,
+    /// The failures of all hosts that were asked, or nothing if the cause tells everything.
+    hosts: Option<Hosts>,
+}
+
+#[derive(Debug, Clone)]
+struct Hosts {
+    told: String,
+    all_absent: bool,
 }
 
 /// Why a request failed.
@@ -33,6 +43,9 @@ pub enum Cause {
         host: String,
         /// What the registry said, with a leading separator, or nothing.
         detail: String,
+        /// Whether it was these credentials that were refused: they are not shown again for a while,
+        /// and until then asking again fails at once.
+        refused: bool,
     },
     /// 403.
     #[error("access denied{detail}: check that the account may do this in this repository")]
@@ -168,7 +181,17 @@ impl RegistryError {
             repository: repository.into(),
             doing: doing.into(),
             cause,
+            hosts: None,
         }))
+    }
+
+    /// The same, telling what came of each host that was asked.
+    pub(crate) fn among(mut self, failures: &Failures) -> Self {
+        self.0.hosts = Some(Hosts {
+            told: failures.told(),
+            all_absent: failures.all_absent(),
+        });
+        self
     }
 
     fn describe(&self) -> String {
@@ -177,11 +200,16 @@ impl RegistryError {
             repository,
             doing,
             cause,
+            hosts,
         } = &*self.0;
-        format!("cannot {doing} in {registry}/{repository}: {cause}")
+        let begin = format!("cannot {doing} in {registry}/{repository}");
+        match hosts {
+            Some(hosts) => format!("{begin}: {}", hosts.told),
+            None => format!("{begin}: {cause}"),
+        }
     }
 
-    /// Why it failed.
+    /// Why it failed; of several hosts, by the word of the one that decides.
     pub const fn cause(&self) -> &Cause {
         &self.0.cause
     }
@@ -189,6 +217,18 @@ impl RegistryError {
     /// Whether the registry has no such thing (404 or 410).
     pub const fn is_not_found(&self) -> bool {
         matches!(self.cause(), Cause::NotFound { .. })
+    }
+
+    /// Whether the registry and all its mirrors that were asked have no such thing.
+    pub fn is_absent_everywhere(&self) -> bool {
+        let all = self.0.hosts.as_ref().is_none_or(|hosts| hosts.all_absent);
+        self.is_not_found() && all
+    }
+
+    /// Whether the credentials were refused: until somebody changes them, asking again fails at once
+    /// for a while.
+    pub const fn is_refused(&self) -> bool {
+        matches!(self.cause(), Cause::Unauthorized { refused: true, .. })
     }
 
     /// Whether other credentials would be needed (401).

@@ -86,7 +86,19 @@ pub(crate) async fn call(
     let grant = sessions
         .challenged(endpoint, repository, access, used.as_ref(), &headers)
         .await?;
-    once(endpoint, call, own, Some(&grant.header)).await
+    let shown = sessions.show(endpoint, repository, access, &grant).await?;
+    let response = once(endpoint, call, own, Some(&grant.header)).await?;
+    match shown {
+        Some(shown) if response.status() == StatusCode::UNAUTHORIZED => {
+            let cause = refusal(response, &endpoint.host, endpoint.clock.now()).await;
+            Err(shown.refused(cause).await)
+        }
+        Some(shown) => {
+            shown.taken();
+            Ok(response)
+        }
+        None => Ok(response),
+    }
 }
 
 async fn once(
@@ -243,7 +255,11 @@ pub(crate) async fn refusal(response: Response, host: &str, now: SystemTime) -> 
             );
             Cause::Redirect { host, detail }
         }
-        401 => Cause::Unauthorized { host, detail },
+        401 => Cause::Unauthorized {
+            host,
+            detail,
+            refused: false,
+        },
         403 => Cause::Forbidden { detail },
         404 | 410 => Cause::NotFound { detail },
         400 if detail.contains("HTTP request was sent to HTTPS port")

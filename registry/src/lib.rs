@@ -16,6 +16,7 @@ mod credentials;
 mod endpoint;
 mod error;
 mod exchange;
+mod failures;
 #[cfg(test)]
 mod hostile;
 mod hosts;

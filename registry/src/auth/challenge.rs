@@ -81,6 +81,7 @@ impl Challenge {
         Err(Cause::Unauthorized {
             host: host.into(),
             detail,
+            refused: false,
         })
     }
 }

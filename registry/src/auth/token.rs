@@ -72,11 +72,17 @@ impl Request<'_> {
         let response = exchange::send(client, request, &host, timeout).await?;
         let status = response.status();
         if matches!(status.as_u16(), 400 | 401 | 403) {
-            let detail = match self.credential {
-                None => format!(" (token server {host}: {status}; there are none for it)"),
-                Some(_) => format!(" (token server {host}: {status})"),
-            };
-            return Err(unauthorized(endpoint, &detail));
+            return Err(match self.credential {
+                None => {
+                    let detail = format!(" (token server {host}: {status}; there are none for it)");
+                    unauthorized(endpoint, &detail)
+                }
+                Some(_) => Cause::Unauthorized {
+                    host: endpoint.host.clone(),
+                    detail: format!(" (token server {host}: {status})"),
+                    refused: true,
+                },
+            });
         }
         if !status.is_success() {
             return Err(exchange::refusal(response, &host, endpoint.clock.now()).await);

@@ -48,11 +48,7 @@ fn as_anna(registry: &FakeRegistry, clock: &TestClock) -> Repository {
 
 #[tokio::test]
 async fn a_password_is_sent_once_it_is_asked_for() {
-    let auth = Auth::Basic {
-        username: "anna".into(),
-        password: "hunter2".into(),
-    };
-    let (registry, digest) = with(auth).await;
+    let (registry, digest) = with(basic()).await;
     let repository = as_anna(&registry, &TestClock::new());
     for _ in 0..3 {
         assert_eq!(
@@ -67,13 +63,9 @@ async fn a_password_is_sent_once_it_is_asked_for() {
 /// 401 for ever: two requests, no loop, and a sentence that says what to do.
 #[tokio::test]
 async fn wrong_or_missing_credentials_are_refused_after_two_requests() {
-    let basic = Auth::Basic {
-        username: "anna".into(),
-        password: "hunter2".into(),
-    };
     for (auth, file) in [
-        (basic.clone(), true),
-        (basic, false),
+        (basic(), true),
+        (basic(), false),
         (tokens(), true),
         (tokens(), false),
     ] {
@@ -110,6 +102,119 @@ async fn wrong_or_missing_credentials_are_refused_after_two_requests() {
             registry.requests()
         );
         assert_eq!(clock.waits(), []);
+    }
+}
+
+/// A registry that wants a password, a client with a wrong one, and the file it is in.
+struct Mistaken {
+    registry: FakeRegistry,
+    digest: Digest,
+    clock: TestClock,
+    repository: Repository,
+    file: std::path::PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Mistaken {
+    async fn with(auth: Auth) -> Self {
+        let (registry, digest) = with(auth).await;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("auth.json");
+        let clock = TestClock::new();
+        let mistaken = Self {
+            repository: repository(
+                &registry,
+                ClientOptions {
+                    authfile: Some(file.clone()),
+                    ..options(&clock)
+                },
+            ),
+            registry,
+            digest,
+            clock,
+            file,
+            _dir: dir,
+        };
+        mistaken.login("wrong-password");
+        mistaken
+    }
+
+    fn login(&self, password: &str) {
+        let source = login(&self.registry.host(), "anna", password);
+        std::fs::copy(source, &self.file).unwrap();
+    }
+
+    /// How often a password was shown since the last look.
+    fn shown(&self) -> usize {
+        let shown = self
+            .registry
+            .requests()
+            .iter()
+            .filter(|r| r.authorized)
+            .count();
+        self.registry.clear_requests();
+        shown
+    }
+
+    async fn read(&self) -> Result<(), larder_registry::RegistryError> {
+        let read = self.repository.blob_range(&self.digest, 0..10).await;
+        read.map(drop)
+    }
+}
+
+fn basic() -> Auth {
+    Auth::Basic {
+        username: "anna".into(),
+        password: "hunter2".into(),
+    }
+}
+
+/// Promise: credentials that were refused are not shown again for thirty seconds, whoever asks:
+/// otherwise reads lock the account. Nothing is sent meanwhile, and other credentials are tried at
+/// once.
+#[tokio::test]
+async fn refused_credentials_are_not_shown_again_for_thirty_seconds() {
+    for auth in [basic(), tokens()] {
+        let text = format!("{auth:?}");
+        let world = Mistaken::with(auth).await;
+        for _ in 0..10 {
+            let error = world.read().await.unwrap_err();
+            assert!(error.is_refused(), "{text}: {error}");
+            assert!(error.to_string().contains("docker login"), "{error}");
+            // Longer than one failure is shared.
+            world.clock.advance(Duration::from_secs(2));
+        }
+        assert_eq!(world.shown(), 1, "{text}");
+        let _ = world.read().await.unwrap_err();
+        assert_eq!(world.registry.requests().len(), 0, "{text}");
+        world.clock.advance(Duration::from_secs(11));
+        let _ = world.read().await.unwrap_err();
+        assert_eq!(world.shown(), 1, "{text}: thirty seconds later");
+        world.clock.advance(Duration::from_secs(2));
+        world.login("hunter2");
+        world.read().await.unwrap();
+    }
+}
+
+/// Promise: a crowd of readers shows a wrong password once, and a right one as often as needed.
+#[tokio::test]
+async fn a_crowd_shows_a_wrong_password_once() {
+    for auth in [basic(), tokens()] {
+        let text = format!("{auth:?}");
+        let world = Mistaken::with(auth).await;
+        for (password, is_right) in [("wrong-password", false), ("hunter2", true)] {
+            world.login(password);
+            let readers = (0..64).map(|_| {
+                let (repository, digest) = (world.repository.clone(), world.digest);
+                tokio::spawn(async move { repository.blob_range(&digest, 0..10).await })
+            });
+            for reader in readers.collect::<Vec<_>>() {
+                assert_eq!(reader.await.unwrap().is_ok(), is_right, "{text}");
+            }
+            let shown = world.shown();
+            assert!(is_right || shown == 1, "{text}: {shown} times");
+            world.clock.advance(Duration::from_secs(2));
+        }
     }
 }
 

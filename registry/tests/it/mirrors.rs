@@ -120,6 +120,30 @@ async fn the_next_one_is_asked_whatever_is_wrong_with_the_first() {
     }
 }
 
+/// Promise: when nobody delivers, each host is told with its failure, first the one to be mended,
+/// whatever the last one said.
+#[tokio::test]
+async fn every_host_that_failed_is_told() {
+    let world = World::new().await;
+    world.mirrors[0].set_fault(Fault::Status(503, None));
+    world.mirrors[1].set_fault(Fault::Status(401, None));
+    world.server.set_fault(Fault::Status(404, None));
+    let read = world.repository.blob_range(&world.digest, 0..SIZE).await;
+    let error = read.unwrap_err();
+    let told = error.to_string();
+    let place = |host: &FakeRegistry, words: &str| {
+        let words = words.replace("{}", &host.host());
+        told.find(&words)
+            .unwrap_or_else(|| panic!("no {words} in {told}"))
+    };
+    let credentials = place(&world.mirrors[1], "{} does not accept the credentials");
+    let busy = place(&world.mirrors[0], "{} is busy or broken");
+    let absent = place(&world.server, "{}: not found");
+    assert!(credentials < busy && busy < absent, "{told}");
+    // What a caller decides by is still the registry's own word.
+    assert!(error.is_not_found() && !error.is_absent_everywhere());
+}
+
 /// One slow read in thirty seconds, not one in each.
 #[tokio::test]
 async fn a_broken_mirror_is_passed_over_for_a_while() {
