@@ -13,11 +13,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use larder_registry::{Client, ClientOptions, HOSTS_DIR};
+use larder_registry::{Client, ClientError, ClientOptions, HOSTS_DIR};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::Access;
 use crate::containerd::{ADDRESS_DEFAULT, NAMESPACE_DEFAULT, Node};
+use crate::location::Location;
 
 /// Exit code for a command line that makes no sense; `sysexits.h` calls it `EX_USAGE`.
 const EXIT_USAGE: u8 = 64;
@@ -28,6 +29,26 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// How long threads may take to notice that a command was interrupted: each looks at every
 /// buffer, so this is about a stalled disk.
 const STOP_TIME: Duration = Duration::from_secs(2);
+
+/// Where images are, for the end of `--help`.
+const IMAGE_FORMS: &str = "\
+Forms of IMAGE:
+  HOST/REPO:TAG, HOST/REPO@DIGEST   in a registry; without HOST, on Docker Hub
+  oci:DIR[:TAG]                     a directory in the OCI image layout
+  oci-archive:FILE[:TAG]            the same in a tar
+  docker-archive:FILE[:REF]         what `docker save` writes
+  containerd:REF                    of the local containerd, by its long name there";
+
+/// The same for `convert`.
+const SOURCE_AND_DEST_FORMS: &str = "\
+Forms of SOURCE and DEST:
+  HOST/REPO:TAG                     in a registry; without HOST, on Docker Hub
+  oci:DIR[:TAG]                     a directory in the OCI image layout
+  oci-archive:FILE[:TAG]            the same in a tar
+  containerd:REF                    of the local containerd, by its long name there
+Of SOURCE alone:
+  HOST/REPO@DIGEST                  in a registry, by digest
+  docker-archive:FILE[:REF]         what `docker save` writes";
 
 /// Makes container images start before they have arrived.
 #[derive(Debug, Parser)]
@@ -40,14 +61,19 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Convert an image; it keeps its ID, its layers keep their contents.
+    #[command(after_help = SOURCE_AND_DEST_FORMS)]
     Convert(convert::Arguments),
     /// Prove that a converted image is sound, and that it equals its original.
+    #[command(after_help = IMAGE_FORMS)]
     Check(check::Arguments),
     /// Show an image's manifests, layers and indexes.
+    #[command(after_help = IMAGE_FORMS)]
     Inspect(inspect::Arguments),
     /// List files of an image; of converted layers only the indexes are fetched.
+    #[command(after_help = IMAGE_FORMS)]
     Ls(files::ListArguments),
     /// Print a file of an image; of converted layers only its chunks are fetched.
+    #[command(after_help = IMAGE_FORMS)]
     Cat(files::CatArguments),
     /// Print a completion script for a shell.
     Completions {
@@ -100,7 +126,8 @@ impl<E: std::error::Error> From<E> for Failure {
 }
 
 impl AccessArguments {
-    fn access(&self) -> Result<Access, Failure> {
+    /// Looks at the files that were named, and at what is configured for the registries of `images`.
+    async fn access(&self, images: &[&Location]) -> Result<Access, Failure> {
         self.check_files().map_err(Failure::Usage)?;
         let certs_dir = self.certs_dir.as_deref().unwrap_or(HOSTS_DIR.as_ref());
         let certs_dir = certs_dir.to_path_buf();
@@ -110,8 +137,15 @@ impl AccessArguments {
             hosts_dir: Some(certs_dir).filter(|dir| dir.is_dir()),
             ..ClientOptions::default()
         };
+        let unusable = |error: ClientError| Failure::Usage(error.to_string());
+        let client = Client::new(options).map_err(unusable)?;
+        for image in images {
+            if let Location::Registry(reference) = image {
+                client.check(reference).await.map_err(unusable)?;
+            }
+        }
         Ok(Access {
-            client: Client::new(options)?,
+            client,
             node: Node {
                 address: self.address.clone(),
                 namespace: self.namespace.clone(),

@@ -12,7 +12,7 @@ use crate::options::ClientOptions;
 use crate::plan::Plan;
 use crate::reference::Reference;
 use crate::retry::Budget;
-use crate::transport::{Transport, Trust, is_loopback, read_pem};
+use crate::transport::{Transport, Trust, is_loopback, read_authorities};
 
 mod file;
 mod trust;
@@ -62,7 +62,8 @@ impl Hosts {
     }
 
     fn extra_authorities(&self) -> Result<Vec<Vec<u8>>, String> {
-        self.extra_ca.iter().map(|path| read_pem(path)).collect()
+        let files = self.extra_ca.iter();
+        files.map(|path| read_authorities(path)).collect()
     }
 
     /// Reads what is configured for `registry` now.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use reqwest::redirect;
 use reqwest::{Certificate, Client, Identity};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use url::Url;
 
 use crate::error::Cause;
@@ -173,6 +175,18 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
 ///
 /// 1 MiB is five times the bundle of all public authorities.
 pub(crate) const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads a PEM file of authorities. One without any would show as a certificate that nobody trusts.
+pub(crate) fn read_authorities(path: &Path) -> Result<Vec<u8>, String> {
+    let pem = read_pem(path)?;
+    if CertificateDer::pem_slice_iter(&pem).any(|found| found.is_ok()) {
+        return Ok(pem);
+    }
+    Err(format!(
+        "{} holds no certificate in PEM: name the file of the authority's certificate",
+        path.display()
+    ))
+}
 
 /// Reads a PEM file of at most [`PEM_BYTES_MAX`].
 pub(crate) fn read_pem(path: &Path) -> Result<Vec<u8>, String> {

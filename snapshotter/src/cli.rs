@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use larder_registry::Reference;
+use larder_registry::{ClientError, Reference};
 
 use crate::config::{Config, ConfigError, Driver, LogFormat, LogLevel, Overrides};
 
@@ -259,7 +259,7 @@ pub fn main() -> ExitCode {
             }
             let usage = error
                 .chain()
-                .any(<dyn std::error::Error>::is::<ConfigError>);
+                .any(|cause| cause.is::<ConfigError>() || cause.is::<ClientError>());
             if usage {
                 EX_USAGE.into()
             } else {

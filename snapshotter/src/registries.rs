@@ -69,6 +69,11 @@ impl Registries {
         client.repository(image)
     }
 
+    /// Whether what is configured for the registry of `image` can be used; talks to nobody.
+    pub async fn check(&self, image: &Reference) -> Result<(), ClientError> {
+        self.usual.check(image).await
+    }
+
     fn is_plain(&self, host: &str, asked_for: bool) -> bool {
         asked_for || self.plain_hosts.contains(host)
     }

@@ -26,7 +26,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let access = arguments.access.access()?;
+    let images: Vec<_> = std::iter::once(&arguments.image)
+        .chain(&arguments.against)
+        .collect();
+    let access = arguments.access.access(&images).await?;
     let source = Source::open(&arguments.image, &access).await?;
     let original = match &arguments.against {
         Some(original) => Some(Source::open(original, &access).await?),

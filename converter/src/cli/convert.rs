@@ -16,9 +16,7 @@ use crate::location::Location;
 use crate::plan::PlatformFilter;
 use crate::report::{Action, Report};
 
-/// SOURCE and DEST are each one of
-/// HOST/REPO:TAG (as a source also HOST/REPO@DIGEST), oci:DIR[:TAG], oci-archive:FILE[:TAG],
-/// containerd:REF; SOURCE may also be docker-archive:FILE[:REF].
+/// What to convert, where to, and how.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The image to convert.
@@ -76,7 +74,8 @@ enum ReferrersArgument {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let access = arguments.access.access()?;
+    let images = [&arguments.source, &arguments.destination];
+    let access = arguments.access.access(&images).await?;
     let json = arguments.access.json;
     let request = request(arguments)?;
     let report = convert(&request, &access, bars::progress(json)).await;

@@ -169,7 +169,7 @@ async fn open(
     access: &AccessArguments,
     platform: Option<&PlatformFilter>,
 ) -> Result<(Source, View), Failure> {
-    let source = Source::open(image, &access.access()?).await?;
+    let source = Source::open(image, &access.access(&[image]).await?).await?;
     let image = load(&source, &[]).await?;
     let view = open_view(&source, choose_platform(&image, platform)?).await?;
     Ok((source, view))

@@ -18,7 +18,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let access = arguments.access.access()?;
+    let access = arguments.access.access(&[&arguments.image]).await?;
     let source = Source::open(&arguments.image, &access).await?;
     let image = load(&source, &[]).await?;
     let report = inspect(&source, &image).await;

@@ -124,6 +124,65 @@ fn flags_are_taken_at_their_word() {
         .ok();
 }
 
+/// Promise: a CA file without a certificate is refused before anything is asked, by its name; and so
+/// it is where the registry is only the destination.
+#[test]
+fn a_ca_file_without_a_certificate_is_refused() {
+    let world = World::new();
+    world.tag(&world.simple(&change()));
+    let certificates = larder_test_support::certificates::Certificates::new();
+    let place = world.path("certs/r.test");
+    fs::create_dir_all(&place).unwrap();
+    let hosts = "server = \"https://r.test\"\nca = \"ca.pem\"\n";
+    for (file, hosts) in [("ca.pem", Some(hosts)), ("ca.crt", None)] {
+        fs::write(
+            place.join(file),
+            "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        )
+        .unwrap();
+        if let Some(hosts) = hosts {
+            fs::write(place.join("hosts.toml"), hosts).unwrap();
+        }
+        for command in ["inspect r.test/app:1", "convert oci:@source r.test/app:1"] {
+            let ran = world.larder(&format!("{command} --certs-dir @certs"));
+            assert!(
+                ran.code == 64 && ran.err.contains("no certificate"),
+                "{command}: {}",
+                ran.err
+            );
+            assert!(ran.err.contains(file), "{command}: {}", ran.err);
+        }
+        // With one, it is the registry that is not there.
+        fs::copy(certificates.authority(), place.join(file)).unwrap();
+        let ran = world.larder("inspect r.test/app:1 --certs-dir @certs");
+        assert!(
+            ran.code == 1 && !ran.err.contains("no certificate"),
+            "{}",
+            ran.err
+        );
+        fs::remove_file(place.join(file)).unwrap();
+        let _ = fs::remove_file(place.join("hosts.toml"));
+    }
+}
+
+/// Promise: help says what an image can be called, wherever one is asked for.
+#[test]
+fn help_says_what_an_image_can_be_called() {
+    let world = World::new();
+    for command in ["convert", "check", "inspect", "ls", "cat"] {
+        let help = world.larder(&format!("{command} --help")).ok().out;
+        for form in [
+            "HOST/REPO:TAG",
+            "oci:DIR",
+            "oci-archive:FILE",
+            "docker-archive:FILE",
+            "containerd:REF",
+        ] {
+            assert!(help.contains(form), "{command}: {help}");
+        }
+    }
+}
+
 /// Promise: a layer that is converted already stays as it is, and says so if its chunks are of
 /// another size than asked for; `--no-cache` cuts it anew.
 #[test]

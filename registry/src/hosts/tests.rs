@@ -113,22 +113,26 @@ fn a_directory_is_found_by_name_port_or_default() {
     }
 }
 
+/// Two authorities, as far as a file shows them.
+const A: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+const B: &str = "-----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----\n";
+
 #[test]
 fn certificates_are_found_in_both_layouts() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
     for (path, text) in [
-        ("docker.local:1/ca.crt", "A"),
+        ("docker.local:1/ca.crt", A),
         ("docker.local:1/me.cert", "C"),
         ("docker.local:1/me.key", "K"),
-        ("new.local/ca.pem", "A"),
+        ("new.local/ca.pem", A),
         ("new.local/c.pem", "C"),
         ("new.local/k.pem", "K"),
         (
             "new.local/hosts.toml",
             "ca = [\"ca.pem\"]\nclient = [[\"c.pem\", \"k.pem\"]]\nskip_verify = true",
         ),
-        ("localhost:1/ca.crt", "A"),
+        ("localhost:1/ca.crt", A),
     ] {
         let path = root.join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -141,7 +145,7 @@ fn certificates_are_found_in_both_layouts() {
     ] {
         let setup = hosts(root, false).read(registry).unwrap();
         let trust = &all(&setup)[0].trust;
-        assert_eq!(trust.authorities, [b"A"], "{registry}");
+        assert_eq!(trust.authorities, [A.as_bytes()], "{registry}");
         assert_eq!(trust.identities, vec![b"C\nK"; identities], "{registry}");
         assert_eq!(trust.skip_verify, skip_verify, "{registry}");
         // With certificates for it, even a loopback registry speaks TLS.
@@ -155,17 +159,18 @@ fn an_entry_for_the_server_itself_tells_its_authority_once() {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("r.io");
     std::fs::create_dir(&place).unwrap();
-    std::fs::write(place.join("own.pem"), "A").unwrap();
-    std::fs::write(place.join("other.pem"), "B").unwrap();
+    std::fs::write(place.join("own.pem"), A).unwrap();
+    std::fs::write(place.join("other.pem"), B).unwrap();
     let own = "[host.\"https://mirror.io\"]\nca = \"other.pem\"\n[host.\"https://r.io\"]\nca = \"own.pem\"\n";
     for (top, authority) in [
-        ("", b"A"),
-        ("server = \"https://r.io\"\n", b"A"),
-        ("server = \"https://r.io\"\nca = \"other.pem\"\n", b"B"),
+        ("", A),
+        ("server = \"https://r.io\"\n", A),
+        ("server = \"https://r.io\"\nca = \"other.pem\"\n", B),
     ] {
         std::fs::write(place.join("hosts.toml"), format!("{top}{own}")).unwrap();
         let setup = hosts(dir.path(), false).read("r.io").unwrap();
-        assert_eq!(setup.server.trust.authorities, [authority], "{top}");
+        let found = &setup.server.trust.authorities;
+        assert_eq!(*found, [authority.as_bytes()], "{top}");
     }
 }
 
@@ -184,6 +189,8 @@ fn a_broken_file_is_named_and_its_secrets_are_not() {
         "server = \"ftp://r.io\"",
         "server = 7",
         "ca = \"missing.pem\"",
+        // A file, and no certificate in it.
+        "ca = \"hosts.toml\"",
         "dial_timeout = \"soon\"",
         "[host.\"x\".header]\n\"bad name\" = \"hunter2\"",
         &many,

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use super::file::{Client, OneOrMany, Section};
-use crate::transport::{Trust, read_pem};
+use crate::transport::{Trust, read_authorities, read_pem};
 
 /// What a section of a hosts.toml in `dir` says; relative paths are relative to `dir`.
 pub(super) fn from_section(dir: &Path, section: &Section) -> Result<Trust, String> {
     let read = |name: &String| read_pem(&dir.join(name));
-    let authorities = section.ca.iter().flat_map(OneOrMany::as_slice).map(read);
+    let authority = |name: &String| read_authorities(&dir.join(name));
+    let authorities = section.ca.iter().flat_map(OneOrMany::as_slice);
+    let authorities = authorities.map(authority);
     let identities = match &section.client {
         None => Vec::new(),
         Some(Client::Files(files)) => files
@@ -47,7 +49,7 @@ pub(super) fn from_directory(dir: &Path) -> Result<Trust, String> {
     let mut trust = Trust::default();
     for path in &files {
         match path.extension().and_then(|extension| extension.to_str()) {
-            Some("crt") => trust.authorities.push(read_pem(path)?),
+            Some("crt") => trust.authorities.push(read_authorities(path)?),
             Some("cert") => {
                 let key = read_pem(&path.with_extension("key"))?;
                 trust.identities.push(join(read_pem(path)?, &key));

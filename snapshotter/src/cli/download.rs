@@ -44,6 +44,7 @@ impl Downloads {
         image: &Reference,
     ) -> anyhow::Result<Self> {
         let registries = Registries::new(&config.registry)?;
+        registries.check(image).await?;
         let containerd = Containerd::new(config.containerd.clone());
         let ports = config.registry.ports.clone();
         let session = Session::begin(containerd.clone(), args.namespace.clone()).await;
