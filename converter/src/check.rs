@@ -15,8 +15,8 @@ use larder_proto::index::{FOOTER_FRAME_LEN, Footer};
 use larder_registry::oci::{Descriptor, Manifest, media_type};
 use serde::Serialize;
 
-use crate::convert::{Image, LoadError, Node, load};
-use crate::manifest::{ImageConfig, is_attestation, platform_text};
+use crate::convert::{Image, LoadError, ManifestFacts, Node, load};
+use crate::manifest::{ImageConfig, is_attestation};
 use crate::plan::{ManifestPlan, PlatformFilter, larder_location};
 use crate::source::{Source, blocking};
 
@@ -37,16 +37,9 @@ pub struct CheckReport {
 /// What was found about one manifest.
 #[derive(Debug, Serialize)]
 pub struct ManifestCheck {
-    /// Platform, for images.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub platform: Option<String>,
-    /// Digest of the manifest.
-    pub digest: String,
-    /// Digest of the config, which is the image's ID.
-    pub image_id: String,
-    /// Digest of the manifest it was made from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
+    /// What it is.
+    #[serde(flatten)]
+    pub facts: ManifestFacts,
     /// Its layers.
     pub layers: Vec<LayerCheck>,
 }
@@ -98,29 +91,15 @@ pub async fn check(
         manifests: Vec::new(),
         problems: Vec::new(),
     };
-    for node in image.root.walk() {
-        let Node::Manifest {
-            document,
-            manifest,
-            plan,
-            config,
-        } = node
-        else {
-            continue;
+    for node in image.manifests() {
+        let layers = match (node.plan, node.config) {
+            (ManifestPlan::Layers(_), Some(config)) => {
+                check_layers(source, node.manifest, config, jobs).await
+            }
+            _ => Vec::new(),
         };
-        let mut found = ManifestCheck {
-            platform: config
-                .as_ref()
-                .map(|config| platform_text(&config.platform)),
-            digest: document.digest.to_string(),
-            image_id: manifest.config.digest.to_string(),
-            source: manifest.annotations.get(annotation::SOURCE).cloned(),
-            layers: Vec::new(),
-        };
-        if let (ManifestPlan::Layers(_), Some(config)) = (plan, config) {
-            found.layers = check_layers(source, manifest, config, jobs).await;
-        }
-        report.manifests.push(found);
+        let facts = node.facts();
+        report.manifests.push(ManifestCheck { facts, layers });
     }
     report.problems.extend(attestation_problems(&image));
     if let Some(original) = against {
@@ -242,39 +221,22 @@ async fn compare(
     jobs: NonZero<usize>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    for node in original.root.walk() {
-        let Node::Manifest {
-            document,
-            manifest: theirs,
-            config,
-            ..
-        } = node
-        else {
-            continue;
-        };
-        let ours = image.root.walk().find_map(|node| match node {
-            Node::Manifest {
-                document: ours,
-                manifest,
-                ..
-            } => {
-                let made_from = manifest.annotations.get(annotation::SOURCE);
-                let is_it = ours.digest == document.digest
-                    || made_from.is_some_and(|of| *of == document.digest.to_string());
-                is_it.then_some((ours, manifest))
-            }
-            Node::Index { .. } => None,
+    for node in original.manifests() {
+        let (origin, theirs) = (node.document.digest, node.manifest);
+        let ours = image.manifests().find(|ours| {
+            let made_from = ours.manifest.annotations.get(annotation::SOURCE);
+            ours.document.digest == origin || made_from.is_some_and(|of| *of == origin.to_string())
         });
-        let Some((ours, manifest)) = ours else {
+        let Some(ours) = ours else {
             problems.push(format!(
-                "nothing was made from the original's manifest {}",
-                document.digest
+                "nothing was made from the original's manifest {origin}"
             ));
             continue;
         };
-        if ours.digest == document.digest {
+        if ours.document.digest == origin {
             continue;
         }
+        let manifest = ours.manifest;
         if manifest.config.digest != theirs.config.digest {
             let (new, old) = (manifest.config.digest, theirs.config.digest);
             problems.push(format!("the image ID is {new}, the original's is {old}"));
@@ -284,7 +246,7 @@ async fn compare(
             problems.push(format!("there are {new} layers, the original has {old}"));
         }
         // With equal configs, both sides having the diffIDs means that their tars are equal.
-        if let Some(config) = config {
+        if let Some(config) = node.config {
             let checks = check_layers(source, theirs, config, jobs).await;
             let of_original = |problem: &String| format!("the original's {problem}");
             problems.extend(

@@ -21,7 +21,7 @@ use std::time::Instant;
 use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
 
-pub use load::{Image, LoadError, Node, load};
+pub use load::{Image, LoadError, ManifestFacts, ManifestNode, Node, load};
 pub use referrers::Referrers;
 
 use crate::access::{Access, AccessError};

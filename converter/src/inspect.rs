@@ -1,12 +1,10 @@
 //! What is known of an image without reading its layers: documents and indexes.
 
-use larder_proto::annotation;
 use larder_proto::digest::Algorithm;
 use larder_proto::erofs::Image;
 use serde::Serialize;
 
-use crate::convert::{Image as Loaded, Node};
-use crate::manifest::platform_text;
+use crate::convert::{Image as Loaded, ManifestFacts};
 use crate::plan::{ManifestPlan, OPTIONS};
 use crate::source::Source;
 use crate::view::open_index;
@@ -25,16 +23,9 @@ pub struct ImageReport {
 /// One manifest.
 #[derive(Debug, Serialize)]
 pub struct ManifestDetails {
-    /// Platform, for images.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub platform: Option<String>,
-    /// Digest of the manifest.
-    pub digest: String,
-    /// Digest of the config, which is the image's ID.
-    pub image_id: String,
-    /// Digest of the manifest it was converted from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
+    /// What it is.
+    #[serde(flatten)]
+    pub facts: ManifestFacts,
     /// The options of that conversion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<String>,
@@ -93,31 +84,17 @@ pub async fn inspect(source: &Source, image: &Loaded) -> ImageReport {
         media_type: root.media_type.clone(),
         manifests: Vec::new(),
     };
-    for node in image.root.walk() {
-        let Node::Manifest {
-            document,
-            manifest,
-            plan,
-            config,
-        } = node
-        else {
-            continue;
-        };
+    for node in image.manifests() {
         let mut details = ManifestDetails {
-            platform: config
-                .as_ref()
-                .map(|config| platform_text(&config.platform)),
-            digest: document.digest.to_string(),
-            image_id: manifest.config.digest.to_string(),
-            source: manifest.annotations.get(annotation::SOURCE).cloned(),
-            options: manifest.annotations.get(OPTIONS).cloned(),
-            other: match plan {
+            facts: node.facts(),
+            options: node.manifest.annotations.get(OPTIONS).cloned(),
+            other: match node.plan {
                 ManifestPlan::Copy(reason) => Some(reason.clone()),
                 ManifestPlan::Layers(_) => None,
             },
             layers: Vec::new(),
         };
-        for layer in &manifest.layers {
+        for layer in &node.manifest.layers {
             let (larder, problem) = match open_index(source, layer).await {
                 Ok(None) => (None, None),
                 Ok(Some(index)) => match index_details(layer, &index) {

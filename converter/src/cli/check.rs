@@ -56,8 +56,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 fn text(report: &CheckReport, against: Option<&Location>) -> String {
     let mut lines = vec![format!("image {}", report.digest)];
     for manifest in &report.manifests {
-        let platform = manifest.platform.as_deref().unwrap_or("not an image");
-        let (digest, id) = (&manifest.digest, &manifest.image_id);
+        let facts = &manifest.facts;
+        let platform = facts.platform.as_deref().unwrap_or("not an image");
+        let (digest, id) = (&facts.digest, &facts.image_id);
         lines.push(format!("manifest {digest} ({platform}), image ID {id}"));
         for layer in &manifest.layers {
             let form = match (layer.problems.is_empty(), layer.larder) {

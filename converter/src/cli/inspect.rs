@@ -35,11 +35,12 @@ fn text(report: &ImageReport) -> String {
         format!("type      {}", report.media_type),
     ];
     for manifest in &report.manifests {
-        lines.push(format!("\nmanifest  {}", manifest.digest));
+        let facts = &manifest.facts;
+        lines.push(format!("\nmanifest  {}", facts.digest));
         let optional = [
-            ("platform", manifest.platform.as_ref()),
-            ("image ID", Some(&manifest.image_id)),
-            ("made from", manifest.source.as_ref()),
+            ("platform", facts.platform.as_ref()),
+            ("image ID", Some(&facts.image_id)),
+            ("made from", facts.source.as_ref()),
             ("options", manifest.options.as_ref()),
             ("note", manifest.other.as_ref()),
         ];

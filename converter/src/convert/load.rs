@@ -3,8 +3,10 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use larder_proto::annotation;
 use larder_proto::digest::Digest;
 use larder_registry::oci::{Descriptor, ImageIndex, Manifest, Platform, media_type};
+use serde::Serialize;
 
 use crate::access::AccessError;
 use crate::manifest::{
@@ -49,6 +51,46 @@ pub enum Node {
         /// Its config, for images.
         config: Option<Box<ImageConfig>>,
     },
+}
+
+/// A manifest of an image with what belongs to it.
+#[derive(Debug, Clone, Copy)]
+pub struct ManifestNode<'a> {
+    /// Its bytes.
+    pub document: &'a Document,
+    /// The same, parsed.
+    pub manifest: &'a Manifest,
+    /// What is to happen with it.
+    pub plan: &'a ManifestPlan,
+    /// Its config, for images.
+    pub config: Option<&'a ImageConfig>,
+}
+
+/// What every report tells of a manifest.
+#[derive(Debug, Serialize)]
+pub struct ManifestFacts {
+    /// Platform, for images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// Digest of the manifest.
+    pub digest: String,
+    /// Digest of the config, which is the image's ID.
+    pub image_id: String,
+    /// Digest of the manifest it was converted from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+impl ManifestNode<'_> {
+    /// What every report tells of it.
+    pub fn facts(&self) -> ManifestFacts {
+        ManifestFacts {
+            platform: self.config.map(|config| platform_text(&config.platform)),
+            digest: self.document.digest.to_string(),
+            image_id: self.manifest.config.digest.to_string(),
+            source: self.manifest.annotations.get(annotation::SOURCE).cloned(),
+        }
+    }
 }
 
 /// Documents that do not make an image.
@@ -103,6 +145,26 @@ impl Node {
             Self::Manifest { .. } => Box::new(std::iter::empty()),
         };
         Box::new(std::iter::once(self).chain(below))
+    }
+}
+
+impl Image {
+    /// Its manifests, in the order of its indexes.
+    pub fn manifests(&self) -> impl Iterator<Item = ManifestNode<'_>> {
+        self.root.walk().filter_map(|node| match node {
+            Node::Index { .. } => None,
+            Node::Manifest {
+                document,
+                manifest,
+                plan,
+                config,
+            } => Some(ManifestNode {
+                document,
+                manifest,
+                plan,
+                config: config.as_deref(),
+            }),
+        })
     }
 }
 
