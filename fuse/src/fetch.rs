@@ -16,6 +16,7 @@ mod run;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod troubles;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -94,7 +95,7 @@ impl Fetcher {
             id,
             layer,
             sources: Sources::new(sources, elsewhere),
-            flights: Mutex::default(),
+            flights: Mutex::new(Flights::new(deadline)),
             demand: Semaphore::new(DEMAND_REQUESTS),
             background: Semaphore::new(BACKGROUND_REQUESTS),
             deadline,

@@ -70,7 +70,7 @@ pub(crate) struct LayerParts {
 pub enum MountError {
     /// Its index lied.
     #[error(
-        "layer {layer} is quarantined, its index does not describe its content: {reason}; pull the image the ordinary way"
+        "the layer with index {layer} is quarantined: that does not describe its content: {reason}; pull the image the ordinary way"
     )]
     Quarantined {
         /// The layer.
@@ -93,7 +93,7 @@ pub enum MountError {
         error: std::io::Error,
     },
     /// The image for this parent could not be made.
-    #[error("cannot fill in the implied directories of layer {layer}: {error}")]
+    #[error("cannot fill in the implied directories of the layer with index {layer}: {error}")]
     Patch {
         /// The layer.
         layer: LayerId,

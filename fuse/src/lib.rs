@@ -29,5 +29,7 @@ pub use layer::{
     NodeAttributes, SourceStatus,
 };
 pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, UnmountError};
-pub use source::{Answer, BoxFuture, Delivery, Elsewhere, RegistrySource, Source, SourceFailure};
-pub use store::{Disk, OpenStoreError, Space, StdDisk};
+pub use source::{
+    Answer, BoxFuture, Delivery, Elsewhere, FailureKind, RegistrySource, Source, SourceFailure,
+};
+pub use store::{CachingStopped, Disk, OpenStoreError, Space, StdDisk};

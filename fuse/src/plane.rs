@@ -16,7 +16,7 @@ use crate::driver::DriverReport;
 use crate::fetch::Recent;
 use crate::layer::{Layer, LayerId, LayerSpec, Proofs};
 use crate::session::{Sessions, Slots};
-use crate::store::StoreRoot;
+use crate::store::{CachingStopped, StoreRoot};
 
 pub use add::AddLayerError;
 use mounts::Mounts;
@@ -57,6 +57,11 @@ impl DataPlane {
     /// Which driver serves the layers, and why.
     pub fn driver(&self) -> &DriverReport {
         &self.0.driver
+    }
+
+    /// Why nothing that is fetched is kept now, if so; reads are served all the same.
+    pub fn caching_stopped(&self) -> Option<CachingStopped> {
+        self.0.store.caching_stopped()
     }
 
     /// The root directory, by its canonical path.
@@ -118,7 +123,7 @@ impl Plane {
         let mut written = true;
         for layer in layers {
             if let Err(error) = layer.stored().sync() {
-                tracing::warn!(layer = %layer.id(), %error, "cannot write down what is there");
+                tracing::warn!(index = %layer.id(), %error, "cannot write down what is there");
                 written = false;
             }
         }

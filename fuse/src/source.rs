@@ -91,15 +91,29 @@ impl Delivery {
 pub struct SourceFailure {
     /// For the log.
     pub reason: String,
+    /// Whether asking again may help.
+    pub kind: FailureKind,
     /// When the source asks to be asked again.
     pub retry_after: Option<Duration>,
+}
+
+/// What can be expected of a source that did not deliver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// It may pass by itself.
+    Passing,
+    /// Our credentials were refused: nothing comes before somebody changes them.
+    Refused,
+    /// It does not have the blob.
+    Absent,
 }
 
 /// Asks `source` for `range`; exactly so many bytes, or why there are none.
 pub(crate) async fn ask(source: &dyn Source, range: Range<u64>) -> Result<Delivery, SourceFailure> {
     let asked = range.end - range.start;
-    let failure = |reason: String| SourceFailure {
+    let failure = |kind, reason: String| SourceFailure {
         reason,
+        kind,
         retry_after: None,
     };
     match source.get(range).await {
@@ -107,9 +121,13 @@ pub(crate) async fn ask(source: &dyn Source, range: Range<u64>) -> Result<Delive
         Answer::Bytes(delivery) => {
             delivery.distrust();
             let sent = delivery.bytes.len();
-            Err(failure(format!("it sent {sent} bytes instead of {asked}")))
+            let reason = format!("it sent {sent} bytes instead of {asked}");
+            Err(failure(FailureKind::Passing, reason))
         }
-        Answer::Miss => Err(failure("it does not have the blob".into())),
+        Answer::Miss => {
+            let reason = "it does not have the blob".into();
+            Err(failure(FailureKind::Absent, reason))
+        }
         Answer::Failed(failure) => Err(failure),
     }
 }

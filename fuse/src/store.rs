@@ -20,6 +20,7 @@ mod stored;
 
 pub(crate) use device::Published;
 pub use disk::{Disk, Space, StdDisk};
+pub use floor::CachingStopped;
 pub(crate) use presence::ChunkState;
 pub(crate) use record::Proof;
 pub use root::OpenStoreError;

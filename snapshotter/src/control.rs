@@ -6,7 +6,8 @@ mod images;
 use larder_proto::digest::Digest;
 use larder_proto::grpc::control::control_server::{self, ControlServer};
 use larder_proto::grpc::control::{
-    Layer, MountImageRequest, MountImageResponse, Source, StatusResponse, UnmountImageRequest,
+    Layer, MountImageRequest, MountImageResponse, Sender, Source, StatusResponse,
+    UnmountImageRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -35,14 +36,10 @@ impl Control {
         for (name, record) in committed {
             layers.push(self.layer(name, &record)?);
         }
-        let driver = self.snapshots.lazy().map(|lazy| lazy.plane().driver());
-        let (driver, driver_reason) = driver.unwrap_or_default();
+        let plane: Option<&dyn Plane> = self.snapshots.lazy().map(|lazy| lazy.plane().as_ref());
         Ok(StatusResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            driver,
-            driver_reason,
             layers,
-            mounted: Vec::new(),
+            ..process(plane)
         })
     }
 
@@ -72,6 +69,24 @@ impl Control {
     }
 }
 
+/// What there is to tell of the process itself.
+fn process(plane: Option<&dyn Plane>) -> StatusResponse {
+    let (driver, driver_reason) = plane.map(Plane::driver).unwrap_or_default();
+    let stopped = plane.and_then(Plane::caching_stopped);
+    let since = stopped.as_ref().map(|stopped| {
+        let since = stopped.since.duration_since(std::time::UNIX_EPOCH);
+        since.unwrap_or_default().as_secs()
+    });
+    StatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        driver,
+        driver_reason,
+        caching_stopped: stopped.map(|stopped| stopped.why).unwrap_or_default(),
+        caching_stopped_since: since.unwrap_or_default(),
+        ..StatusResponse::default()
+    }
+}
+
 /// How a lazily loaded layer fares.
 fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
     let progress = plane.progress(index).unwrap_or_default();
@@ -88,6 +103,7 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         name: source.name,
         bytes_fetched: source.bytes_fetched,
         failure: source.failure,
+        senders: source.senders.into_iter().map(sender).collect(),
     });
     let state = match (&quarantined, complete) {
         (Some(_), _) => "quarantined",
@@ -102,6 +118,13 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         bytes_present,
         sources: sources.collect(),
         ..Layer::default()
+    }
+}
+
+fn sender((host, bytes_fetched): (String, u64)) -> Sender {
+    Sender {
+        host,
+        bytes_fetched,
     }
 }
 

@@ -7,12 +7,13 @@ use std::fmt::Debug;
 use std::path::Path;
 
 use futures_util::future::BoxFuture;
+use larder_fuse::CachingStopped;
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
 
 use crate::store::{ImpliedEntry, LayerFacts, Origin, Owner};
 pub(crate) use elsewhere::with_port;
-pub use mounting::MountingPlane;
+pub use mounting::{MountingPlane, StartPlaneError};
 
 /// A layer that should be loaded lazily.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +93,8 @@ pub struct SourceProgress {
     pub bytes_fetched: u64,
     /// Last failure, or empty.
     pub failure: String,
+    /// Which hosts sent these bytes, and how many: the registry, its mirrors.
+    pub senders: Vec<(String, u64)>,
 }
 
 /// A failure of the data plane, in words for the log.
@@ -141,6 +144,11 @@ pub trait Plane: Send + Sync + Debug {
 
     /// How a layer fares, if it is in the store.
     fn progress(&self, index: &Digest) -> Option<Progress>;
+
+    /// Why nothing that is fetched is kept now, if so.
+    fn caching_stopped(&self) -> Option<CachingStopped> {
+        None
+    }
 
     /// The driver and why it was chosen.
     fn driver(&self) -> (String, String);

@@ -8,9 +8,7 @@ use larder_proto::digest::Digest;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
     /// No source delivered it in time.
-    #[error(
-        "chunk {chunk} of layer {layer} did not arrive within {waited:?}; last from {source_name}: {reason}"
-    )]
+    #[error("chunk {chunk} of layer {layer} did not arrive within {waited:?}: {reasons}")]
     Deadline {
         /// The layer.
         layer: Digest,
@@ -18,10 +16,18 @@ pub enum FetchError {
         chunk: usize,
         /// How long it was tried.
         waited: Duration,
-        /// Who was asked last.
-        source_name: String,
-        /// What came of it.
-        reason: String,
+        /// Who was asked, and what came of it.
+        reasons: String,
+    },
+    /// No source will deliver it until somebody mends something.
+    #[error("chunk {chunk} of layer {layer} cannot be had: {reasons}")]
+    Refused {
+        /// The layer.
+        layer: Digest,
+        /// Its row in the chunk table.
+        chunk: usize,
+        /// Who was asked, and what came of it.
+        reasons: String,
     },
     /// The data plane is being shut down.
     #[error("the data plane is shutting down")]

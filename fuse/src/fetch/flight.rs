@@ -1,13 +1,18 @@
 //! Chunks on their way, and who waits for them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use larder_proto::verified::Verified;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{FAILURE_REMEMBERED, FetchError};
+
+/// Deadlines that one flight keeps apart. Who joins within the same part of a deadline shares one, and
+/// is answered that much early at most: a second of thirty.
+const DEADLINES_MAX: u32 = 32;
 
 /// How a flight ended.
 #[derive(Debug, Clone)]
@@ -24,37 +29,124 @@ pub(crate) enum Landed {
 #[derive(Debug)]
 pub(super) enum Pending {
     Landed(Landed),
-    InFlight(watch::Receiver<Option<Landed>>),
+    InFlight(Waiting),
+}
+
+/// A place in a flight.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    course: watch::Receiver<Course>,
+    deadline: Instant,
+}
+
+/// How far a flight is.
+#[derive(Debug, Default)]
+struct Course {
+    landed: Option<Landed>,
+    /// Up to when waiters were answered without the chunk, and with what.
+    overdue: Option<(Instant, Arc<FetchError>)>,
+}
+
+/// A chunk on its way.
+#[derive(Debug)]
+struct Flight {
+    course: watch::Sender<Course>,
+    /// When those who wait are to be answered, ascending.
+    deadlines: VecDeque<Instant>,
+}
+
+impl Flight {
+    fn wait(&self, deadline: Instant) -> Waiting {
+        let course = self.course.subscribe();
+        Waiting { course, deadline }
+    }
 }
 
 /// The flights of one layer. At most one per chunk, so the index bounds the table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Flights {
-    flying: HashMap<usize, watch::Sender<Option<Landed>>>,
+    /// How long who asks waits.
+    patience: Duration,
+    flying: HashMap<usize, Flight>,
     failed: HashMap<usize, (Instant, Arc<FetchError>)>,
 }
 
 impl Flights {
-    pub(super) fn join(&self, row: usize) -> Option<watch::Receiver<Option<Landed>>> {
-        self.flying.get(&row).map(watch::Sender::subscribe)
+    pub(super) fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            flying: HashMap::new(),
+            failed: HashMap::new(),
+        }
     }
 
-    pub(super) fn begin(&mut self, row: usize) -> watch::Receiver<Option<Landed>> {
-        let (sender, receiver) = watch::channel(None);
-        self.flying.insert(row, sender);
-        receiver
+    /// Waits for a flight that is under way, by a deadline of one's own.
+    pub(super) fn join(&mut self, row: usize) -> Option<Waiting> {
+        let flight = self.flying.get_mut(&row)?;
+        let deadline = Instant::now() + self.patience;
+        let apart = self.patience / DEADLINES_MAX;
+        let last = flight.deadlines.back().copied();
+        let shared = last.filter(|last| deadline.saturating_duration_since(*last) < apart);
+        if shared.is_none() {
+            flight.deadlines.push_back(deadline);
+        }
+        Some(flight.wait(shared.unwrap_or(deadline)))
+    }
+
+    pub(super) fn begin(&mut self, row: usize) -> Waiting {
+        let deadline = Instant::now() + self.patience;
+        let flight = Flight {
+            course: watch::Sender::default(),
+            deadlines: VecDeque::from([deadline]),
+        };
+        let waiting = flight.wait(deadline);
+        self.flying.insert(row, flight);
+        waiting
+    }
+
+    /// When the first of those who wait for any of `rows` is to be answered.
+    pub(super) fn deadline(&self, rows: &[usize]) -> Option<Instant> {
+        let flights = rows.iter().filter_map(|row| self.flying.get(row));
+        flights
+            .filter_map(|flight| flight.deadlines.front())
+            .min()
+            .copied()
+    }
+
+    /// Answers those whose deadline has come by `now` with `error`; whether others still wait.
+    pub(super) fn expire(&mut self, row: usize, now: Instant, error: &Arc<FetchError>) -> bool {
+        let Some(flight) = self.flying.get_mut(&row) else {
+            return false;
+        };
+        let waiting = flight.deadlines.len();
+        flight.deadlines.retain(|deadline| *deadline > now);
+        if flight.deadlines.is_empty() {
+            self.land(row, Landed::Failed(error.clone()));
+            return false;
+        }
+        if flight.deadlines.len() < waiting {
+            let overdue = Some((now, error.clone()));
+            flight.course.send_modify(|course| course.overdue = overdue);
+            self.remember(row, error.clone());
+        }
+        true
     }
 
     pub(super) fn land(&mut self, row: usize, landed: Landed) {
         if let Landed::Failed(error) = &landed {
-            let now = Instant::now();
-            self.failed
-                .retain(|_, (at, _)| now - *at < FAILURE_REMEMBERED);
-            self.failed.insert(row, (now, error.clone()));
+            self.remember(row, error.clone());
         }
-        if let Some(sender) = self.flying.remove(&row) {
-            sender.send_replace(Some(landed));
+        if let Some(flight) = self.flying.remove(&row) {
+            let landed = Some(landed);
+            flight.course.send_modify(|course| course.landed = landed);
         }
+    }
+
+    fn remember(&mut self, row: usize, error: Arc<FetchError>) {
+        let now = Instant::now();
+        self.failed
+            .retain(|_, (at, _)| now - *at < FAILURE_REMEMBERED);
+        self.failed.insert(row, (now, error));
     }
 
     /// Why the chunk failed a moment ago, if it did.
@@ -100,11 +192,28 @@ impl Pending {
     async fn landed(self) -> Landed {
         match self {
             Self::Landed(landed) => landed,
-            Self::InFlight(mut receiver) => match receiver.wait_for(Option::is_some).await {
-                Ok(landed) => landed.clone(),
-                Err(_) => None,
-            }
-            .unwrap_or_else(|| Landed::Failed(Arc::new(FetchError::ShutDown))),
+            Self::InFlight(waiting) => waiting.landed().await,
         }
+    }
+}
+
+impl Waiting {
+    async fn landed(mut self) -> Landed {
+        let deadline = self.deadline;
+        let settled = self.course.wait_for(|course| course.of(deadline).is_some());
+        let landed = settled.await.ok().and_then(|course| course.of(deadline));
+        landed.unwrap_or_else(|| Landed::Failed(Arc::new(FetchError::ShutDown)))
+    }
+}
+
+impl Course {
+    /// How it ended for somebody with this deadline, if it did.
+    fn of(&self, deadline: Instant) -> Option<Landed> {
+        let overdue = self
+            .overdue
+            .as_ref()
+            .filter(|(up_to, _)| deadline <= *up_to);
+        let overdue = overdue.map(|(_, error)| Landed::Failed(error.clone()));
+        self.landed.clone().or(overdue)
     }
 }

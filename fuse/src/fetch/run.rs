@@ -1,15 +1,17 @@
 //! One run of neighbouring chunks, from the first try to the last waiter's answer.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use larder_registry::Origin;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::decode::open_frame;
+use super::troubles::Troubles;
 use super::{FetchError, Fetcher, Landed, Priority, Tracked};
-use crate::source::{Delivery, ask, no_answer};
+use crate::source::{Delivery, FailureKind, SourceFailure, ask, no_answer};
 use crate::store::{ChunkState, Published};
 
 /// First pause after all sources failed; doubled each time, up to [`PAUSE_MAX`].
@@ -26,43 +28,63 @@ const ATTEMPTS_PER_DEADLINE: u32 = 3;
 /// Chunks that fly together. Dropping it lands what is left as failed, so no waiter is forgotten.
 pub(super) struct Run {
     fetcher: Arc<Fetcher>,
-    /// Rows not landed yet, ascending.
-    rows: Vec<usize>,
     priority: Priority,
     started: Instant,
-    /// Who failed last, and how.
-    last_failure: Option<(String, String)>,
-    /// Who was last waited for in vain. Apart, because silence hides what failures say.
-    last_silence: Option<(String, String)>,
+    /// Rows not landed yet, ascending.
+    rows: Mutex<Vec<usize>>,
+    troubles: Mutex<Troubles>,
+}
+
+/// What a round of asking all sources came to.
+struct Round {
+    /// When one of them wants to be asked again.
+    retry_after: Option<Duration>,
+    /// Whether one refused our credentials.
+    refused: bool,
+    /// Whether asking again soon may help.
+    may_pass: bool,
 }
 
 impl Run {
     pub(super) fn new(fetcher: Arc<Fetcher>, rows: Range<usize>, priority: Priority) -> Self {
         Self {
             fetcher,
-            rows: rows.collect(),
             priority,
             started: Instant::now(),
-            last_failure: None,
-            last_silence: None,
+            rows: Mutex::new(rows.collect()),
+            troubles: Mutex::default(),
         }
     }
 
-    /// Lands every chunk of the run, at the deadline at the latest.
-    pub(super) async fn fly(mut self) {
-        let deadline = self.started + self.fetcher.deadline;
+    /// Lands every chunk of the run, and answers who waits at their deadlines at the latest.
+    pub(super) async fn fly(self) {
         self.verify_claims().await;
-        if timeout_at(deadline, self.fetch(deadline)).await.is_err() {
-            self.give_up();
+        tokio::select! {
+            biased;
+            () = self.fetch() => {}
+            () = self.keep_time() => {}
+        }
+    }
+
+    fn rows(&self) -> Vec<usize> {
+        lock(&self.rows).clone()
+    }
+
+    /// Answers each waiter at its deadline; ends when nobody waits any more.
+    async fn keep_time(&self) {
+        loop {
+            let next = self.fetcher.lock_flights().deadline(&self.rows());
+            let Some(next) = next else { return };
+            tokio::time::sleep_until(next).await;
+            self.expire(next);
         }
     }
 
     /// Lands the chunks that a former run of the daemon left in the store, if they are intact.
-    async fn verify_claims(&mut self) {
+    async fn verify_claims(&self) {
         let is_claimed =
-            |&row: &usize| self.fetcher.layer.presence().state(row) == ChunkState::Claimed;
-        let claimed: Vec<_> = self.rows.iter().copied().filter(is_claimed).collect();
-        for row in claimed {
+            |row: &usize| self.fetcher.layer.presence().state(*row) == ChunkState::Claimed;
+        for row in self.rows().into_iter().filter(is_claimed) {
             let layer = self.fetcher.layer.clone();
             let verify = move || {
                 layer
@@ -81,70 +103,83 @@ impl Run {
         }
     }
 
-    /// Asks the sources in order, round after round, until every chunk has landed.
-    async fn fetch(&mut self, deadline: Instant) {
+    /// Asks the sources in order, round after round, until every chunk has landed or no source can
+    /// be expected to change its mind.
+    async fn fetch(&self) {
         let mut pause = PAUSE_MIN;
-        while !self.rows.is_empty() {
-            let mut retry_after = None;
+        while !self.rows().is_empty() {
             let sources = self.fetcher.sources.in_order();
-            for tracked in &sources {
-                // What another source delivered is not asked for again.
-                for rows in neighbours(&self.rows) {
-                    let wish = self.fetch_from(tracked, rows, deadline).await;
-                    retry_after = retry_after.max(wish);
-                }
-                if self.rows.is_empty() {
-                    return;
-                }
-            }
-            if self.fetcher.sources.look_elsewhere(sources.len()).await {
+            let round = self.ask_all(&sources).await;
+            if self.rows().is_empty() || self.fetcher.sources.look_elsewhere(sources.len()).await {
                 continue;
             }
-            tokio::time::sleep(retry_after.unwrap_or_default().clamp(pause, PAUSE_MAX)).await;
+            if round.refused && !round.may_pass {
+                self.refused();
+                return;
+            }
+            let wish = round.retry_after.unwrap_or_default();
+            tokio::time::sleep(wish.clamp(pause, PAUSE_MAX)).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
-    /// Asks one source for the neighbours `rows`; says when it wants to be asked again.
-    async fn fetch_from(
-        &mut self,
-        tracked: &Tracked,
-        rows: Range<usize>,
-        deadline: Instant,
-    ) -> Option<Duration> {
+    async fn ask_all(&self, sources: &[Tracked]) -> Round {
+        let mut round = Round {
+            retry_after: None,
+            refused: false,
+            may_pass: false,
+        };
+        for tracked in sources {
+            // What another source delivered is not asked for again.
+            for rows in neighbours(&self.rows()) {
+                match self.fetch_from(tracked, rows).await {
+                    Some(failure) => {
+                        round.retry_after = round.retry_after.max(failure.retry_after);
+                        round.refused |= failure.kind == FailureKind::Refused;
+                        round.may_pass |= failure.kind == FailureKind::Passing;
+                    }
+                    None => round.may_pass = true,
+                }
+            }
+        }
+        round
+    }
+
+    /// Asks one source for the neighbours `rows`; its failure, if it tells one.
+    async fn fetch_from(&self, tracked: &Tracked, rows: Range<usize>) -> Option<SourceFailure> {
         let index = self.fetcher.layer.index();
         let (first, last) = (index.chunk(rows.start)?, index.chunk(rows.end - 1)?);
         let range = first.stored_range().start..last.stored_range().end;
         let attempt = self.fetcher.deadline / ATTEMPTS_PER_DEADLINE;
-        let begun;
         let answer = {
             let permits = match self.priority {
                 Priority::Demand => &self.fetcher.demand,
                 Priority::Background => &self.fetcher.background,
             };
             let _permit = permits.acquire().await.ok()?;
-            begun = Instant::now();
-            let until = deadline.min(begun + attempt);
-            timeout_at(until, ask(tracked.source.as_ref(), range)).await
+            lock(&self.troubles).asking(tracked);
+            timeout(attempt, ask(tracked.source.as_ref(), range)).await
         };
+        lock(&self.troubles).answered();
         tracked.asked();
-        let (failure, retry_after) = match answer {
+        match answer {
             Ok(Ok(delivery)) => {
                 self.open(tracked, rows, delivery).await;
-                return None;
+                None
             }
-            Ok(Err(failure)) => (failure.reason, failure.retry_after),
+            Ok(Err(failure)) => {
+                self.failed(tracked, failure.kind, failure.reason.clone());
+                Some(failure)
+            }
             Err(_) => {
-                self.silent(tracked, begun.elapsed(), attempt);
-                return None;
+                self.silent(tracked, attempt);
+                None
             }
-        };
-        self.failed(tracked, failure);
-        retry_after
+        }
     }
 
     /// Verifies, decompresses and publishes the chunks of one answer.
-    async fn open(&mut self, tracked: &Tracked, rows: Range<usize>, delivery: Delivery) {
+    async fn open(&self, tracked: &Tracked, rows: Range<usize>, delivery: Delivery) {
         let mut rest = delivery.bytes.clone();
         for row in rows {
             let Some(chunk) = self.fetcher.layer.index().chunk(row) else {
@@ -159,7 +194,8 @@ impl Run {
             });
             match opened.await {
                 Ok(Ok((published, content))) => {
-                    tracked.delivered(chunk.stored_len.into());
+                    let host = delivery.origin.as_ref().map(Origin::host);
+                    tracked.delivered(host, chunk.stored_len.into());
                     let landed = match published {
                         Published::Stored => Landed::Stored,
                         Published::NotStored => Landed::Held(Arc::new(content)),
@@ -168,15 +204,16 @@ impl Run {
                 }
                 Ok(Err(lie)) => {
                     delivery.distrust();
-                    self.failed(tracked, format!("chunk {row} is wrong: {lie}"));
+                    let reason = format!("chunk {row} is wrong: {lie}");
+                    self.failed(tracked, FailureKind::Passing, reason);
                 }
                 Err(_) => return,
             }
         }
     }
 
-    fn land(&mut self, row: usize, landed: Landed) {
-        self.rows.retain(|&other| other != row);
+    fn land(&self, row: usize, landed: Landed) {
+        lock(&self.rows).retain(|&other| other != row);
         match &landed {
             Landed::Stored => {
                 self.fetcher.recent.clear();
@@ -194,75 +231,101 @@ impl Run {
         self.fetcher.lock_flights().land(row, landed);
     }
 
-    fn failed(&mut self, tracked: &Tracked, reason: String) {
+    fn failed(&self, tracked: &Tracked, kind: FailureKind, reason: String) {
         let source = tracked.source.name();
         debug!(layer = %self.fetcher.blob(), source, reason, "trying the next source");
         tracked.failed(reason.clone());
-        self.last_failure = Some((source.to_owned(), reason));
+        lock(&self.troubles).failed(source, kind, reason);
     }
 
-    /// Notes that a source did not answer in `waited`, of the time `attempt` each has.
-    fn silent(&mut self, tracked: &Tracked, waited: Duration, attempt: Duration) {
+    /// Notes that a source did not answer in `waited`.
+    fn silent(&self, tracked: &Tracked, waited: Duration) {
         let source = tracked.source.as_ref();
-        let said_something = self.last_failure.is_some() || self.last_silence.is_some();
-        if waited < attempt && said_something {
-            // The read's deadline cut it off: that says nothing of the source.
-            return;
-        }
         // Whole milliseconds: a person reads it.
         let waited = Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
-        let (name, reason) = (
-            source.name().to_owned(),
-            no_answer(source, waited.min(attempt)),
-        );
+        let reason = no_answer(source, waited);
         tracked.failed(reason.clone());
-        self.last_silence = Some((name, reason));
+        lock(&self.troubles).silent(source.name(), reason);
     }
 
-    /// Answers every waiter with the reason, and logs it once.
-    fn give_up(&mut self) {
-        let reason = match (self.last_failure.take(), self.last_silence.take()) {
-            (Some((name, failure)), Some((other, silence))) => {
-                (name, format!("{failure}; {other}: {silence}"))
-            }
-            (Some(reason), None) | (None, Some(reason)) => reason,
-            (None, None) if self.fetcher.sources.all().is_empty() => (
-                "no source".to_owned(),
-                "none is known for this layer".to_owned(),
-            ),
-            (None, None) => (
-                "this node".to_owned(),
-                "the bytes came and were not verified in time; is it overloaded?".to_owned(),
-            ),
-        };
-        let (source_name, reason) = reason;
-        let Some(&chunk) = self.rows.first() else {
-            return;
-        };
+    /// Answers those whose deadline is `now` with the reason, and logs it once. The others of the
+    /// same chunks go on waiting.
+    fn expire(&self, now: Instant) {
+        let rows = self.rows();
+        let Some(&chunk) = rows.first() else { return };
+        let waited = self.started.elapsed().min(self.fetcher.deadline);
+        let reasons = self.reasons();
+        warn!(
+            layer = %self.fetcher.blob(), chunk, chunks = rows.len(), cause = reasons, ?waited,
+            "a read fails: its bytes did not arrive in time"
+        );
         let error = Arc::new(FetchError::Deadline {
             layer: self.fetcher.blob(),
             chunk,
-            waited: self.started.elapsed(),
-            source_name: source_name.clone(),
-            reason: reason.clone(),
+            waited,
+            reasons,
         });
+        let mut flights = self.fetcher.lock_flights();
+        let awaited: Vec<_> = rows
+            .into_iter()
+            .filter(|&row| flights.expire(row, now, &error))
+            .collect();
+        drop(flights);
+        *lock(&self.rows) = awaited;
+    }
+
+    /// Answers everybody: no source will deliver until somebody mends something.
+    fn refused(&self) {
+        let rows = self.rows();
+        let Some(&chunk) = rows.first() else { return };
+        let reasons = self.reasons();
         warn!(
-            layer = %self.fetcher.blob(), chunk, chunks = self.rows.len(), source = source_name,
-            cause = reason, waited = ?self.started.elapsed(),
-            "a read fails: its bytes did not arrive in time"
+            layer = %self.fetcher.blob(), chunk, chunks = rows.len(), cause = reasons,
+            "a read fails: no source gives its bytes"
         );
-        for row in std::mem::take(&mut self.rows) {
+        let layer = self.fetcher.blob();
+        let error = Arc::new(FetchError::Refused {
+            layer,
+            chunk,
+            reasons,
+        });
+        for row in rows {
             self.land(row, Landed::Failed(error.clone()));
+        }
+    }
+
+    /// Why nothing came, source by source.
+    fn reasons(&self) -> String {
+        let asked = {
+            let troubles = lock(&self.troubles);
+            // What the deadline cut off is told only if there is nothing else to tell.
+            troubles.asked().filter(|_| troubles.is_empty())
+        };
+        if let Some((tracked, waited)) = asked {
+            self.silent(&tracked, waited);
+        }
+        let troubles = lock(&self.troubles);
+        if !troubles.is_empty() {
+            return troubles.told();
+        }
+        if self.fetcher.sources.all().is_empty() {
+            "no source is known for this layer".to_owned()
+        } else {
+            "the bytes came and were not verified in time; is this node overloaded?".to_owned()
         }
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        for row in std::mem::take(&mut self.rows) {
+        for row in self.rows() {
             self.land(row, Landed::Failed(Arc::new(FetchError::ShutDown)));
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Groups ascending rows that follow each other.

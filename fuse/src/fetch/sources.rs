@@ -19,6 +19,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// deliver, the others are no better.
 const SOURCES_MAX: usize = 16;
 
+/// Hosts of one registry whose bytes are counted apart: the registry and more mirrors than anybody
+/// configures. What others send counts for the source alone.
+const HOSTS_MAX: usize = 8;
+
 /// A source, and what came of asking it.
 #[derive(Debug, Clone)]
 pub(crate) struct Tracked {
@@ -31,6 +35,8 @@ pub(crate) struct Tracked {
 pub(crate) struct Tally {
     /// Bytes that came and were right.
     pub(crate) bytes: u64,
+    /// Of those, which host of a registry sent how many, in the order they first did.
+    pub(crate) hosts: Vec<(String, u64)>,
     /// Range requests made.
     pub(crate) requests: u64,
     /// Requests that brought nothing usable.
@@ -38,6 +44,16 @@ pub(crate) struct Tally {
     /// The latest of them.
     pub(crate) last_failure: Option<String>,
     passed_over_until: Option<Instant>,
+}
+
+impl Tally {
+    fn count(&mut self, host: &str, bytes: u64) {
+        if let Some((_, count)) = self.hosts.iter_mut().find(|(known, _)| known == host) {
+            *count += bytes;
+        } else if self.hosts.len() < HOSTS_MAX {
+            self.hosts.push((host.to_owned(), bytes));
+        }
+    }
 }
 
 impl Tracked {
@@ -55,9 +71,12 @@ impl Tracked {
         self.lock().requests += 1;
     }
 
-    pub(super) fn delivered(&self, bytes: u64) {
+    pub(super) fn delivered(&self, host: Option<&str>, bytes: u64) {
         let mut tally = self.lock();
         tally.bytes += bytes;
+        if let Some(host) = host {
+            tally.count(host, bytes);
+        }
         tally.passed_over_until = None;
     }
 

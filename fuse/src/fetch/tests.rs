@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::DataPlaneConfig;
-use crate::source::{Answer, BoxFuture, SourceFailure, ask, no_answer};
+use crate::source::{Answer, BoxFuture, FailureKind, SourceFailure, ask, no_answer};
 use crate::store::{NewLayer, StoreRoot};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -20,6 +20,7 @@ enum Mood {
     Stalls,
     Misses,
     Fails(Option<Duration>),
+    Refuses,
     /// Fails once, and stalls from then on.
     FailsOnce,
 }
@@ -62,11 +63,18 @@ impl Source for Noting {
                 Mood::Misses => Answer::Miss,
                 Mood::FailsOnce if self.asked().len() == 1 => Answer::Failed(SourceFailure {
                     reason: "connection refused".into(),
+                    kind: FailureKind::Passing,
                     retry_after: None,
                 }),
                 Mood::Stalls | Mood::FailsOnce => std::future::pending().await,
+                Mood::Refuses => Answer::Failed(SourceFailure {
+                    reason: "wrong password".into(),
+                    kind: FailureKind::Refused,
+                    retry_after: None,
+                }),
                 Mood::Fails(retry_after) => Answer::Failed(SourceFailure {
                     reason: "it is on fire".into(),
+                    kind: FailureKind::Passing,
                     retry_after,
                 }),
             }
@@ -189,6 +197,73 @@ async fn silence_does_not_hide_the_failure_before_it() {
     assert!(error.contains("only: connection refused;"), "{error}");
     assert!(error.contains("no answer within 10s"), "{error}");
     assert_eq!(error.matches("no answer").count(), 1, "{error}");
+}
+
+/// Promise: a read that joins an older fetch waits as long as any other: the deadline is its own. Who
+/// asked first is answered at the first one, and the bytes are asked for once for both.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_joins_a_fetch_has_a_deadline_of_its_own() {
+    let scene = Scene::new();
+    let source = scene.source("only", Mood::Fails(None));
+    scene.set(&[&source]);
+    let later = async |seconds| {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        scene.read(0).await
+    };
+    let heal = async {
+        tokio::time::sleep(Duration::from_secs(35)).await;
+        source.set(Mood::Honest);
+    };
+    let (first, soon, joined, ()) = tokio::join!(scene.read(0), later(0), later(20), heal);
+    assert!(first.0.is_err() && soon.0.is_err());
+    assert_eq!(first.1, DEADLINE);
+    assert!(soon.1 + Duration::from_secs(1) > DEADLINE, "{:?}", soon.1);
+    assert!(joined.0.is_ok(), "{:?}", joined.0);
+    assert!(joined.1 < DEADLINE, "{:?}", joined.1);
+    let after = source.asked().into_iter().filter(|at| *at > 35_000);
+    assert_eq!(after.count(), 1, "{:?}", source.asked());
+}
+
+/// Promise: however many join one after the other, each is answered at its own deadline or at most a
+/// thirty-second part of it before, never after.
+#[tokio::test(start_paused = true)]
+async fn everybody_who_joins_is_answered_in_time() {
+    let scene = Scene::new();
+    scene.set(&[&scene.source("only", Mood::Stalls)]);
+    let reads = (0..400_u64).map(async |number| {
+        tokio::time::sleep(Duration::from_millis(number * 70)).await;
+        scene.read(0).await
+    });
+    for (read, waited) in futures_util::future::join_all(reads).await {
+        let error = read.unwrap_err().to_string();
+        assert!(error.contains("only: no answer"), "{error}");
+        assert!(waited <= DEADLINE, "{waited:?}");
+        assert!(waited + DEADLINE / 31 >= DEADLINE, "{waited:?}");
+    }
+}
+
+/// Promise: where all sources refuse the credentials or lack the blob, reads fail at once and say so:
+/// nothing comes before somebody logs in. One that may come back is waited for.
+#[tokio::test(start_paused = true)]
+async fn refused_credentials_fail_reads_at_once() {
+    let scene = Scene::new();
+    let (own, other) = (
+        scene.source("own", Mood::Refuses),
+        scene.source("other", Mood::Misses),
+    );
+    scene.set(&[&own, &other]);
+    let (read, waited) = scene.read(0).await;
+    let error = read.unwrap_err().to_string();
+    assert_eq!(waited, Duration::ZERO);
+    assert!(
+        error.contains("own: wrong password; other: it does not"),
+        "{error}"
+    );
+    assert_eq!((own.asked().len(), other.asked().len()), (1, 1));
+    other.set(Mood::Fails(None));
+    assert_eq!(scene.read(1).await.1, DEADLINE);
+    own.set(Mood::Honest);
+    assert!(scene.read(2).await.0.is_ok());
 }
 
 /// Promise: a call given up while its client waits for the next try tells what the last try got.

@@ -89,26 +89,26 @@ impl Layer {
                     Ok(false) => {}
                     Ok(true) => {
                         self.0.proven.store(true, Ordering::Release);
-                        info!(layer = %self.id(), "complete, and proven to be what its index says");
+                        info!(index = %self.id(), layer = %self.blob(), "complete, and proven to be what its index says");
                     }
-                    Err(error) => warn!(layer = %self.id(), %error, "cannot keep a proof"),
+                    Err(error) => warn!(index = %self.id(), %error, "cannot keep a proof"),
                 }
                 true
             }
             Verdict::Lie(reason) => {
                 error!(
-                    layer = %self.id(), reason,
+                    index = %self.id(), layer = %self.blob(), reason,
                     "quarantined: the index does not describe the layer. Running containers go \
                      on; remove the image, and tell whoever converted it"
                 );
                 let proof = Proof::Quarantined(reason);
                 if let Err(error) = proofs.keep(|| stored.set_proof(proof)) {
-                    error!(layer = %self.id(), %error, "the quarantine cannot be written down");
+                    error!(index = %self.id(), %error, "the quarantine cannot be written down");
                 }
                 true
             }
             Verdict::Unknown(reason) => {
-                warn!(layer = %self.id(), reason, "a layer cannot be proven now");
+                warn!(index = %self.id(), reason, "a layer cannot be proven now");
                 stored.presence().all_verified()
             }
         }

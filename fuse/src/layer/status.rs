@@ -44,6 +44,8 @@ pub struct SourceStatus {
     pub name: String,
     /// Bytes of the blob that came and were right.
     pub bytes: u64,
+    /// Of those, which host sent how many: a registry may have mirrors. At most eight are told apart.
+    pub hosts: Vec<(String, u64)>,
     /// Range requests made.
     pub requests: u64,
     /// Requests that brought nothing usable.
@@ -73,6 +75,7 @@ impl Layer {
             SourceStatus {
                 name: tracked.source.name().to_owned(),
                 bytes: tally.bytes,
+                hosts: tally.hosts,
                 requests: tally.requests,
                 failures: tally.failures,
                 last_failure: tally.last_failure,

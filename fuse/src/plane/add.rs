@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use larder_proto::annotation::IndexLocation;
+use larder_proto::digest::Digest;
 use larder_proto::index::{StoredError, open_stored};
 use tokio::time::timeout;
 
@@ -21,24 +22,24 @@ pub enum AddLayerError {
     /// No source delivered the index.
     #[error("cannot fetch the index of layer {layer}: {reason}")]
     Fetch {
-        /// The layer.
-        layer: LayerId,
+        /// The layer's blob.
+        layer: Digest,
         /// What each source said.
         reason: String,
     },
     /// The index is not one this build can use.
     #[error("the index of layer {layer} cannot be used: {error}")]
     Index {
-        /// The layer.
-        layer: LayerId,
+        /// The layer's blob.
+        layer: Digest,
         /// Why not.
         error: StoredError,
     },
     /// The store cannot take it, or the index does not validate.
     #[error("cannot store layer {layer}: {error}")]
     Store {
-        /// The layer.
-        layer: LayerId,
+        /// The layer's blob.
+        layer: Digest,
         /// Why not.
         error: LayerStoreError,
     },
@@ -63,7 +64,7 @@ impl Plane {
             }
             return Ok(layer.clone());
         }
-        let stored = self.fetch_index(id, &mut spec).await?;
+        let stored = self.fetch_index(&mut spec).await?;
         let plane = self.clone();
         let added = tokio::task::spawn_blocking(move || plane.store_index(id, spec, &stored)).await;
         added.unwrap_or(Err(AddLayerError::ShutDown))
@@ -71,11 +72,7 @@ impl Plane {
 
     /// The stored index, verified against the digest that names the layer. Sources found elsewhere
     /// become the layer's own.
-    async fn fetch_index(
-        &self,
-        id: LayerId,
-        spec: &mut LayerSpec,
-    ) -> Result<Vec<u8>, AddLayerError> {
+    async fn fetch_index(&self, spec: &mut LayerSpec) -> Result<Vec<u8>, AddLayerError> {
         let mut reasons = Vec::new();
         let mut untried = 0;
         let mut looked = spec.elsewhere.is_none();
@@ -101,7 +98,7 @@ impl Plane {
             reasons.push("no source is known".into());
         }
         Err(AddLayerError::Fetch {
-            layer: id,
+            layer: spec.blob,
             reason: reasons.join("; "),
         })
     }
@@ -140,7 +137,8 @@ impl Plane {
         spec: LayerSpec,
         index: &[u8],
     ) -> Result<Layer, AddLayerError> {
-        let refused = |error| AddLayerError::Store { layer: id, error };
+        let layer = spec.blob;
+        let refused = |error| AddLayerError::Store { layer, error };
         let slot = self.store.new_slot().map_err(|error| {
             refused(LayerStoreError::Io {
                 path: self.store.root().to_owned(),

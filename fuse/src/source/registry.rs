@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use larder_proto::digest::Digest;
-use larder_registry::Repository;
+use larder_registry::{RegistryError, Repository};
 
-use super::{Answer, BoxFuture, Delivery, Source, SourceFailure};
+use super::{Answer, BoxFuture, Delivery, FailureKind, Source, SourceFailure};
 
 /// One blob of one repository.
 #[derive(Debug)]
@@ -43,12 +43,23 @@ impl Source for RegistrySource {
                     bytes,
                     origin: Some(origin),
                 }),
-                Err(error) if error.is_not_found() => Answer::Miss,
+                Err(error) if error.is_absent_everywhere() => Answer::Miss,
                 Err(error) => Answer::Failed(SourceFailure {
                     retry_after: error.retry_after(),
+                    kind: kind(&error),
                     reason: error.to_string(),
                 }),
             }
         })
+    }
+}
+
+fn kind(error: &RegistryError) -> FailureKind {
+    if error.is_refused() {
+        FailureKind::Refused
+    } else if error.is_not_found() {
+        FailureKind::Absent
+    } else {
+        FailureKind::Passing
     }
 }

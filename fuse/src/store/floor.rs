@@ -1,8 +1,9 @@
 //! The free-space floor: below it, the store stops caching and keeps serving.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{info, warn};
 
@@ -11,6 +12,15 @@ use super::disk::{Disk, Space};
 /// How old an answer about free space may be. Caching resumes within 5 s of space coming back, so
 /// well below that; and a chunk write must not cost a system call each time.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// That nothing is cached: reads are served, each from the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CachingStopped {
+    /// Why, and what to do.
+    pub why: String,
+    /// Since when.
+    pub since: SystemTime,
+}
 
 /// Decides whether there is room to cache.
 #[derive(Debug)]
@@ -24,7 +34,10 @@ pub(crate) struct Floor {
 #[derive(Debug, Default)]
 struct State {
     checked: Option<Instant>,
-    closed: bool,
+    closed: Option<CachingStopped>,
+    /// Whether a write failed for no reason that can be seen otherwise: only one that succeeds says
+    /// that it is over.
+    write_failed: bool,
 }
 
 impl Floor {
@@ -42,37 +55,84 @@ impl Floor {
         self.has_room_at(Instant::now())
     }
 
+    /// Why nothing is cached now, if so.
+    pub(crate) fn stopped(&self) -> Option<CachingStopped> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where a write failed, the next one that is tried tells more.
+        if !state.write_failed {
+            self.settle(&mut state, self.obstacle());
+        }
+        state.closed.clone()
+    }
+
     fn has_room_at(&self, now: Instant) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = |at: Instant| now.saturating_duration_since(at) < CHECK_EVERY;
         if !state.checked.is_some_and(fresh) {
             state.checked = Some(now);
-            let short = match self.disk.space(&self.directory) {
-                Ok(space) => below(space, self.min_free_percent),
-                Err(_) => true,
-            };
-            self.close(&mut state, short, "free space is below min_free");
+            let obstacle = self.obstacle();
+            if obstacle.is_none() && state.write_failed {
+                // One write is tried.
+                return true;
+            }
+            state.write_failed = false;
+            self.settle(&mut state, obstacle);
         }
-        !state.closed
+        state.closed.is_none()
+    }
+
+    /// Tells that a write succeeded.
+    pub(crate) fn wrote(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.write_failed {
+            state.write_failed = false;
+            self.settle(&mut state, None);
+        }
+    }
+
+    /// What stands in the way of caching as far as can be told without writing, and what to do.
+    fn obstacle(&self) -> Option<String> {
+        let percent = self.min_free_percent;
+        match self.disk.space(&self.directory) {
+            Ok(space) if !below(space, percent) => None,
+            Ok(_) => Some(format!(
+                "less than {percent} % of the disk is free (min_free): free some disk space"
+            )),
+            Err(error) if error.kind() == ErrorKind::NotFound => Some(format!(
+                "{} is gone, somebody removed it: restart this process, then remove the images \
+                 and pull them again",
+                self.directory.display()
+            )),
+            Err(error) => Some(format!(
+                "{} cannot be looked at ({error}): see to its disk",
+                self.directory.display()
+            )),
+        }
     }
 
     /// Tells that a write failed: stop until the next check.
     pub(crate) fn write_failed(&self, error: &std::io::Error) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.checked = Some(Instant::now());
-        self.close(&mut state, true, &error.to_string());
+        let why = self.obstacle();
+        state.write_failed = why.is_none();
+        let why = why.unwrap_or_else(|| format!("{error}: see to the disk, free some space"));
+        self.settle(&mut state, Some(why));
     }
 
-    fn close(&self, state: &mut State, closed: bool, why: &str) {
-        if closed && !state.closed {
-            warn!(
-                directory = %self.directory.display(), why,
-                "the store stops caching; reads are served without it. Free some disk space"
-            );
-        } else if !closed && state.closed {
-            info!(directory = %self.directory.display(), "the store caches again");
+    fn settle(&self, state: &mut State, obstacle: Option<String>) {
+        let directory = self.directory.display();
+        let before = state.closed.take();
+        match (obstacle, before) {
+            (Some(why), None) => {
+                warn!(%directory, why, "the store stops caching; reads are served without it");
+                let since = SystemTime::now();
+                state.closed = Some(CachingStopped { why, since });
+            }
+            (Some(why), Some(before)) => state.closed = Some(CachingStopped { why, ..before }),
+            (None, Some(_)) => info!(%directory, "the store caches again"),
+            (None, None) => {}
         }
-        state.closed = closed;
     }
 }
 
@@ -111,6 +171,38 @@ mod tests {
         assert!(floor.has_room_at(later(5)));
         floor.write_failed(&std::io::ErrorKind::StorageFull.into());
         assert!(!floor.has_room_at(start));
+        assert!(floor.has_room_at(later(10)), "one write is tried");
+        assert!(!floor.has_room_at(later(10)), "not two");
+        floor.wrote();
         assert!(floor.has_room_at(later(10)));
+    }
+
+    /// Promise: who asks learns why nothing is cached and since when; a directory that is gone is not
+    /// called a full disk.
+    #[test]
+    fn what_stands_in_the_way_is_told_with_its_beginning() {
+        let gauge = Arc::new(Gauge::default());
+        gauge.0.store(500, Ordering::Relaxed);
+        let floor = Floor::new(gauge.clone(), "/".into(), 5);
+        assert_eq!(floor.stopped(), None);
+        let before = SystemTime::now();
+        floor.write_failed(&std::io::ErrorKind::StorageFull.into());
+        let first = floor.stopped().unwrap();
+        assert!(first.since >= before && first.since <= SystemTime::now());
+        assert!(first.why.contains("no storage space"), "{}", first.why);
+        gauge.0.store(49, Ordering::Relaxed);
+        floor.write_failed(&std::io::ErrorKind::StorageFull.into());
+        let second = floor.stopped().unwrap();
+        assert!(second.why.contains("less than 5 %"), "{}", second.why);
+        assert_eq!(second.since, first.since);
+
+        let wiped = std::env::temp_dir().join("larder-was-here-once");
+        let floor = Floor::new(Arc::new(super::super::disk::StdDisk), wiped.clone(), 5);
+        let why = floor.stopped().unwrap().why;
+        assert!(why.contains(&wiped.display().to_string()), "{why}");
+        assert!(
+            why.contains("is gone") && !why.contains("min_free"),
+            "{why}"
+        );
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::disk::Disk;
-use super::floor::Floor;
+use super::floor::{CachingStopped, Floor};
 use super::stored::{Ended, LayerStoreError, NewLayer, StoredLayer};
 
 /// Version of `state.json`, and of the directory layout it stands for.
@@ -125,6 +125,11 @@ impl StoreRoot {
         if let Err(error) = self.disk.replace(&self.root.join(ENDED), b"") {
             warn!(%error, "cannot leave the mark of an orderly end; the next start looks closer");
         }
+    }
+
+    /// Why nothing is cached now, if so.
+    pub(crate) fn caching_stopped(&self) -> Option<CachingStopped> {
+        self.floor.stopped()
     }
 
     pub(crate) fn root(&self) -> &Path {

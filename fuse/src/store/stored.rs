@@ -224,6 +224,7 @@ impl StoredLayer {
         match self.device.write(chunk, content) {
             Ok(()) => {
                 self.presence.set_verified(row);
+                self.floor.wrote();
                 Published::Stored
             }
             Err(error) => {

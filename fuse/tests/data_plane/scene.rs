@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use larder_fuse::mount::{Unmount, mounts, unmount};
 use larder_fuse::{
-    Answer, BoxFuture, DataPlane, DataPlaneConfig, DriverChoice, Layer, LayerSpec, Source,
-    SourceFailure,
+    Answer, BoxFuture, DataPlane, DataPlaneConfig, DriverChoice, FailureKind, Layer, LayerSpec,
+    Source, SourceFailure,
 };
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::tar::{Entry, TarBuilder};
@@ -73,6 +73,7 @@ impl Source for Memory {
                 Mood::Lies => Answer::from(bytes.iter().map(|byte| !byte).collect::<Bytes>()),
                 Mood::Fails => Answer::Failed(SourceFailure {
                     reason: "it is on fire".into(),
+                    kind: FailureKind::Passing,
                     retry_after: None,
                 }),
                 Mood::Stalls => std::future::pending().await,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use larder_fuse::{
     AddLayerError, BoxFuture, DriverChoice, Elsewhere, Layer, LayerSpec, RegistrySource, Source,
@@ -9,14 +10,14 @@ use larder_fuse::{
 use larder_registry::{Client, ClientOptions};
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::on_both_drivers;
-use larder_test_support::registry::{FakeRegistry, Fault, On};
+use larder_test_support::registry::{Auth, FakeRegistry, Fault, On, Settings};
 
 use crate::scene::{Scene, layer_of, noise, read};
 
 /// A client without this machine's credentials, and `r.test` as `hosts` says.
 struct Network {
     client: Client,
-    _files: tempfile::TempDir,
+    files: tempfile::TempDir,
 }
 
 impl Network {
@@ -33,14 +34,56 @@ impl Network {
         };
         Self {
             client: Client::new(options).unwrap(),
-            _files: files,
+            files,
         }
+    }
+
+    /// Puts a password for `registry` into the credential file.
+    fn login(&self, registry: &FakeRegistry, password: &str) {
+        let host = registry.host();
+        let text = format!(
+            r#"{{"auths": {{"{host}": {{"username": "anna", "password": "{password}"}}}}}}"#
+        );
+        std::fs::write(self.files.path().join("auth.json"), text).unwrap();
     }
 
     fn source(&self, repository: &str, fixture: &LayerFixture) -> Arc<dyn Source> {
         let reference = repository.parse().unwrap();
         let repository = self.client.repository(&reference);
         Arc::new(RegistrySource::new(repository, fixture.digest))
+    }
+}
+
+/// A layer at `r.test` and at a mirror of it.
+struct Mirrored {
+    mirror: FakeRegistry,
+    server: FakeRegistry,
+    network: Network,
+    fixture: LayerFixture,
+}
+
+impl Mirrored {
+    async fn with(fixture: LayerFixture) -> Self {
+        let (mirror, server) = (FakeRegistry::start().await, FakeRegistry::start().await);
+        mirror.push_blob(fixture.blob.clone());
+        server.push_blob(fixture.blob.clone());
+        let network = Network::new(&format!(
+            "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+            server.host(),
+            mirror.host()
+        ));
+        Self {
+            mirror,
+            server,
+            network,
+            fixture,
+        }
+    }
+
+    async fn add(&self, scene: &Scene) -> Layer {
+        let source = self.network.source("r.test/team/app:v1", &self.fixture);
+        let added = add(scene, &self.fixture, source, Vec::new()).await;
+        added.unwrap()
     }
 }
 
@@ -89,20 +132,12 @@ async fn read_some(file: PathBuf) {
 /// Promise: a mirror that sends wrong bytes is found out by the digest and left alone for a while;
 /// index and reads succeed from the next one.
 async fn a_lying_mirror_is_left_for_the_next_one(driver: DriverChoice) {
-    let (mirror, server) = (FakeRegistry::start().await, FakeRegistry::start().await);
     let data = noise(21, 300_000);
-    let fixture = layer_of(&data);
-    mirror.push_blob(fixture.blob.clone());
-    server.push_blob(fixture.blob.clone());
-    let network = Network::new(&format!(
-        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
-        server.host(),
-        mirror.host()
-    ));
+    let world = Mirrored::with(layer_of(&data)).await;
+    let mirror = &world.mirror;
     mirror.set_fault(Fault::FlippedBit);
     let scene = Scene::new(driver).await;
-    let source = network.source("r.test/team/app:v1", &fixture);
-    let layer = add(&scene, &fixture, source, Vec::new()).await.unwrap();
+    let layer = world.add(&scene).await;
     assert_eq!(mirror.requests().len(), 1, "asked once for the index");
     let file = mount(&scene, &layer).await;
     assert_eq!(read(file).await.unwrap(), data);
@@ -112,25 +147,79 @@ async fn a_lying_mirror_is_left_for_the_next_one(driver: DriverChoice) {
 
 /// Promise: the same for a mirror that begins to lie while chunks are read.
 async fn a_mirror_that_begins_to_lie_costs_no_read(driver: DriverChoice) {
-    let (mirror, server) = (FakeRegistry::start().await, FakeRegistry::start().await);
     let data = noise(22, 3_000_000);
-    let fixture = layer_of(&data);
-    mirror.push_blob(fixture.blob.clone());
-    server.push_blob(fixture.blob.clone());
-    let network = Network::new(&format!(
-        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
-        server.host(),
-        mirror.host()
-    ));
+    let world = Mirrored::with(layer_of(&data)).await;
     let scene = Scene::new(driver).await;
-    let source = network.source("r.test/team/app:v1", &fixture);
-    let layer = add(&scene, &fixture, source, Vec::new()).await.unwrap();
-    mirror.set_fault(Fault::OtherBlob);
+    let layer = world.add(&scene).await;
+    world.mirror.set_fault(Fault::OtherBlob);
     let file = mount(&scene, &layer).await;
     assert_eq!(read(file).await.unwrap(), data);
     let status = layer.status();
     let why = status.sources[0].last_failure.clone().unwrap();
     assert!(why.contains("is wrong"), "{why}");
+}
+
+/// Promise: `status` names the host that delivered: the mirror, and the registry for what came from it.
+async fn the_host_that_delivered_is_named(driver: DriverChoice) {
+    let data = noise(25, 3_000_000);
+    let world = Mirrored::with(layer_of(&data)).await;
+    let scene = Scene::new(driver).await;
+    let layer = world.add(&scene).await;
+    let file = mount(&scene, &layer).await;
+    read_some(file.clone()).await;
+    let hosts = || layer.status().sources[0].hosts.clone();
+    let by_mirror = hosts();
+    assert_eq!(by_mirror.len(), 1, "{by_mirror:?}");
+    assert_eq!(by_mirror[0].0, world.mirror.host());
+    world.mirror.set_fault(Fault::Status(404, None));
+    assert_eq!(read(file).await.unwrap(), data);
+    let names: Vec<_> = hosts().into_iter().map(|(host, _)| host).collect();
+    assert_eq!(names, [world.mirror.host(), world.server.host()]);
+    let sum: u64 = hosts().iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(sum, layer.status().sources[0].bytes);
+}
+
+/// Promise: a wrong password is shown once, not by every read, and reads fail at once while it is
+/// there; they go on as soon as it is mended.
+async fn a_wrong_password_is_shown_once_and_fails_reads_at_once(driver: DriverChoice) {
+    let auth = Auth::Token {
+        account: Some(("anna".to_owned(), "hunter2".to_owned())),
+        identity: None,
+        lifetime: Duration::from_mins(5),
+    };
+    let settings = Settings {
+        auth,
+        ..Settings::default()
+    };
+    let registry = FakeRegistry::start_with(settings).await;
+    let data = noise(26, 300_000);
+    let fixture = layer_of(&data);
+    registry.push_blob_into("team/app", fixture.blob.clone());
+    let network = Network::new("");
+    network.login(&registry, "hunter2");
+    let patience = Duration::from_secs(20);
+    let scene = Scene::with(driver, |config| config.read_deadline = patience).await;
+    let source = network.source(&registry.reference("team/app", "v1"), &fixture);
+    let layer = add(&scene, &fixture, source, Vec::new()).await.unwrap();
+    let file = mount(&scene, &layer).await;
+    network.login(&registry, "wrong");
+    registry.revoke_tokens();
+    registry.clear_requests();
+    let begun = Instant::now();
+    for _ in 0..2 {
+        let refused = read(file.clone()).await.unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(5));
+        // Longer than the failure of a chunk is remembered.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    assert!(begun.elapsed() < patience, "{:?}", begun.elapsed());
+    let shown = registry.requests().into_iter();
+    let shown = shown.filter(|seen| seen.path == "/token").count();
+    assert_eq!(shown, 1);
+    let why = layer.status().sources[0].last_failure.clone().unwrap();
+    assert!(why.contains("docker login"), "{why}");
+    network.login(&registry, "hunter2");
+    assert_eq!(read(file).await.unwrap(), data);
 }
 
 /// Promise: when the image's own repository lacks the blob or forbids it, another one of this node
@@ -189,5 +278,7 @@ async fn nobody_has_it_and_the_error_names_all() {
 on_both_drivers!(
     a_lying_mirror_is_left_for_the_next_one,
     a_mirror_that_begins_to_lie_costs_no_read,
+    a_wrong_password_is_shown_once_and_fails_reads_at_once,
     another_repository_delivers_when_the_own_one_does_not,
+    the_host_that_delivered_is_named,
 );

@@ -4,13 +4,16 @@ use std::path::Path;
 
 use anyhow::bail;
 use larder_proto::grpc::control::control_client::ControlClient;
-use larder_proto::grpc::control::{Layer, Mounted, StatusResponse};
+use larder_proto::grpc::control::{Layer, Mounted, Sender, Source, StatusResponse};
 use serde_json::json;
 use tonic::Code;
 
 use super::output::{print, print_json};
 use crate::config::Config;
 use crate::socket::Connector;
+
+/// The last second of the year 9999: what another process says is not believed further.
+const MOMENT_MAX: u64 = 253_402_300_799;
 
 /// Asks the process that owns `root`, and prints what it says.
 pub(super) async fn status(root: &Path, as_json: bool) -> anyhow::Result<()> {
@@ -43,6 +46,13 @@ fn text(status: &StatusResponse) -> String {
         format!("larder-snapshotter {}", status.version),
         format!("driver: {} ({})", status.driver, status.driver_reason),
     ];
+    if !status.caching_stopped.is_empty() {
+        let since = moment(status.caching_stopped_since);
+        lines.push(format!(
+            "caching: stopped since {since}, {}",
+            status.caching_stopped
+        ));
+    }
     for image in &status.mounted {
         lines.push(format!("mounted: {} at {}", image.reference, image.target));
     }
@@ -68,14 +78,62 @@ fn text(status: &StatusResponse) -> String {
             lines.push(format!("         layer {}", layer.blob));
         }
         for source in &layer.sources {
-            let (name, bytes) = (&source.name, size(source.bytes_fetched));
-            lines.push(format!("         {bytes} from {name} since the start"));
+            lines.extend(deliveries(source));
             if !source.failure.is_empty() {
                 lines.push(format!("         its last failure: {}", source.failure));
             }
         }
     }
     lines.join("\n") + "\n"
+}
+
+/// Who delivered how much: the registry itself, and each mirror that stood in for it.
+fn deliveries(source: &Source) -> Vec<String> {
+    let registry = source.name.split('/').next();
+    let from = |bytes, name: &str| format!("         {} from {name} since the start", size(bytes));
+    let mirrors = source
+        .senders
+        .iter()
+        .filter(|sender| Some(sender.host.as_str()) != registry);
+    let mut lines: Vec<_> = mirrors
+        .clone()
+        .map(|sender| {
+            let name = format!("{}, a mirror of {}", sender.host, source.name);
+            from(sender.bytes_fetched, &name)
+        })
+        .collect();
+    let mirrored: u64 = mirrors.map(|sender| sender.bytes_fetched).sum();
+    let rest = source.bytes_fetched.saturating_sub(mirrored);
+    if rest > 0 || lines.is_empty() {
+        lines.push(from(rest, &source.name));
+    }
+    lines
+}
+
+/// A moment, given in seconds since 1970, as a log shows it: in UTC.
+fn moment(seconds: u64) -> String {
+    let seconds = seconds.min(MOMENT_MAX);
+    let (mut days, second) = (seconds / 86_400, seconds % 86_400);
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let day = days + 1;
+    format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 fn detail(layer: &Layer) -> String {
@@ -102,6 +160,11 @@ fn size(bytes: u64) -> String {
 }
 
 fn object(status: &StatusResponse) -> serde_json::Value {
+    let sender =
+        |sender: &Sender| json!({"host": sender.host, "bytes_fetched": sender.bytes_fetched});
+    let caching_stopped = (!status.caching_stopped.is_empty()).then(
+        || json!({"why": status.caching_stopped, "since": moment(status.caching_stopped_since)}),
+    );
     let layer = |layer: &Layer| {
         let sources: Vec<_> = layer
             .sources
@@ -111,6 +174,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
                     "name": source.name,
                     "bytes_fetched": source.bytes_fetched,
                     "failure": source.failure,
+                    "senders": source.senders.iter().map(sender).collect::<Vec<_>>(),
                 })
             })
             .collect();
@@ -130,6 +194,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
         "version": status.version,
         "driver": status.driver,
         "driver_reason": status.driver_reason,
+        "caching_stopped": caching_stopped,
         "mounted": status.mounted.iter().map(mounted).collect::<Vec<_>>(),
         "layers": status.layers.iter().map(layer).collect::<Vec<_>>(),
     })
@@ -158,6 +223,63 @@ mod tests {
         assert!(words.contains("control.sock"), "{words}");
         assert!(words.contains("--root"), "{words}");
         assert!(!words.contains("transport"), "{words}");
+    }
+
+    /// Promise: `status` says that nothing is cached, why and since when, to people and programs; and
+    /// nothing of it while all is well.
+    #[test]
+    fn a_stop_of_caching_is_told_with_its_beginning() {
+        let mut status = StatusResponse::default();
+        assert!(!text(&status).contains("caching"));
+        assert!(object(&status)["caching_stopped"].is_null());
+        status.caching_stopped = "the disk is full: free some".into();
+        status.caching_stopped_since = 1_800_000_000;
+        let said = "caching: stopped since 2027-01-15T08:00:00Z, the disk is full: free some\n";
+        assert!(text(&status).contains(said), "{}", text(&status));
+        let stopped = &object(&status)["caching_stopped"];
+        assert_eq!(stopped["why"], "the disk is full: free some");
+        assert_eq!(stopped["since"], "2027-01-15T08:00:00Z");
+    }
+
+    #[test]
+    fn moments_are_told_as_logs_do() {
+        for (seconds, told) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_200, "2024-03-01T00:00:00Z"),
+            (1_798_761_599, "2026-12-31T23:59:59Z"),
+            (u64::MAX, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(moment(seconds), told);
+        }
+    }
+
+    /// Promise: who delivered is named by its host, mirror or not.
+    #[test]
+    fn a_mirror_that_delivers_is_named() {
+        let sender = |host: &str, bytes_fetched| Sender {
+            host: host.into(),
+            bytes_fetched,
+        };
+        let mut source = Source {
+            name: "up.test/team/app".into(),
+            bytes_fetched: 3000,
+            ..Source::default()
+        };
+        let told = |source: &Source| deliveries(source).join("\n").replace("         ", "");
+        assert_eq!(
+            told(&source),
+            "3.0 kB from up.test/team/app since the start"
+        );
+        source.senders = vec![sender("m.test:5000", 3000)];
+        let mirror = "from m.test:5000, a mirror of up.test/team/app since the start";
+        assert_eq!(told(&source), format!("3.0 kB {mirror}"));
+        source.senders = vec![sender("up.test", 1000), sender("m.test:5000", 2000)];
+        assert_eq!(
+            told(&source),
+            format!("2.0 kB {mirror}\n1.0 kB from up.test/team/app since the start")
+        );
     }
 
     /// Promise: a line says how far a layer is in words, and why it is not lazy.

@@ -27,7 +27,6 @@ impl ImageControl {
 #[tonic::async_trait]
 impl control_server::Control for ImageControl {
     async fn status(&self, _: Request<()>) -> Result<Response<StatusResponse>, Status> {
-        let (driver, driver_reason) = self.mounter.plane().driver();
         let mounted = self
             .mounter
             .list()
@@ -40,11 +39,9 @@ impl control_server::Control for ImageControl {
         let layers = self.mounter.plane().layers().into_iter();
         let layers = layers.map(|index| super::lazy_layer(self.mounter.plane().as_ref(), &index));
         Ok(Response::new(StatusResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            driver,
-            driver_reason,
             layers: layers.collect(),
             mounted: mounted.collect(),
+            ..super::process(Some(self.mounter.plane().as_ref()))
         }))
     }
 

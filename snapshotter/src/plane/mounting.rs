@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use larder_fuse::{
-    DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory, Layer, LayerId,
-    LayerSpec, LayerState, RegistrySource, Source, StartError,
+    CachingStopped, DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory, Layer,
+    LayerId, LayerSpec, LayerState, RegistrySource, Source, StartError,
 };
 use larder_proto::digest::Digest;
 use larder_proto::erofs::FileType;
@@ -248,6 +248,7 @@ impl Plane for MountingPlane {
             name: source.name,
             bytes_fetched: source.bytes,
             failure: source.last_failure.unwrap_or_default(),
+            senders: source.hosts,
         });
         Some(Progress {
             blob: Some(status.blob),
@@ -258,6 +259,10 @@ impl Plane for MountingPlane {
             quarantined: status.quarantined,
             sources: sources.collect(),
         })
+    }
+
+    fn caching_stopped(&self) -> Option<CachingStopped> {
+        self.plane.caching_stopped()
     }
 
     fn driver(&self) -> (String, String) {
