@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use larder_proto::digest::Digest;
 
 use super::{Lazy, Reason, blocking};
-use crate::plane::{PlaneError, Wanted};
+use crate::plane::Wanted;
 use crate::store::{Record, Store};
 
 /// Mounts made at once at the start: enough to hide the waiting, few enough for one core.
@@ -23,9 +23,20 @@ const UNUSED_GRACE: Duration = Duration::from_mins(10);
 /// long before it starts a container again.
 const FETCH_PAUSE: Duration = Duration::from_secs(10);
 
+/// Why a layer is not mounted again.
+#[derive(Debug, thiserror::Error)]
+enum NotBack {
+    /// Its index may be had again, or the system may do better the next time.
+    #[error("{0}")]
+    Passing(String),
+    /// Nothing that could be fetched changes it.
+    #[error("{0}; remove the image")]
+    Lasting(String),
+}
+
 impl Lazy {
     /// Mounts every recorded layer at its place, without the network. What cannot be mounted
-    /// makes its snapshots unavailable until its index was fetched again.
+    /// makes its snapshots unavailable, until its index was fetched again where that helps.
     pub(crate) async fn restore(self: &Arc<Self>, store: &Arc<Store>) -> Result<(), Reason> {
         let layers = blocking(store, Store::layers).await?;
         let mounting = layers.into_iter().map(|(name, record)| async move {
@@ -38,38 +49,54 @@ impl Lazy {
             .collect()
             .await;
         for (name, record, error) in failed {
-            tracing::warn!(snapshot = name, %error, "a layer is not back; fetching its index again");
             self.set_missing(record.id, Some(error.to_string()));
+            if let NotBack::Lasting(_) = error {
+                tracing::warn!(snapshot = name, %error, "a layer cannot come back");
+                continue;
+            }
+            tracing::warn!(snapshot = name, %error, "a layer is not back; fetching its index again");
             tokio::spawn(Arc::clone(self).refetch(Arc::clone(store), record));
         }
         Ok(())
     }
 
-    async fn mount_again(&self, store: &Arc<Store>, record: &Record) -> Result<(), PlaneError> {
-        let refuse = |why: &str| PlaneError(why.to_owned());
+    async fn mount_again(&self, store: &Arc<Store>, record: &Record) -> Result<(), NotBack> {
+        let lasting = |why: &str| NotBack::Lasting(why.to_owned());
         let (id, parent) = (record.id, record.parent.clone());
         let known = blocking(store, move |store| {
             Ok((store.layer_facts(id)?, store.parents(&parent)?))
         });
-        let (facts, below) = known.await.map_err(|error| refuse(&error.to_string()))?;
-        let facts = facts.ok_or_else(|| refuse("the database lost what is known of the layer"))?;
-        let wanted = Wanted::from_facts(&facts).ok_or_else(|| refuse("its facts are damaged"))?;
+        let (facts, below) = known
+            .await
+            .map_err(|error| NotBack::Passing(error.to_string()))?;
+        let facts = facts.ok_or_else(|| lasting("the database lost what is known of the layer"))?;
+        let wanted = Wanted::from_facts(&facts).ok_or_else(|| lasting("its facts are damaged"))?;
         if !self.plane.attach(&wanted) {
-            return Err(refuse("its index is not in the store"));
+            let why = "its index is not in the store";
+            return Err(NotBack::Passing(why.to_owned()));
+        }
+        let progress = self.plane.progress(&wanted.index.digest);
+        if let Some(lie) = progress.and_then(|progress| progress.quarantined) {
+            return Err(lasting(&format!("its index does not describe it: {lie}")));
         }
         // What an earlier build took on trust. Without a chain nobody can share it.
         let belongs = record
             .chain_id()
             .map(|chain| self.belonging(record, chain, below.first()));
         if let Some(Err(reason @ Reason::Foreign { .. })) = belongs {
-            return Err(refuse(&format!("{reason}; remove the image")));
+            return Err(lasting(&reason.to_string()));
         }
-        self.plane
-            .mount(&wanted.index.digest, &store.fs(id), &facts.implied)
+        let target = store.fs(id);
+        let mounted = self
+            .plane
+            .mount(&wanted.index.digest, &target, &facts.implied);
+        mounted
             .await
+            .map_err(|error| NotBack::Passing(error.to_string()))
     }
 
-    /// Fetches the index of a lost layer until it is back or its snapshot is gone.
+    /// Fetches the index of a lost layer until it is back, its snapshot is gone, or that turns out not
+    /// to help.
     async fn refetch(self: Arc<Self>, store: Arc<Store>, record: Record) {
         let id = record.id;
         loop {
@@ -80,11 +107,20 @@ impl Lazy {
             };
             if let Some(wanted) = Wanted::from_facts(&facts) {
                 let _gate = self.gate.read().await;
-                let added = self.plane.add(&wanted).await;
-                if added.is_ok() && self.mount_again(&store, &record).await.is_ok() {
-                    tracing::info!(id, "a lost layer is back");
-                    self.set_missing(id, None);
-                    return;
+                if self.plane.add(&wanted).await.is_ok() {
+                    match self.mount_again(&store, &record).await {
+                        Ok(()) => {
+                            tracing::info!(id, "a lost layer is back");
+                            self.set_missing(id, None);
+                            return;
+                        }
+                        Err(error @ NotBack::Lasting(_)) => {
+                            tracing::warn!(id, %error, "a layer cannot come back");
+                            self.set_missing(id, Some(error.to_string()));
+                            return;
+                        }
+                        Err(NotBack::Passing(_)) => {}
+                    }
                 }
             }
             tokio::time::sleep(FETCH_PAUSE).await;
@@ -116,6 +152,7 @@ impl Lazy {
         };
         self.plane.unmount(&store.fs(id)).await?;
         blocking(store, move |store| store.forget_layer(id)).await?;
+        self.set_missing(id, None);
         if let Some(wanted) = Wanted::from_facts(&facts) {
             self.free(store, &[wanted.index.digest]).await?;
         }

@@ -25,6 +25,8 @@ pub(crate) struct FakePlane {
     proven: AtomicBool,
     mounts: Mutex<BTreeMap<PathBuf, Digest>>,
     added: AtomicUsize,
+    /// Why none of its layers is mounted any more.
+    quarantined: Mutex<Option<String>>,
     delay: Option<Duration>,
     refuse: Vec<Digest>,
     trouble: Option<String>,
@@ -87,6 +89,9 @@ impl Plane for FakePlane {
         target: &'a Path,
         _: &'a [ImpliedEntry],
     ) -> BoxFuture<'a, Result<(), PlaneError>> {
+        if let Some(lie) = self.quarantined.lock().unwrap().clone() {
+            return Box::pin(async { Err(PlaneError(lie)) });
+        }
         let taken = self
             .mounts
             .lock()
@@ -113,6 +118,7 @@ impl Plane for FakePlane {
     fn progress(&self, _: &Digest) -> Option<Progress> {
         Some(Progress {
             proven: self.proven.load(Ordering::Relaxed),
+            quarantined: self.quarantined.lock().unwrap().clone(),
             ..Progress::default()
         })
     }
@@ -153,6 +159,24 @@ impl World {
         }
     }
 
+    /// The same after a restart of the daemon.
+    async fn again(self) -> Self {
+        let plane = Arc::clone(&self.plane);
+        self.again_on(plane).await
+    }
+
+    /// The same after a restart, on another data plane.
+    async fn again_on(self, plane: Arc<FakePlane>) -> Self {
+        let Self { dir, snapshots, .. } = self;
+        drop_snapshots(snapshots).await;
+        Self::start(dir, plane).await
+    }
+
+    /// Forgets what is mounted, as a kill of the data plane does.
+    fn unmount_all(&self) -> BTreeMap<PathBuf, Digest> {
+        std::mem::take(&mut *self.plane.mounts.lock().unwrap())
+    }
+
     /// Prepares as containerd's unpacker does; true for AlreadyExists.
     async fn prepare(&self, key: &str, parent: &str, labels: Labels) -> bool {
         match self
@@ -188,6 +212,13 @@ impl World {
 
     fn mounted(&self) -> usize {
         self.plane.mounts.lock().unwrap().len()
+    }
+
+    /// Holds the data plane to the `before` fetches there were: a layer that is to be fetched again is
+    /// asked for at once, and then every ten seconds.
+    async fn fetches_nothing(&self, before: usize) {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(self.plane.added.load(Ordering::Relaxed), before);
     }
 
     async fn settle(&self, done: impl Fn() -> bool) {
@@ -434,19 +465,34 @@ async fn a_foreign_layer_of_an_earlier_build_is_neither_shared_nor_mounted_again
     let snapshots = &world.snapshots;
     let viewed = snapshots.view(view.clone(), base, Labels::new()).await;
     assert!(viewed.is_ok());
-    let World {
-        dir,
-        plane,
-        snapshots,
-    } = world;
-    drop_snapshots(snapshots).await;
-    let world = World::start(dir, plane).await;
+    let world = world.again().await;
     assert_eq!(world.mounted(), 0);
     let refused = world.snapshots.mounts(view).await.unwrap_err();
     assert!(
         refused.to_string().contains(&chain("harmless")),
         "{refused}"
     );
+    world.fetches_nothing(1).await;
+}
+
+/// Promise: a layer that was quarantined stays away after a restart, says so, and nothing is asked for
+/// again and again: no index that could be fetched helps.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_layer_is_not_fetched_again() {
+    let world = World::new(FakePlane::default()).await;
+    assert!(world.prepare("n/1/x", "", labels("c1", "i1")).await);
+    let base = world.adoptable("c1", "").remove(0);
+    let (run, none) = ("n/2/run".to_owned(), Labels::new());
+    let prepared = world.snapshots.prepare(run.clone(), base, none).await;
+    assert!(prepared.is_ok());
+    world.unmount_all();
+    *world.plane.quarantined.lock().unwrap() = Some("other mode of /bin/sh".to_owned());
+    let world = world.again().await;
+    let refused = world.snapshots.mounts(run).await.unwrap_err().to_string();
+    for part in ["other mode of /bin/sh", "remove the image"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    world.fetches_nothing(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -531,14 +577,8 @@ async fn a_restart_mounts_every_layer_where_it_was() {
         .prepare("n/3/run".into(), top, Labels::new())
         .await
         .unwrap();
-    let World {
-        dir,
-        plane,
-        snapshots,
-    } = world;
-    let mounts = std::mem::take(&mut *plane.mounts.lock().unwrap());
-    drop_snapshots(snapshots).await;
-    let world = World::start(dir, plane).await;
+    let mounts = world.unmount_all();
+    let world = world.again().await;
     assert_eq!(*world.plane.mounts.lock().unwrap(), mounts);
     assert_eq!(
         world.snapshots.mounts("n/3/run".into()).await.unwrap(),
@@ -588,13 +628,7 @@ async fn the_reason_of_an_unpacked_layer_survives_a_restart() {
     world.commit("n/2/c1", "n/1/x", plain("c1")).await;
     let before = world.eager();
     assert!(before[0].1.contains("no index"), "{before:?}");
-    let World {
-        dir,
-        plane,
-        snapshots,
-    } = world;
-    drop_snapshots(snapshots).await;
-    let world = World::start(dir, plane).await;
+    let world = world.again().await;
     assert_eq!(world.eager(), before);
 }
 
@@ -625,13 +659,11 @@ async fn a_lost_layer_is_unavailable_and_comes_back() {
         .prepare("n/2/run".into(), base, Labels::new())
         .await
         .unwrap();
-    let World { dir, snapshots, .. } = world;
-    drop_snapshots(snapshots).await;
     let slow = FakePlane {
         delay: Some(Duration::from_millis(200)),
         ..FakePlane::default()
     };
-    let world = World::start(dir, Arc::new(slow)).await;
+    let world = world.again_on(Arc::new(slow)).await;
     let gone = world.snapshots.mounts("n/2/run".into()).await;
     assert!(
         matches!(gone, Err(SnapshotError::Unavailable { .. })),
