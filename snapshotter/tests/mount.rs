@@ -61,17 +61,22 @@ impl World {
 
     /// Mounts an image of so many layers, each with a file of its number, by a process that stays.
     fn mount(&self, driver: &str, layers: usize, root: &Path, at: &Path) {
+        let reference = self.image(layers);
+        let (root, at) = (text(root), text(at));
+        let (driver, detach) = (["--fs-driver", driver], ["--detach", "--root", root]);
+        let ran = self.run(&[&["mount"][..], &detach, &driver, &[&reference, at]].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+    }
+
+    /// An image of so many layers, each with a file of its number.
+    fn image(&self, layers: usize) -> String {
         let layers: Vec<_> = (0..layers)
             .map(|number| {
                 let file = Entry::file(number.to_string(), format!("layer {number}"));
                 LayerFixture::new(TarBuilder::new().entry(file).finish())
             })
             .collect();
-        let reference = self.push(&layers);
-        let (root, at) = (text(root), text(at));
-        let (driver, detach) = (["--fs-driver", driver], ["--detach", "--root", root]);
-        let ran = self.run(&[&["mount"][..], &detach, &driver, &[&reference, at]].concat());
-        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        self.push(&layers)
     }
 
     fn push(&self, layers: &[LayerFixture]) -> String {
@@ -242,7 +247,79 @@ fn umount_removes_what_a_dead_process_left(driver: &str) {
     }
 }
 
+/// Promise: of several first `mount --detach` that are started together, one becomes the owner, and
+/// all images are mounted by it.
+fn images_mounted_together_find_one_owner(driver: &str) {
+    let world = World::new();
+    let root = world.directory("root");
+    let reference = world.image(2);
+    let places: Vec<_> = (0..4)
+        .map(|number| world.directory(&format!("at{number}")))
+        .collect();
+    let mounting = places.iter().map(|at| {
+        let words = ["mount", "--detach", "--root", text(&root)];
+        Command::new(env!("CARGO_BIN_EXE_larder-snapshotter"))
+            .args(words)
+            .args(["--fs-driver", driver, &reference, text(at)])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    for started in mounting.collect::<Vec<_>>() {
+        let ended = started.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{said}");
+    }
+    assert_eq!(
+        places.iter().map(|at| content(at)).collect::<Vec<_>>(),
+        ["layer 0"; 4]
+    );
+    let scratch = world.scratch.path().canonicalize().unwrap();
+    assert_eq!(owners(&scratch).len(), 1);
+    for at in &places {
+        let ran = world.umount(&root, at);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+    }
+    nobody_owns(&scratch);
+}
+
+/// Promise: where the root was removed under its owner, what is mounted stays readable, and `umount` of
+/// it ends the process, with all its mounts.
+fn umount_after_the_root_was_removed_ends_the_owner(driver: &str) {
+    for layers in [1, 2] {
+        let world = World::new();
+        let (root, at) = (world.directory("root"), world.directory("at"));
+        world.mount(driver, layers, &root, &at);
+        remove_files(&root);
+        assert_eq!(content(&at), "layer 0", "{layers}");
+        let ran = world.umount(&root, &at);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        assert!(!is_mounted(&at));
+        let scratch = world.scratch.path().canonicalize().unwrap();
+        nobody_owns(&scratch);
+        let left = mounts().unwrap();
+        let left: Vec<_> = left
+            .iter()
+            .filter(|one| one.target.starts_with(&scratch))
+            .collect();
+        assert!(left.is_empty(), "{layers}: {left:?}");
+    }
+}
+
+/// Removes all below `root` but what is mounted, as `rm -r --one-file-system` does.
+fn remove_files(root: &Path) {
+    let ended = Command::new("rm")
+        .args(["-rf", "--one-file-system", text(root)])
+        .stderr(std::process::Stdio::null())
+        .status();
+    ended.unwrap();
+    assert!(!root.join("control.sock").exists());
+    assert!(!root.join("lock").exists());
+}
+
 on_both_drivers_blocking!(
+    images_mounted_together_find_one_owner,
+    umount_after_the_root_was_removed_ends_the_owner,
     an_image_is_mounted_over_something_else,
     umount_with_another_root_leaves_a_living_image,
     umount_removes_what_a_dead_process_left,

@@ -1,7 +1,8 @@
 //! `mount` and `umount`: an image's root file system without containerd.
 //!
 //! One process owns a root directory and what is mounted from it. The first `mount` becomes that
-//! process; later ones ask it over the control socket.
+//! process; later ones ask it over the control socket. Of several first ones, the lock of the root
+//! decides, and the others ask the winner.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use larder_fuse::mount::{Unmount, mounts, refuse_foreign, unmount};
+use larder_fuse::{OpenStoreError, StartError};
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{MountImageRequest, UnmountImageRequest};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -24,45 +26,107 @@ use super::{MountArgs, start_log};
 use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
 use crate::control::ImageControl;
 use crate::mounter::Mounter;
-use crate::plane::{MountingPlane, Plane};
+use crate::plane::{MountingPlane, Plane, StartPlaneError};
 use crate::registries::Registries;
 use crate::socket::{self, Connector};
 
-/// How often the parent of a detached process looks whether it has mounted.
+/// How often the parent of a detached process looks whether it has mounted, and who lost the race
+/// for the root whether the winner answers.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How long it looks: the registry client's own deadlines end any attempt before.
+/// How long they look: the registry client's own deadlines end any attempt before.
 const LOOK_MAX: Duration = Duration::from_mins(5);
+
+/// How often an owner looks whether its root is still there: nobody waits for it.
+const ROOT_LOOK: Duration = Duration::from_secs(2);
+
+/// Size at which the log of an owner is begun anew, bytes: warnings of years.
+const LOG_BYTES_MAX: u64 = 1 << 20;
 
 /// Mounts, and unless detached waits for a signal and unmounts.
 pub(super) async fn mount(args: MountArgs) -> anyhow::Result<()> {
     let target = directory(&args.directory)?;
     // Looked at here, so that a bad one is told by this process, not by one in the background.
     let config = config(&args)?;
+    match ask(&args, &target).await? {
+        Asked::Mounted => hold(&args, &target).await,
+        Asked::Nobody if args.detach => detach(&args, &target).await,
+        Asked::Nobody => {
+            if args.background {
+                // The caller's terminal and session must not take the mounts along.
+                nix::unistd::setsid().context("leave the caller's session")?;
+            }
+            start_log(LogLevel::Warn, LogFormat::Text);
+            own_or_ask(&args, &config, &target).await
+        }
+    }
+}
+
+/// What became of asking the owner.
+enum Asked {
+    /// It has mounted the image.
+    Mounted,
+    /// There is no owner.
+    Nobody,
+}
+
+/// Asks the owner of the root to mount, if there is one.
+async fn ask(args: &MountArgs, target: &Path) -> anyhow::Result<Asked> {
     let mut control = control(&args.root);
-    refuse_other_driver(&mut control, &args).await?;
+    refuse_other_driver(&mut control, args).await?;
     let request = MountImageRequest {
         reference: args.image.to_string(),
-        target: text(&target)?,
+        target: text(target)?,
         plain_http: args.plain_http,
     };
     match control.mount(request).await {
-        Ok(_) => {
-            if args.detach {
-                return Ok(());
-            }
-            announce(&args, &target);
-            Signals::new()?.received().await;
-            unmount_by(&mut control, &args.root, &target).await
-        }
-        Err(status) if status.code() == Code::Unavailable => {
-            if args.detach {
-                return detach(&args, &target).await;
-            }
-            own(args, config, target).await
+        Ok(_) => Ok(Asked::Mounted),
+        // Unknown is an owner that ended while it was asked.
+        Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown) => {
+            Ok(Asked::Nobody)
         }
         Err(status) => bail!("{}", status.message()),
     }
+}
+
+/// Stays while an image that another process mounted is wanted.
+async fn hold(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
+    if args.detach || args.background {
+        return Ok(());
+    }
+    announce(args, target);
+    Signals::new()?.received().await;
+    unmount_by(&mut control(&args.root), &args.root, target).await
+}
+
+/// Becomes the owner; who finds that another process was faster asks that one, which answers once its
+/// own image is mounted, or goes.
+async fn own_or_ask(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result<()> {
+    let begin = std::time::Instant::now();
+    loop {
+        let lost = match own(args, config, target).await {
+            Err(error) if is_locked(&error) => error,
+            ended => return ended,
+        };
+        if let Asked::Mounted = ask(args, target).await? {
+            return hold(args, target).await;
+        }
+        if begin.elapsed() > LOOK_MAX {
+            return Err(lost.context(format!("no process answered within {LOOK_MAX:?}")));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether another process has the root.
+fn is_locked(error: &anyhow::Error) -> bool {
+    let started = error.downcast_ref::<StartPlaneError>();
+    matches!(
+        started,
+        Some(StartPlaneError::Start(StartError::Store(
+            OpenStoreError::Locked { .. }
+        )))
+    )
 }
 
 fn config(args: &MountArgs) -> anyhow::Result<Config> {
@@ -148,20 +212,17 @@ fn unmount_left(root: &Path, target: &Path) -> anyhow::Result<()> {
 }
 
 /// Is the process of a root directory until the last image is unmounted or a signal comes.
-async fn own(args: MountArgs, config: Config, target: PathBuf) -> anyhow::Result<()> {
+async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result<()> {
     let signals = Signals::new()?;
-    if args.background {
-        // The caller's terminal and session must not take the mounts along.
-        nix::unistd::setsid().context("leave the caller's session")?;
-    }
-    start_log(LogLevel::Warn, LogFormat::Text);
     let registries = Registries::new(&config.registry)?;
-    let plane = Arc::new(MountingPlane::start(&config, registries.clone(), None).await?);
-    let (listener, _bound) = socket::bind(&Config::control(&config.root))?;
+    registries.check(&args.image).await?;
+    let plane = Arc::new(MountingPlane::start(config, registries.clone(), None).await?);
+    let control = Config::control(&config.root);
+    let (listener, _bound) = socket::bind(&control)?;
     let owner = Arc::clone(&plane) as Arc<dyn Plane>;
     let mounter = Arc::new(Mounter::new(owner, registries, &config.root)?);
     let mounted = mounter
-        .mount(&args.image.to_string(), &target, args.plain_http)
+        .mount(&args.image.to_string(), target, args.plain_http)
         .await;
     if let Err(error) = mounted {
         plane.shutdown().await;
@@ -170,16 +231,35 @@ async fn own(args: MountArgs, config: Config, target: PathBuf) -> anyhow::Result
     let server = Server::builder()
         .add_service(ImageControl::server(Arc::clone(&mounter)))
         .serve_with_incoming(UnixListenerStream::new(listener));
-    announce(&args, &target);
+    announce(args, target);
     let mut count = mounter.count();
     tokio::select! {
         served = server => served.context("serve the control socket")?,
         () = signals.received() => {}
         _ = count.wait_for(|count| *count == 0) => {}
+        () = cut_off(&mounter, &control) => {}
     }
     mounter.unmount_all().await;
     plane.shutdown().await;
     Ok(())
+}
+
+/// Resolves when nobody can reach this process any more, because its root was removed, and none of its
+/// images is mounted: `umount` unmounts them without asking then. What is mounted is served as before.
+async fn cut_off(mounter: &Mounter, socket: &Path) {
+    loop {
+        tokio::time::sleep(ROOT_LOOK).await;
+        if socket.exists() {
+            continue;
+        }
+        let images = mounter.list().await;
+        // A table that cannot be read says nothing.
+        let gone = |at: &Path| mounted_at(at).is_ok_and(|count| count == 0);
+        if images.iter().all(|(_, at)| gone(at)) {
+            tracing::warn!(socket = %socket.display(), "the root directory was removed; ending");
+            return;
+        }
+    }
 }
 
 /// Starts the owner as a process of its own, and waits until it has mounted.
@@ -203,12 +283,17 @@ async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
         command.arg("--plain-http");
     }
     command.arg(args.image.to_string()).arg(target);
+    // Another one may be starting, too, and write into the same log.
     let mut private = OpenOptions::new();
-    private.write(true).create(true).truncate(true).mode(0o600);
+    let file = private.append(true).create(true).mode(0o600).open(&log)?;
+    if file.metadata()?.len() > LOG_BYTES_MAX {
+        file.set_len(0)?;
+    }
+    let written = file.metadata()?.len();
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(private.open(&log)?);
+        .stderr(file);
     let before = mounted_at(target)?;
     let mut owner = command
         .spawn()
@@ -216,9 +301,11 @@ async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
     let begin = std::time::Instant::now();
     while mounted_at(target)? <= before {
         if let Some(status) = owner.try_wait()? {
-            let said = std::fs::read_to_string(&log).unwrap_or_default();
-            let said = said.trim().trim_start_matches("larder-snapshotter: ");
-            bail!("{said} ({status})");
+            // Another process was faster, and has mounted for it.
+            if status.success() && mounted_at(target)? > before {
+                break;
+            }
+            bail!("{} ({status})", said(&log, written));
         }
         ensure!(
             begin.elapsed() < LOOK_MAX,
@@ -228,6 +315,15 @@ async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
+}
+
+/// What was written to a log after its first `written` bytes.
+fn said(log: &Path, written: u64) -> String {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let new = usize::try_from(written).ok().and_then(|at| bytes.get(at..));
+    let new = String::from_utf8_lossy(new.unwrap_or_default());
+    let new = new.trim().trim_start_matches("larder-snapshotter: ");
+    new.to_owned()
 }
 
 /// How many mounts lie at `target`, one over the other.
