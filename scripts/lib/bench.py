@@ -31,7 +31,9 @@ def main():
     words.add_argument("--fs-driver", choices=("erofs", "fuse"))
     words.add_argument("--json")
     args = words.parse_args()
-    drivers = [args.fs_driver] if args.fs_driver else ["erofs", "fuse"]
+    drivers = usable([args.fs_driver] if args.fs_driver else ["erofs", "fuse"])
+    if not drivers:
+        return 1
     table = Table()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: ended by a signal"))
     work = tempfile.mkdtemp(prefix="larder-bench-")
@@ -49,6 +51,15 @@ def main():
     if args.json:
         table.save(args.json)
     return 0
+
+
+def usable(drivers):
+    """Those that this kernel has; one line on standard error for each of the others."""
+    missing = rig.drivers()
+    for driver in drivers:
+        if missing[driver]:
+            print(f"bench: {driver} is skipped: it {missing[driver]}", file=sys.stderr)
+    return [driver for driver in drivers if not missing[driver]]
 
 
 class Registry:

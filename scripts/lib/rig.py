@@ -35,6 +35,12 @@ def run(*command, **options):
     return done.stdout
 
 
+def drivers():
+    """For each driver, why this kernel has not got it, or None."""
+    major, minor = map(int, re.match(r"(\d+)\.(\d+)", os.uname().release).groups())
+    return {"fuse": None, "erofs": None if (major, minor) >= (6, 12) else "needs kernel ≥ 6.12"}
+
+
 class Link:
     """A network namespace with a registry in it, behind a pair of devices shaped both ways."""
 

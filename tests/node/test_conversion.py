@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import unittest
 
 import images
@@ -10,6 +11,7 @@ import world
 from world import rig
 
 GOOD = ("odd", "tools", "tools-layers", "pause", "python", "node", "nginx", "wide", "huge")
+REAL = ("tools", "pause", "python", "node", "nginx")
 UNCONVERTIBLE = {
     "unconvertible-forward": "early",
     "unconvertible-across": "above",
@@ -46,6 +48,17 @@ class Conversion(world.Case):
         one, _ = self.convert(images.layout("odd"), "--jobs", "1")
         many, _ = self.convert(images.layout("odd"), "--jobs", "7", "--no-cache")
         self.assertEqual(images.Image(one).manifest, images.Image(many).manifest)
+
+    def test_the_indexes_of_real_images_take_at_most_one_percent(self):
+        """Promise: what a node fetches of an image before anything is read is at most 1 % of its tars."""
+        for name in REAL:
+            with self.subTest(image=name):
+                target, _ = self.convert(images.layout(name))
+                told = json.loads(world.larder("inspect", "--json", f"oci:{target}:latest"))
+                layers = [layer["larder"] for manifest in told["manifests"] for layer in manifest["layers"]]
+                indexes, tars = (sum(layer[part] for layer in layers) for part in ("index_stored_size", "tar_size"))
+                print(f"{name}: indexes of {indexes:,} bytes, {100 * indexes / tars:.2f} % of the tars ", end="", file=sys.stderr)
+                self.assertLessEqual(indexes, tars / 100)
 
     def test_a_layer_that_cannot_be_represented_is_copied_with_the_reason(self):
         """Promise: exit 0, the layer's digest unchanged, and a reason that names the entry."""
