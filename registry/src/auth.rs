@@ -235,8 +235,20 @@ pub(crate) fn unauthorized(endpoint: &Endpoint, detail: &str) -> Cause {
     }
 }
 
-/// Reads a challenge, for the tests with hostile input.
-#[cfg(test)]
-pub(crate) fn read_challenge(headers: &HeaderMap) -> Result<(), Cause> {
-    Challenge::read(headers, "r.io").map(drop)
+/// The parsers of this module, for [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {
+    use super::{Access, Challenge, HeaderMap, token};
+
+    pub(crate) fn challenge(headers: &HeaderMap, len: usize) {
+        if let Ok(Challenge::Bearer(bearer)) = Challenge::read(headers, "r.io") {
+            assert!(matches!(bearer.realm.scheme(), "http" | "https"));
+            assert!(bearer.scopes("team/app", &Access::Push).len() <= 1 + len);
+        }
+    }
+
+    pub(crate) fn token(bytes: &[u8]) -> Result<(), String> {
+        let read = token::parse(bytes, "r.io");
+        read.map(drop).map_err(|cause| cause.to_string())
+    }
 }

@@ -11,6 +11,7 @@ use reqwest::{Method, Response};
 
 use crate::attempts::{Attempts, Purpose};
 use crate::auth::Access;
+use crate::authority::host_of;
 use crate::client::Repository;
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, RegistryError};
@@ -22,6 +23,8 @@ mod partial;
 mod whole;
 
 use content_range::ContentRange;
+#[cfg(any(test, fuzzing))]
+pub(crate) use content_range::fuzzing;
 pub use whole::{BlobBody, Senders};
 
 /// Longest range that can be asked for at once, bytes: a stored index is fetched in one.
@@ -240,7 +243,7 @@ impl Repository {
         let place = self.place(endpoint, digest);
         let targets = &self.shared().targets;
         if let Some(target) = targets.get(&place) {
-            let host = target.url.authority().to_owned();
+            let host = host_of(&target.url).to_owned();
             let mut call = call.clone();
             call.url = target.url;
             call.bare = !target.own;
@@ -265,7 +268,7 @@ impl Repository {
         let Some(target) = target else {
             return Ok((response, endpoint.host.clone()));
         };
-        let host = target.url.authority().to_owned();
+        let host = host_of(&target.url).to_owned();
         if matches!(status, 200 | 206) {
             targets.remember(place, target);
         }
@@ -278,7 +281,7 @@ impl Repository {
 fn signed_in_vain(endpoint: &Endpoint, target: Option<&Target>, status: u16) -> Option<Cause> {
     let target = target.filter(|target| !target.own && STALE.contains(&status))?;
     Some(Cause::Refused {
-        host: target.url.authority().to_owned(),
+        host: host_of(&target.url).to_owned(),
         status,
         detail: format!(" (for a URL that {} has just signed)", endpoint.host),
     })

@@ -1,6 +1,7 @@
 //! Where credentials come from: the files of Docker and Podman, and their credential programs.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::secret::Secret;
@@ -14,7 +15,7 @@ use file::AuthFile;
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// What to show a registry or its token server.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Credential {
     /// A user name and a password or access token.
     Password {
@@ -27,6 +28,17 @@ pub(crate) enum Credential {
     Identity(Secret),
     /// An access token to be sent as it is.
     Token(Secret),
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The user name is half of a password, and of a robot's account often the telling one.
+        f.write_str(match self {
+            Self::Password { .. } => "Password(<redacted>)",
+            Self::Identity(_) => "Identity(<redacted>)",
+            Self::Token(_) => "Token(<redacted>)",
+        })
+    }
 }
 
 /// Credentials that are there but cannot be read.
@@ -152,6 +164,22 @@ fn keys(host: &str, repository: &str) -> Vec<String> {
         keys.extend(["index.docker.io", "docker.io", "registry-1.docker.io"].map(String::from));
     }
     keys
+}
+
+/// The parsers of this module, for [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {
+    use super::{AuthFile, keys, program};
+
+    pub(crate) fn file(bytes: &[u8]) -> Result<(), String> {
+        AuthFile::parse(bytes)?
+            .entry(&keys("r.io", "team/app"))
+            .map(drop)
+    }
+
+    pub(crate) fn program(bytes: &[u8]) -> Result<(), String> {
+        program::parse(bytes).map(drop)
+    }
 }
 
 #[cfg(test)]

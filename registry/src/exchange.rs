@@ -11,6 +11,8 @@ use rustls::CertificateError;
 use url::Url;
 
 use crate::auth::{Access, Sessions};
+use crate::authority::host_of;
+use crate::echo::Sent;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
 use crate::options::HOSTS_DIR;
@@ -116,7 +118,7 @@ async fn once(
         headers.insert(AUTHORIZATION, value.clone());
     }
     let (method, url) = (call.method.clone(), call.url.clone());
-    let host = if own { &endpoint.host } else { url.authority() }.to_owned();
+    let host = if own { &endpoint.host } else { host_of(&url) }.to_owned();
     send(
         client,
         request(client, method, url, headers, &call.payload),
@@ -157,8 +159,12 @@ pub(crate) async fn send(
         .build()
         .map_err(|error| Cause::Local(transport::chain(&error)))?;
     tracing::trace!(host, method = %request.method(), path = request.url().path(), "request");
+    let sent = Sent::of(&request);
     match tokio::time::timeout(timeout, client.execute(request)).await {
-        Ok(Ok(response)) => Ok(response),
+        Ok(Ok(mut response)) => {
+            response.extensions_mut().insert(sent);
+            Ok(response)
+        }
         Ok(Err(error)) => Err(broken(&error, host)),
         Err(_elapsed) => Err(Cause::Connection {
             host: host.into(),
@@ -246,7 +252,8 @@ pub(crate) async fn refusal(response: Response, host: &str, now: SystemTime) -> 
         .get(RETRY_AFTER)
         .and_then(|value| value.to_str().ok());
     let retry_after = asked.and_then(|text| retry::retry_after(text, now));
-    let detail = words(&read_refusal(response).await);
+    let sent = response.extensions().get::<Sent>().cloned();
+    let detail = words(&read_refusal(response).await, &sent.unwrap_or_default());
     let host = host.to_owned();
     match status {
         301 | 302 | 303 | 307 | 308 => {
@@ -300,8 +307,9 @@ async fn read_refusal(mut response: Response) -> Vec<u8> {
     text
 }
 
-/// The registry's own words, cut and cleaned, with a leading separator; or nothing.
-fn words(body: &[u8]) -> String {
+/// The registry's own words, cut and cleaned, without what was `sent` in secret, with a leading
+/// separator; or nothing.
+fn words(body: &[u8], sent: &Sent) -> String {
     let document: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let said = match &document {
         Some(document) => {
@@ -320,7 +328,9 @@ fn words(body: &[u8]) -> String {
         }
         None => plain_text(body).unwrap_or_default().to_owned(),
     };
-    let said: String = said
+    // Before anything is cut: half a secret is one, too.
+    let said: String = sent
+        .hide(said)
         .trim()
         .chars()
         .map(|c| if is_printable(c) { c } else { ' ' })
@@ -352,6 +362,14 @@ fn is_printable(c: char) -> bool {
     !c.is_control() && !turns_or_hides
 }
 
+/// What is repeated of a refusal, for [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {
+    pub(crate) fn words(body: &[u8]) -> String {
+        super::words(body, &super::Sent::default())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,9 +385,10 @@ mod tests {
             b" \n <html>portal</html>",
             "\u{feff}<html>".as_bytes(),
         ] {
-            assert_eq!(words(body), "", "{body:?}");
+            assert_eq!(words(body, &Sent::default()), "", "{body:?}");
         }
         let json = r#"{"errors":[{"code":"DENIED","message":"no\u001b[31m\u202epull"}]}"#;
+        let words = |body: &[u8]| words(body, &Sent::default());
         assert_eq!(words(json.as_bytes()), " (DENIED: no [31m pull)");
         assert_eq!(words("zu früh".as_bytes()), " (zu früh)");
     }
@@ -388,9 +407,9 @@ mod tests {
             ("too\nfast\n", " (too fast)"),
             ("", ""),
         ] {
-            assert_eq!(words(body.as_bytes()), expected, "{body}");
+            assert_eq!(words(body.as_bytes(), &Sent::default()), expected, "{body}");
         }
-        assert!(words(&[b'x'; 10_000]).len() < 400);
+        assert!(words(&[b'x'; 10_000], &Sent::default()).len() < 400);
     }
 
     #[test]

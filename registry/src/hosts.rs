@@ -186,7 +186,9 @@ impl Setup {
 
 /// The API's root of an address: with a scheme, and with `/v2` unless the path is to be kept.
 fn base(address: &str, keep_path: bool) -> Result<Url, String> {
-    let wrong = |error: &dyn std::fmt::Display| format!("{address:?} is no address: {error}");
+    // What stands before an @ may be a password.
+    let shown = address.rsplit_once('@').map_or(address, |(_, host)| host);
+    let wrong = |error: &dyn std::fmt::Display| format!("{shown:?} is no address: {error}");
     let full = if address.contains("://") {
         address.into()
     } else {
@@ -215,10 +217,22 @@ fn base(address: &str, keep_path: bool) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Parses a hosts.toml, for the tests with hostile input.
-#[cfg(test)]
-pub(crate) fn parse(text: &str) -> Result<(), String> {
-    HostsFile::parse(text).map(drop)
+/// The parser of hosts.toml, for [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {
+    use super::{HostsFile, base};
+
+    /// All that is made of the text without reading other files.
+    pub(crate) fn parse(text: &str) -> Result<(), String> {
+        let file = HostsFile::parse(text)?;
+        assert!(file.hosts.len() <= super::file::MIRRORS_MAX);
+        for (address, section) in &file.hosts {
+            let _ = base(address, section.override_path);
+            let _ = section.headers();
+            let _ = section.connect();
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

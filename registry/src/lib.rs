@@ -7,18 +7,21 @@
 
 mod attempts;
 mod auth;
+mod authority;
 mod blob;
 mod body;
+mod bounded;
 mod calendar;
 mod client;
 pub mod clock;
 mod credentials;
+mod echo;
 mod endpoint;
 mod error;
 mod exchange;
 mod failures;
-#[cfg(test)]
-mod hostile;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod hosts;
 mod manifest;
 pub mod oci;

@@ -10,6 +10,7 @@ use larder_proto::digest::Digest;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+mod document;
 pub mod media_type;
 
 /// Annotations: text by name, sorted.

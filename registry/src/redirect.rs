@@ -11,12 +11,19 @@ use reqwest::header::LOCATION;
 use url::Url;
 
 use crate::auth::Sessions;
+use crate::authority::host_of;
 use crate::clock::Clock;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
 use crate::exchange::{self, Call, same_origin};
 
 mod expiry;
+
+/// The parser of expiries, for [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {
+    pub(crate) use super::expiry::of as expires;
+}
 
 /// Redirects followed for one request: a registry, its balancer, its store, and two to spare.
 const HOPS_MAX: usize = 5;
@@ -39,7 +46,7 @@ impl fmt::Debug for Target {
         write!(
             f,
             "Target({}, until {:?})",
-            self.url.authority(),
+            host_of(&self.url),
             self.expires
         )
     }
@@ -157,7 +164,7 @@ fn next_hop(from: &Url, response: &Response, endpoint: &Endpoint) -> Result<Url,
         return Err(wrong(format!("to a URL of scheme {:?}", next.scheme())));
     }
     if from.scheme() == "https" && next.scheme() == "http" {
-        let host = next.authority();
+        let host = host_of(&next);
         return Err(wrong(format!(
             "to {host} without TLS; not following from https to http"
         )));

@@ -96,7 +96,7 @@ impl Repository {
         if !media_type::is_index(&manifest.media_type) || manifest.digest == *digest {
             return Ok(ImageIndex::new(Vec::new()));
         }
-        serde_json::from_slice(&manifest.bytes).map_err(|error| {
+        ImageIndex::parse(&manifest.bytes).map_err(|error| {
             let detail = format!("the tag {tag} is no index: {error}");
             self.error(
                 "list referrers",
@@ -140,7 +140,7 @@ impl Repository {
                 MANIFEST_BYTES_MAX,
                 timeouts,
             );
-            let index: ImageIndex = match serde_json::from_slice(&read.await?) {
+            let index = match ImageIndex::parse(&read.await?) {
                 Ok(index) => index,
                 // A page from something that is no registry, or does not know the API.
                 Err(_) if page == 0 => return Ok(None),

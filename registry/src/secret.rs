@@ -6,6 +6,21 @@ use std::fmt;
 ///
 /// There is no `Display` and no serialisation on purpose: the only way to the text is
 /// [`Secret::expose`], which is easy to find in a review.
+///
+/// ```
+/// let secret = larder_registry::Secret::new("hunter2");
+/// println!("{secret:?}");
+/// ```
+///
+/// ```compile_fail,E0277
+/// let secret = larder_registry::Secret::new("hunter2");
+/// println!("{secret}");
+/// ```
+///
+/// ```compile_fail,E0277
+/// let secret = larder_registry::Secret::new("hunter2");
+/// let _: String = serde_json::to_string(&secret).unwrap_or_default();
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 

@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use url::Url;
 
+use crate::bounded;
 use crate::error::Cause;
 
 /// Idle connections kept for each host: as many as one start-up uses at once.
@@ -190,13 +191,5 @@ pub(crate) fn read_authorities(path: &Path) -> Result<Vec<u8>, String> {
 
 /// Reads a PEM file of at most [`PEM_BYTES_MAX`].
 pub(crate) fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
-    let size =
-        std::fs::metadata(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-    if size.len() > PEM_BYTES_MAX {
-        return Err(format!(
-            "{} is too large for a certificate file",
-            path.display()
-        ));
-    }
-    std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+    bounded::read(path, PEM_BYTES_MAX).map_err(|e| format!("cannot read {}: {e}", path.display()))
 }

@@ -17,6 +17,7 @@ use url::Url;
 
 use crate::attempts::Purpose;
 use crate::auth::Access;
+use crate::authority::host_of;
 use crate::client::Repository;
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, RegistryError};
@@ -226,7 +227,7 @@ fn resolve(from: &Url, location: &str) -> Result<Url, String> {
         if !same && !same_port {
             return Err(format!(
                 "an upload to {} without TLS; not sending it there",
-                url.authority()
+                host_of(&url)
             ));
         }
         let _ = url.set_scheme("https");

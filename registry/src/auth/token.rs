@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::challenge::Bearer;
 use super::unauthorized;
+use crate::authority::host_of;
 use crate::body;
 use crate::credentials::Credential;
 use crate::endpoint::Endpoint;
@@ -56,7 +57,7 @@ impl Request<'_> {
         timeout: Duration,
     ) -> Result<Token, Cause> {
         let realm = &self.bearer.realm;
-        let host = realm.authority().to_owned();
+        let host = host_of(realm).to_owned();
         if endpoint.base.scheme() == "https" && realm.scheme() == "http" {
             let detail =
                 format!("to a token server without TLS, {host}; not sending credentials there");
@@ -138,7 +139,7 @@ impl Request<'_> {
     }
 }
 
-fn parse(bytes: &[u8], host: &str) -> Result<Token, Cause> {
+pub(super) fn parse(bytes: &[u8], host: &str) -> Result<Token, Cause> {
     let wrong = |detail: &str| Cause::Malformed {
         host: host.into(),
         detail: detail.into(),

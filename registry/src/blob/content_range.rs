@@ -1,7 +1,7 @@
 //! The `Content-Range` header, which says what a partial answer really holds.
 
 use reqwest::Response;
-use reqwest::header::CONTENT_RANGE;
+use reqwest::header::{CONTENT_RANGE, HeaderMap};
 
 /// What a 206 says it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,11 @@ pub(super) struct ContentRange {
 impl ContentRange {
     /// The one `Content-Range` of `response`, if it is well-formed.
     pub(super) fn of(response: &Response) -> Option<Self> {
-        let mut values = response.headers().get_all(CONTENT_RANGE).iter();
+        Self::read(response.headers())
+    }
+
+    fn read(headers: &HeaderMap) -> Option<Self> {
+        let mut values = headers.get_all(CONTENT_RANGE).iter();
         let value = values.next()?.to_str().ok()?;
         if values.next().is_some() {
             return None;
@@ -43,6 +47,17 @@ impl ContentRange {
 fn number(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()
+}
+
+/// The parser, for [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing {
+    use super::{ContentRange, HeaderMap};
+
+    /// First byte, byte after the last, and size of the whole.
+    pub(crate) fn content_range(headers: &HeaderMap) -> Option<(u64, u64, Option<u64>)> {
+        ContentRange::read(headers).map(|range| (range.start, range.end, range.total))
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
 use super::{Credential, CredentialError};
+use crate::bounded;
 use crate::secret::Secret;
 
 /// Largest credential file, bytes: a thousand entries with tokens of 4 KiB.
@@ -53,27 +54,24 @@ impl AuthFile {
             path: path.into(),
             reason,
         };
-        match tokio::fs::metadata(path).await {
-            Ok(found) if found.len() > FILE_BYTES_MAX => {
-                return Err(wrong(format!("it has more than {FILE_BYTES_MAX} bytes")));
-            }
-            Ok(_) => {}
+        let file = path.to_path_buf();
+        let read = tokio::task::spawn_blocking(move || bounded::read(&file, FILE_BYTES_MAX)).await;
+        let text = match read.map_err(|e| wrong(e.to_string()))? {
+            Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound && !required => return Ok(None),
             // A daemon that may not read another user's home has no credentials there.
             Err(e) if e.kind() == ErrorKind::PermissionDenied && !required => return Ok(None),
             Err(e) => return Err(wrong(e.to_string())),
-        }
-        let text = tokio::fs::read(path)
-            .await
-            .map_err(|e| wrong(e.to_string()))?;
+        };
+        Self::parse(&text).map(Some).map_err(wrong)
+    }
+
+    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
         if text.trim_ascii().is_empty() {
-            return Ok(Some(Self::default()));
+            return Ok(Self::default());
         }
         // The message says the line, never the text.
-        let parsed = serde_json::from_slice(&text);
-        parsed
-            .map(Some)
-            .map_err(|e| wrong(format!("no JSON of that form, line {}", e.line())))
+        serde_json::from_slice(text).map_err(|e| format!("no JSON of that form, line {}", e.line()))
     }
 
     /// The program that `credHelpers` names for `key`.

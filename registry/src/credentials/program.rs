@@ -56,12 +56,14 @@ pub(super) async fn ask(name: &str, server: &str) -> Result<Option<Credential>, 
         }
         return Err(wrong("failed; run it by hand to see why".into()));
     }
-    let output: Output = serde_json::from_slice(&output)
-        .map_err(|_| wrong("printed no JSON with Username and Secret".into()))?;
-    if output.secret.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(password_or_token(&output.username, &output.secret)))
+    parse(&output).map_err(wrong)
+}
+
+pub(super) fn parse(output: &[u8]) -> Result<Option<Credential>, String> {
+    let output: Output = serde_json::from_slice(output)
+        .map_err(|_| "printed no JSON with Username and Secret".to_owned())?;
+    let told = !output.secret.is_empty();
+    Ok(told.then(|| password_or_token(&output.username, &output.secret)))
 }
 
 /// Whether the program succeeded, and what it printed.

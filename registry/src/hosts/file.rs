@@ -8,13 +8,14 @@ use std::time::Duration;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
+use crate::bounded;
 use crate::endpoint::Capabilities;
 
 /// Largest hosts.toml, bytes: ten mirrors need two kilobytes.
 const FILE_BYTES_MAX: u64 = 256 << 10;
 
 /// Mirrors tried for one registry at most: each may cost a timeout before the next is tried.
-const MIRRORS_MAX: usize = 16;
+pub(super) const MIRRORS_MAX: usize = 16;
 
 /// The longest time to wait for a connection that is believed: twice containerd's default. A longer
 /// one would only keep the next mirror from being asked.
@@ -103,15 +104,11 @@ impl HostsFile {
         let path = dir.join("hosts.toml");
         let wrong =
             |reason: &dyn std::fmt::Display| format!("cannot use {}: {reason}", path.display());
-        match std::fs::metadata(&path) {
-            Ok(found) if found.len() > FILE_BYTES_MAX => {
-                return Err(wrong(&format!("it has more than {FILE_BYTES_MAX} bytes")));
-            }
-            Ok(_) => {}
+        let text = match bounded::read(&path, FILE_BYTES_MAX) {
+            Ok(bytes) => String::from_utf8(bytes).map_err(|_| wrong(&"it is not UTF-8"))?,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(wrong(&error)),
-        }
-        let text = std::fs::read_to_string(&path).map_err(|error| wrong(&error))?;
+        };
         Self::parse(&text).map(Some).map_err(|error| wrong(&error))
     }
 
@@ -121,11 +118,8 @@ impl HostsFile {
             let line = error
                 .span()
                 .map(|span| text[..span.start.min(text.len())].lines().count());
-            format!(
-                "{} (near line {})",
-                error.message(),
-                line.unwrap_or(0).max(1)
-            )
+            let said = without_value(error.message());
+            format!("{said} (near line {})", line.unwrap_or(0).max(1))
         };
         let raw: Raw = toml::from_str(text).map_err(brief)?;
         let places = places(text);
@@ -139,6 +133,16 @@ impl HostsFile {
             root: raw.root,
             hosts,
         })
+    }
+}
+
+/// A parser's message without the value that it quotes, which may be a header's secret.
+fn without_value(message: &str) -> String {
+    match message.rsplit_once(", expected ") {
+        Some((said, expected)) if said.starts_with("invalid") => {
+            format!("something else where {expected} is expected")
+        }
+        _ => message.to_owned(),
     }
 }
 

@@ -18,7 +18,7 @@ const LIFE_MAX: Duration = Duration::from_hours(1);
 const MARGIN: Duration = Duration::from_secs(5);
 
 /// The end of `target`, reached through an answer with `headers` at `now`.
-pub(super) fn of(target: &Url, headers: &HeaderMap, now: SystemTime) -> SystemTime {
+pub(crate) fn of(target: &Url, headers: &HeaderMap, now: SystemTime) -> SystemTime {
     let end = signed(target).map(|end| end.checked_sub(MARGIN).unwrap_or(now));
     let end = end.or_else(|| cached(headers).map(|life| now + life.min(LIFE_MAX)));
     end.unwrap_or(now + LIFE_DEFAULT).min(now + LIFE_MAX)
