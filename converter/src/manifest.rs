@@ -83,12 +83,16 @@ impl Parsed {
             return Err(ManifestError::SchemaOne(digest));
         }
         let has = |name: &str| value.get(name).is_some_and(|field| !field.is_null());
+        let index = |bytes| ImageIndex::parse(bytes).map(|index| Self::Index(Box::new(index)));
         // A document that is both could mean one thing to us and another to a runtime.
         match (has("manifests"), has("config"), has("layers")) {
-            (true, false, false) => serde_json::from_value(value).map(Self::Index),
-            (false, true, _) => serde_json::from_value(value).map(Self::Manifest),
+            (true, false, false) => index(&document.bytes),
+            (false, true, _) => {
+                let manifest = Manifest::parse(&document.bytes);
+                manifest.map(|manifest| Self::Manifest(Box::new(manifest)))
+            }
             (false, false, _) if media_type::is_index(&document.media_type) => {
-                serde_json::from_value(value).map(Self::Index)
+                index(&document.bytes)
             }
             (true, ..) => {
                 return Err(refuse(

@@ -66,6 +66,10 @@ enum Test {
 impl Filter {
     /// Parses the filters of a request; no filter at all matches everything.
     pub fn parse(filters: &[String]) -> Result<Self, FilterError> {
+        // Empty filters have no selector to count.
+        if filters.len() > SELECTORS_MAX {
+            return Err(FilterError::TooMany);
+        }
         let mut any = Vec::new();
         let mut selectors = 0;
         for text in filters {

@@ -5,6 +5,9 @@ use larder_registry::oci::{ImageIndex, Manifest as Parsed, media_type};
 use larder_registry::{MANIFEST_BYTES_MAX, Manifest, Reference, RegistryError, Repository};
 use serde::Deserialize;
 
+/// Layers an image may have: overlayfs takes no more lower directories (`OVL_MAX_STACK`).
+const LAYERS_MAX: usize = 500;
+
 /// An image that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -28,6 +31,14 @@ pub enum ImageError {
         image: String,
         /// In OCI's words.
         architecture: &'static str,
+    },
+    /// No kernel mounts it.
+    #[error("{image} has {layers} layers, and the kernel mounts at most {LAYERS_MAX}")]
+    TooManyLayers {
+        /// The image.
+        image: String,
+        /// Layers of the manifest.
+        layers: usize,
     },
     /// The config does not fit the manifest.
     #[error("{image} has {layers} layers and {diff_ids} diff ids")]
@@ -72,18 +83,28 @@ impl Image {
         let name = image.to_string();
         let target = repository.manifest(&image.identifier()).await?;
         let manifest = if media_type::is_index(&target.media_type) {
-            let index: ImageIndex = parse("the index", &name, &target.bytes)?;
+            let index = ImageIndex::parse(&target.bytes);
+            let index = index.map_err(|error| unreadable("the index", &name, error))?;
             repository
                 .manifest(&for_this_machine(&index, &name)?.to_string())
                 .await?
         } else {
             target.clone()
         };
-        let parsed: Parsed = parse("the manifest", &name, &manifest.bytes)?;
+        let parsed = Parsed::parse(&manifest.bytes)
+            .map_err(|error| unreadable("the manifest", &name, error))?;
+        if parsed.layers.len() > LAYERS_MAX {
+            let layers = parsed.layers.len();
+            return Err(ImageError::TooManyLayers {
+                image: name,
+                layers,
+            });
+        }
         let config = repository
             .blob_bytes(&parsed.config.digest, MANIFEST_BYTES_MAX)
             .await?;
-        let read: Config = parse("the config", &name, &config)?;
+        let read: Config = serde_json::from_slice(&config)
+            .map_err(|error| unreadable("the config", &name, error))?;
         let diff_ids = read.rootfs.diff_ids.iter().map(|id| id.parse());
         let diff_ids: Vec<Digest> = diff_ids.collect::<Result<_, _>>().unwrap_or_default();
         if diff_ids.len() != parsed.layers.len() {
@@ -104,17 +125,12 @@ impl Image {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(
-    what: &'static str,
-    image: &str,
-    bytes: &[u8],
-) -> Result<T, ImageError> {
-    let refuse = |source| ImageError::Document {
+fn unreadable(what: &'static str, image: &str, source: serde_json::Error) -> ImageError {
+    ImageError::Document {
         what,
         image: image.to_owned(),
         source,
-    };
-    serde_json::from_slice(bytes).map_err(refuse)
+    }
 }
 
 fn for_this_machine(index: &ImageIndex, image: &str) -> Result<Digest, ImageError> {

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 use crate::filter::Filter;
 use crate::snapshots::Snapshots;
-use convert::{info, relabelling, signed};
+use convert::{info, labels, name, relabelling, signed};
 
 /// Bytes of one message in either direction: containerd's own limit. Labels of one request stay
 /// far below it.
@@ -52,11 +52,9 @@ impl snapshots_server::Snapshots for Service {
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
         let call = request.into_inner();
-        let labels = call.labels.into_iter().collect();
-        let mounts = self
-            .snapshots
-            .prepare(call.key, call.parent, labels)
-            .await?;
+        let labels = labels(call.labels)?;
+        let (key, parent) = (name(call.key)?, name(call.parent)?);
+        let mounts = self.snapshots.prepare(key, parent, labels).await?;
         Ok(Response::new(PrepareSnapshotResponse { mounts }))
     }
 
@@ -65,8 +63,9 @@ impl snapshots_server::Snapshots for Service {
         request: Request<ViewSnapshotRequest>,
     ) -> Result<Response<ViewSnapshotResponse>, Status> {
         let call = request.into_inner();
-        let labels = call.labels.into_iter().collect();
-        let mounts = self.snapshots.view(call.key, call.parent, labels).await?;
+        let labels = labels(call.labels)?;
+        let (key, parent) = (name(call.key)?, name(call.parent)?);
+        let mounts = self.snapshots.view(key, parent, labels).await?;
         Ok(Response::new(ViewSnapshotResponse { mounts }))
     }
 
@@ -83,9 +82,9 @@ impl snapshots_server::Snapshots for Service {
         request: Request<CommitSnapshotRequest>,
     ) -> Result<Response<()>, Status> {
         let call = request.into_inner();
-        let labels = call.labels.into_iter().collect();
+        let labels = labels(call.labels)?;
         self.snapshots
-            .commit(call.name, call.key, labels, call.parent)
+            .commit(name(call.name)?, call.key, labels, name(call.parent)?)
             .await?;
         Ok(Response::new(()))
     }

@@ -49,16 +49,14 @@ async fn manifests(
     let read = async |digest: Digest| session.read(&digest, MANIFEST_BYTES_MAX).await;
     if !media_type::is_index(media) {
         let bytes = read(digest).await?;
-        return Ok(vec![
-            serde_json::from_slice(&bytes).context("read the manifest")?,
-        ]);
+        return Ok(vec![Manifest::parse(&bytes).context("read the manifest")?]);
     }
-    let index: ImageIndex = serde_json::from_slice(&read(digest).await?)?;
+    let index = ImageIndex::parse(&read(digest).await?).context("read the index")?;
     let mut manifests = Vec::new();
     for entry in index.manifests {
         if session.has(&entry.digest).await? {
             let bytes = read(entry.digest).await?;
-            manifests.push(serde_json::from_slice(&bytes).context("read the manifest")?);
+            manifests.push(Manifest::parse(&bytes).context("read the manifest")?);
         }
     }
     Ok(manifests)

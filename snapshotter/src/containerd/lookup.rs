@@ -203,7 +203,7 @@ impl Lookup {
             read.inspect_err(|error| tracing::debug!(%digest, %error, "skipped in look-up"))
                 .ok()
         };
-        let manifest: Manifest = serde_json::from_slice(&read(*digest).await?).ok()?;
+        let manifest = Manifest::parse(&read(*digest).await?).ok()?;
         let config = read(manifest.config.digest).await?;
         let config: ImageConfig = serde_json::from_slice(&config).ok()?;
         let diffs: Vec<Digest> = config.rootfs.diff_ids.into_iter().map(|id| id.0).collect();

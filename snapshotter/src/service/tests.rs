@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::Service;
+use super::convert::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX};
 use crate::snapshots::Snapshots;
 use crate::socket;
 use crate::store::Store;
@@ -350,4 +351,32 @@ async fn of_32_parallel_prepares_one_wins() {
             .count(),
         31
     );
+}
+
+/// Promise: a request can make a record no larger than containerd itself would, and says so.
+#[tokio::test]
+async fn labels_and_names_beyond_containerds_limits_are_refused() {
+    let world = World::new().await;
+    let many = (0..=LABELS_MAX).map(|n| (format!("l{n}"), String::new()));
+    let long = "x".repeat(LABEL_BYTES_MAX);
+    for (key, labels) in [
+        ("k", many.collect()),
+        ("k", HashMap::from([("l".to_owned(), long)])),
+        (&*"k".repeat(NAME_BYTES_MAX + 1), HashMap::new()),
+    ] {
+        let request = PrepareSnapshotRequest {
+            key: key.to_owned(),
+            labels,
+            ..PrepareSnapshotRequest::default()
+        };
+        let refused = world.client.clone().prepare(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    }
+    let fits = "x".repeat(LABEL_BYTES_MAX - 1);
+    let request = PrepareSnapshotRequest {
+        key: "k".repeat(NAME_BYTES_MAX),
+        labels: HashMap::from([("l".to_owned(), fits)]),
+        ..PrepareSnapshotRequest::default()
+    };
+    world.client.clone().prepare(request).await.unwrap();
 }
