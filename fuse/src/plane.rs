@@ -1,6 +1,7 @@
 //! The data plane: everything a node keeps, and the session it is served by.
 
 mod add;
+mod decoding;
 mod mounts;
 mod remove;
 mod start;
@@ -19,6 +20,7 @@ use crate::session::{Sessions, Slots};
 use crate::store::{CachingStopped, StoreRoot};
 
 pub use add::AddLayerError;
+use decoding::Decoding;
 use mounts::Mounts;
 pub use remove::{RemoveLayerError, UnmountError};
 pub use start::StartError;
@@ -39,6 +41,7 @@ pub(crate) struct Plane {
     open_files: u64,
     layers: Mutex<HashMap<LayerId, Layer>>,
     adding: Mutex<HashMap<LayerId, Arc<tokio::sync::Mutex<()>>>>,
+    decoding: Decoding,
     mounts: Mutex<Mounts>,
     proofs: Arc<Proofs>,
     /// Threads of its own, so that neither side delays the other. `None` once shut down.

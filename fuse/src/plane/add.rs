@@ -4,10 +4,11 @@ use std::sync::{Arc, PoisonError};
 
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
-use larder_proto::index::{StoredError, open_stored};
+use larder_proto::index::StoredError;
 use tokio::time::timeout;
 
 use super::Plane;
+use super::decoding::Decoded;
 use crate::layer::{Layer, LayerId, LayerSpec};
 use crate::source::{Source, ask, no_answer};
 use crate::store::{LayerStoreError, NewLayer};
@@ -64,15 +65,16 @@ impl Plane {
             }
             return Ok(layer.clone());
         }
-        let stored = self.fetch_index(&mut spec).await?;
+        let index = self.fetch_index(&mut spec).await?;
         let plane = self.clone();
-        let added = tokio::task::spawn_blocking(move || plane.store_index(id, spec, &stored)).await;
+        let store = move || plane.store_index(id, spec, &index.bytes);
+        let added = tokio::task::spawn_blocking(store).await;
         added.unwrap_or(Err(AddLayerError::ShutDown))
     }
 
-    /// The stored index, verified against the digest that names the layer. Sources found elsewhere
+    /// The decoded index, verified against the digest that names the layer. Sources found elsewhere
     /// become the layer's own.
-    async fn fetch_index(&self, spec: &mut LayerSpec) -> Result<Vec<u8>, AddLayerError> {
+    async fn fetch_index(&self, spec: &mut LayerSpec) -> Result<Decoded, AddLayerError> {
         let mut reasons = Vec::new();
         let mut untried = 0;
         let mut looked = spec.elsewhere.is_none();
@@ -107,14 +109,15 @@ impl Plane {
         &self,
         source: &dyn Source,
         location: &IndexLocation,
-    ) -> Result<Vec<u8>, String> {
+    ) -> Result<Decoded, String> {
         let range = location.offset..location.offset + location.stored_len;
         let fetch = async {
             let mut senders = 1;
             loop {
                 let delivery = ask(source, range.clone()).await;
                 let delivery = delivery.map_err(|failure| failure.reason)?;
-                let wrong = match open_stored(&delivery.bytes, location) {
+                let opened = self.decoding.open(delivery.bytes.clone(), *location).await;
+                let wrong = match opened.ok_or("the data plane is shutting down")? {
                     Ok(index) => return Ok(index),
                     Err(wrong) => wrong,
                 };

@@ -10,6 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use tracing::{info, warn};
 
 use super::Plane;
+use super::decoding::Decoding;
 use super::mounts::Mounts;
 use crate::config::DataPlaneConfig;
 use crate::driver::{self, Driver, DriverReport, SelfTest, kernel_is_safe};
@@ -91,6 +92,7 @@ impl Plane {
             open_files,
             layers: Mutex::new(HashMap::new()),
             adding: Mutex::default(),
+            decoding: Decoding::default(),
             mounts: Mutex::new(Mounts::default()),
             proofs: Arc::default(),
             runtime: Mutex::new(Some(runtime)),

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Chunk;
-use super::header::{Fields, HEADER_LEN, Header, SECTION_LEN, Section};
+use super::header::{Fields, HEADER_LEN, Header, SECTION_ALIGN, SECTION_LEN, Section};
 use crate::digest::{Algorithm, ChunkDigest, Digest};
 use crate::limits;
 
@@ -243,8 +243,16 @@ impl SectionTable {
             if start < first {
                 return Err(IndexError::Header("has a section inside its header"));
             }
+            if !start.is_multiple_of(SECTION_ALIGN) {
+                return Err(IndexError::Header("has a section that is not aligned"));
+            }
             if rows.iter().any(|(other, _)| *other == kind) {
                 return Err(IndexError::Header("has a section twice"));
+            }
+            // Bytes that are two things at once are a way to get past the check of one of them.
+            let overlaps = |other: &Range<usize>| start < other.end && other.start < end;
+            if rows.iter().any(|(_, other)| overlaps(other)) {
+                return Err(IndexError::Header("has sections that overlap"));
             }
             rows.push((kind, start..end));
         }

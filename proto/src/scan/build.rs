@@ -373,7 +373,7 @@ fn symlink(target: Vec<u8>) -> Result<Kind, Reason> {
 /// A regular file: its pieces in the tar, neighbours joined, none sharing a block with a hole.
 fn regular(member: &Member) -> Result<Kind, Reason> {
     if member.size > limits::TAR_BYTES_MAX {
-        return Err("it is a sparse file of more than 2 TiB".into());
+        return Err("it is a file of more than 2 TiB".into());
     }
     let mut extents: Vec<Extent> = Vec::new();
     let mut tar_offset = member.data_offset;
