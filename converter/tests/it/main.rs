@@ -4,6 +4,7 @@
 mod bad;
 #[cfg(test)]
 mod fixture;
+mod hostile;
 #[cfg(test)]
 mod interop;
 #[cfg(test)]

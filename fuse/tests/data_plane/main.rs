@@ -6,6 +6,7 @@
 
 mod disk;
 mod faults;
+mod hostile;
 mod proof;
 mod reading;
 mod restart;

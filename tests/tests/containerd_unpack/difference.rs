@@ -9,8 +9,21 @@ use std::path::Path;
 use larder_proto::scan::ScannedLayer;
 use larder_proto::tree::{DeviceNumber, Extent, Kind, Node, NodeId, ROOT};
 
+/// Stack of a comparison, bytes: it goes down as deep as the tree, which paths of 4,095 bytes allow
+/// 2,048 levels.
+const STACK_BYTES: usize = 64 << 20;
+
 /// The first difference, in words.
 pub(crate) fn between(layer: &ScannedLayer, tar: &[u8], unpacked: &Path) -> Option<String> {
+    let compare = || compare(layer, tar, unpacked);
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        let thread = thread.spawn_scoped(scope, compare).expect("a thread");
+        thread.join().expect("a comparison")
+    })
+}
+
+fn compare(layer: &ScannedLayer, tar: &[u8], unpacked: &Path) -> Option<String> {
     let mut walk = Walk {
         layer,
         tar,

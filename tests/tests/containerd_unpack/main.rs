@@ -5,6 +5,7 @@
 //! package golang-github-containerd-containerd-dev (`scripts/setup tests`).
 
 mod difference;
+mod hostile;
 mod odd;
 mod random;
 
