@@ -13,10 +13,9 @@ use crate::secret::Secret;
 const HIDDEN_BYTES_MIN: usize = 4;
 
 /// Parameters that name what is asked for, and may be repeated. Every other one may be a signature.
-const TOLD: [&str; 12] = [
+const TOLD: [&str; 11] = [
     "service",
     "scope",
-    "account",
     "ns",
     "digest",
     "n",

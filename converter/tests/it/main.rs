@@ -4,6 +4,7 @@
 mod bad;
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod interop;

@@ -3,6 +3,8 @@
 //! One table for everything that meets a layer: the converter (`converter/tests/hostile`), containerd
 //! as the oracle, and a node that mounts what was accepted (`tests/tests/containerd_unpack`).
 
+#![expect(clippy::too_many_lines, reason = "tables, which formatting stretches")]
+
 mod canary;
 mod links;
 mod names;
