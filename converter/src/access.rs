@@ -17,6 +17,13 @@ pub struct Access {
     pub node: Node,
 }
 
+impl AccessError {
+    /// Whether the place has the image, but not this part of it: containerd pulls no more than it needs.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Containerd(ContainerdError::NoSuchBlob { .. }))
+    }
+}
+
 /// An image that cannot be reached, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {

@@ -16,7 +16,7 @@ use larder_registry::oci::{Descriptor, Manifest, media_type};
 use serde::Serialize;
 
 use crate::convert::{Image, LoadError, ManifestFacts, Node, load};
-use crate::manifest::{ImageConfig, is_attestation};
+use crate::manifest::{ImageConfig, is_attestation, platform_text};
 use crate::plan::{ManifestPlan, PlatformFilter, larder_location};
 use crate::source::{Source, blocking};
 
@@ -221,6 +221,7 @@ async fn compare(
     jobs: NonZero<usize>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
+    let has_several = original.manifests().nth(1).is_some();
     for node in original.manifests() {
         let (origin, theirs) = (node.document.digest, node.manifest);
         let ours = image.manifests().find(|ours| {
@@ -228,8 +229,15 @@ async fn compare(
             ours.document.digest == origin || made_from.is_some_and(|of| *of == origin.to_string())
         });
         let Some(ours) = ours else {
+            let platform = node.config.map(|config| platform_text(&config.platform));
+            let what = platform.unwrap_or_else(|| "not an image".into());
             problems.push(format!(
-                "nothing was made from the original's manifest {origin}"
+                "nothing was made from the original's manifest {origin} ({what}){}",
+                if has_several {
+                    "; if --platform left it out, give the same to check"
+                } else {
+                    ""
+                }
             ));
             continue;
         };

@@ -8,6 +8,7 @@ mod inspect;
 mod text;
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -115,8 +116,8 @@ enum Failure {
     Failed(String),
     /// What is wrong was told already; this sums it up.
     Told(String),
-    /// The user stopped it.
-    Interrupted,
+    /// The user stopped it; what that means.
+    Interrupted(&'static str),
 }
 
 impl<E: std::error::Error> From<E> for Failure {
@@ -187,10 +188,11 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> 
         Ok(runtime) => runtime,
         Err(error) => return tell(&Failure::from(error), json),
     };
+    let stopped = cli.command.stopped();
     let result = runtime.block_on(async {
         tokio::select! {
             result = dispatch(cli.command) => result,
-            () = interrupted() => Err(Failure::Interrupted),
+            () = interrupted() => Err(Failure::Interrupted(stopped)),
         }
     });
     runtime.shutdown_timeout(STOP_TIME);
@@ -211,6 +213,14 @@ impl Command {
             Self::Completions { .. } => false,
         }
     }
+
+    /// What is said when it is interrupted.
+    fn stopped(&self) -> &'static str {
+        match self {
+            Self::Convert(_) => "interrupted; the destination is as it was",
+            _ => "interrupted",
+        }
+    }
 }
 
 /// What clap says about the command line: help on standard output, or what is wrong with it.
@@ -221,12 +231,19 @@ fn tell_usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     }
     // It was not parsed, so whether JSON was asked for is a guess, and a good one.
     if arguments.iter().any(|argument| argument == "--json") {
-        let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        let first = first.strip_prefix("error: ").unwrap_or(first);
-        let _ = print_json(&serde_json::json!({ "error": first }));
+        let _ = print_json(&serde_json::json!({ "error": sentence(&error.to_string()) }));
     }
     EXIT_USAGE.into()
+}
+
+/// What clap says first, up to the empty line before its advice, in one line.
+fn sentence(text: &str) -> String {
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty());
+    let all = lines.collect::<Vec<_>>().join(" ");
+    all.strip_prefix("error: ").unwrap_or(&all).to_owned()
 }
 
 async fn dispatch(command: Command) -> Result<(), Failure> {
@@ -280,10 +297,7 @@ fn tell(failure: &Failure, json: bool) -> ExitCode {
     let (text, code) = match failure {
         Failure::Usage(text) => (text.as_str(), EXIT_USAGE),
         Failure::Failed(text) | Failure::Told(text) => (text.as_str(), 1),
-        Failure::Interrupted => (
-            "interrupted; the destination is as it was",
-            EXIT_INTERRUPTED,
-        ),
+        Failure::Interrupted(text) => (*text, EXIT_INTERRUPTED),
     };
     eprintln!("larder: {text}");
     if json && !matches!(failure, Failure::Told(_)) {
@@ -297,6 +311,7 @@ fn start_logging() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // A second run in one process, as in tests, keeps the first one's log.
     let _ = log.try_init();

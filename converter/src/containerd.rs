@@ -134,6 +134,12 @@ impl ContainerdSource {
         &self.root
     }
 
+    /// Whether containerd has a blob.
+    pub async fn has(&self, digest: &Digest) -> Result<bool, ContainerdError> {
+        let len = self.containerd.blob_len(&self.namespace, digest).await?;
+        Ok(len.is_some())
+    }
+
     /// A blob from its beginning to its end. Nothing has been checked.
     pub async fn blob(&self, digest: &Digest) -> Result<Box<dyn Read + Send>, ContainerdError> {
         let parts = self

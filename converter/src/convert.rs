@@ -145,6 +145,10 @@ async fn run(conversion: &Conversion, request: &Request) -> Result<Report, Conve
     } = conversion;
     let mut notes = Vec::new();
     let image = load(source, &request.platforms).await?;
+    notes.extend(image.absent.iter().map(|digest| {
+        let from = source.location();
+        format!("attestation {digest} is left out: {from} was pulled without it")
+    }));
     destination.prepare().await?;
     let existing = destination.existing(access).await;
     let usable = existing.as_ref().filter(|_| request.reuse);

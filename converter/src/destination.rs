@@ -51,6 +51,10 @@ impl Destination {
                 Kind::Archive(ArchiveDestination::new(file, tag.as_deref())?)
             }
             Location::Containerd(name) => {
+                // Its names are long forms of references.
+                if let Ok(reference) = name.parse() {
+                    tag(&reference).map_err(refuse)?;
+                }
                 Kind::Containerd(ContainerdDestination::open(&access.node, name).await?)
             }
             Location::DockerArchive { .. } => {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::decode::Encoding;
 use crate::files::{ArchiveError, Files, Window};
 use crate::layer::Tap;
+use crate::layout::not_among;
 use crate::manifest::{CONFIG_BYTES_MAX, Document};
 
 /// Largest `manifest.json` that is read, bytes: an image of 127 layers takes 10 KB of it, so some four
@@ -33,14 +34,12 @@ pub enum DockerError {
         reason: String,
     },
     /// The image is not in it, or none was named and there are several.
-    #[error("{path} has no image {reference}; it has: {names}")]
+    #[error("{path} {reason}")]
     NoSuchImage {
         /// The archive.
         path: String,
-        /// The name that was asked for.
-        reference: String,
-        /// The names there are.
-        names: String,
+        /// What was asked for, and what there is.
+        reason: String,
     },
     /// The archive's manifest speaks of a blob that is not there.
     #[error("{path} lacks blob {digest}")]
@@ -87,8 +86,7 @@ impl DockerSource {
             .map_err(|error| malformed(format!("manifest.json: {error}")))?;
         let saved = choose(&list, reference).ok_or_else(|| DockerError::NoSuchImage {
             path: path.clone(),
-            reference: reference.unwrap_or("without a name").into(),
-            names: names(&list),
+            reason: not_among(reference, list.len(), &names(&list)),
         })?;
         let config = small(&files, &saved.config, CONFIG_BYTES_MAX).map_err(&malformed)?;
         let config = Descriptor::of(media_type::OCI_CONFIG, &config);
@@ -168,16 +166,11 @@ fn choose<'a>(list: &'a [Saved], reference: Option<&str>) -> Option<&'a Saved> {
         .find(|saved| saved.repo_tags.iter().flatten().any(is_it))
 }
 
-fn names(list: &[Saved]) -> String {
+fn names(list: &[Saved]) -> Vec<&str> {
     let names = list
         .iter()
         .flat_map(|saved| saved.repo_tags.iter().flatten());
-    let names: Vec<_> = names.map(String::as_str).collect();
-    if names.is_empty() {
-        "no names".into()
-    } else {
-        names.join(", ")
-    }
+    names.map(String::as_str).collect()
 }
 
 /// The descriptor of a layer: its digest is its name in newer archives, else it is computed.

@@ -54,14 +54,12 @@ pub enum LayoutError {
         reason: String,
     },
     /// The name is not there, or none was given and there are several.
-    #[error("{} has no image {}; it has: {names}", path.display(), tag.as_deref().unwrap_or("without a name"))]
+    #[error("{} {reason}", path.display())]
     NoSuchImage {
         /// The directory or archive.
         path: PathBuf,
-        /// The name that was asked for.
-        tag: Option<String>,
-        /// The names there are.
-        names: String,
+        /// What was asked for, and what there is.
+        reason: String,
     },
     /// A blob a document names is not there.
     #[error("{} lacks blob {digest}", path.display())]
@@ -121,8 +119,7 @@ impl LayoutSource {
             .cloned()
             .ok_or_else(|| LayoutError::NoSuchImage {
                 path: files.path().to_owned(),
-                tag: tag.map(Into::into),
-                names: names(&index),
+                reason: not_among(tag, index.manifests.len(), &names(&index)),
             })?;
         Ok(Self { files, root })
     }
@@ -165,16 +162,24 @@ fn choose<'a>(index: &'a ImageIndex, tag: Option<&str>) -> Option<&'a Descriptor
     }
 }
 
-fn names(index: &ImageIndex) -> String {
+fn names(index: &ImageIndex) -> Vec<&str> {
     let names = index
         .manifests
         .iter()
         .filter_map(|entry| entry.annotations.get(REF_NAME));
-    let names: Vec<_> = names.map(String::as_str).collect();
-    if names.is_empty() {
-        "no names".into()
-    } else {
-        names.join(", ")
+    names.map(String::as_str).collect()
+}
+
+/// Why an image is not found among `images` ones of which some have these names.
+pub(crate) fn not_among(wanted: Option<&str>, images: usize, names: &[&str]) -> String {
+    let all = match names {
+        [] => "no names".into(),
+        names => names.join(", "),
+    };
+    match (wanted, images) {
+        (_, 0) => "has no images".into(),
+        (Some(wanted), _) => format!("has no image {wanted}; it has: {all}"),
+        (None, images) => format!("has {images} images, so name one of them; it has: {all}"),
     }
 }
 

@@ -115,6 +115,14 @@ impl Source {
         Ok(Document::new(entry.media_type.clone(), bytes))
     }
 
+    /// Whether the image is there without this blob, as far as that can be known without reading it.
+    pub async fn lacks(&self, digest: &Digest) -> Result<bool, AccessError> {
+        match &self.kind {
+            Kind::Containerd(containerd) => Ok(!containerd.has(digest).await?),
+            _ => Ok(false),
+        }
+    }
+
     /// A whole blob of at most `limit` bytes; its digest is checked.
     pub async fn small_blob(&self, entry: &Descriptor, limit: u64) -> Result<Vec<u8>, AccessError> {
         let Descriptor { digest, size, .. } = *entry;

@@ -11,7 +11,7 @@ use larder_proto::tree::{DeviceNumber, Kind, Node, NodeId, ROOT, Tree};
 
 pub use content::{ContentError, copy_content};
 pub(crate) use open::open_index;
-pub use open::{PlainOrLarder, ViewError, ViewedLayer, choose_platform, open_view};
+pub use open::{PlainOrLarder, ViewError, ViewedLayer, choose_platform, open_view, own_platform};
 
 /// Symlinks followed in one path, as many as Linux follows.
 const SYMLINKS_MAX: usize = 40;

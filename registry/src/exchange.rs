@@ -272,10 +272,11 @@ pub(crate) async fn refusal(response: Response, host: &str, now: SystemTime) -> 
         400 if detail.contains("HTTP request was sent to HTTPS port")
             || detail.contains("HTTP request to an HTTPS server") =>
         {
-            let detail =
-                "it speaks TLS and was asked in plain HTTP: leave out --plain-http (on nodes \
-                          registry.plain_http), or name its CA in certs.d"
-                    .into();
+            let detail = format!(
+                "it speaks TLS and was asked in plain HTTP, as loopback registries are and those of \
+                 --plain-http (on nodes registry.plain_http): leave that out, or write \
+                 `server = \"https://{host}\"` into certs.d/{host}/hosts.toml"
+            );
             Cause::Untrusted { host, detail }
         }
         408 | 429 | 500 | 502 | 503 | 504 => Cause::Unavailable {

@@ -10,6 +10,7 @@ import tempfile
 import urllib.request
 
 import images
+import layouts
 import world
 from world import rig
 
@@ -33,6 +34,38 @@ def refer(reference):
     entry = described(artifact, kind) | {"artifactType": "application/spdx+json"}
     put(repository, subject["digest"].replace(":", "-"), json.dumps({"schemaVersion": 2, "mediaType": listing, "manifests": [entry]}).encode(),
         listing)
+
+
+def publish_for_several(original):
+    """An image of two platforms, this machine's with an attestation, as BuildKit makes them; its reference, this platform and the
+    attestation."""
+    repository = original.removeprefix(world.REGISTRY + "/").split(":")[0]
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    own = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    foreign = "arm64" if own == "amd64" else "amd64"
+    tar = layouts.tar("file")
+    blob = layouts.packed(tar)
+    diff_ids = [described(tar, "")["digest"]]
+    config = json.dumps({"os": "linux", "architecture": foreign, "rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
+    other = json.dumps({"schemaVersion": 2, "mediaType": kind, "layers": [described(blob, layouts.LAYER)],
+                        "config": described(config, "application/vnd.oci.image.config.v1+json")}).encode()
+    for content in (blob, config):
+        upload(repository, content)
+    put(repository, described(other, kind)["digest"], other, kind)
+    raw = rig.run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{original}").encode()
+    entries = [described(content, kind) | {"platform": {"os": "linux", "architecture": platform}}
+               for content, platform in ((raw, own), (other, foreign))]
+    statement, config = b"{}", b'{"os": "unknown", "architecture": "unknown", "rootfs": {"type": "layers", "diff_ids": []}}'
+    for content in (statement, config):
+        upload(repository, content)
+    attestation = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": described(config, "application/vnd.oci.image.config.v1+json"),
+                              "layers": [described(statement, "application/vnd.in-toto+json")]}).encode()
+    put(repository, described(attestation, kind)["digest"], attestation, kind)
+    about = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": entries[0]["digest"]}
+    entries.append(described(attestation, kind) | {"platform": {"os": "unknown", "architecture": "unknown"}, "annotations": about})
+    index = "application/vnd.oci.image.index.v1+json"
+    put(repository, "several", json.dumps({"schemaVersion": 2, "mediaType": index, "manifests": entries}).encode(), index)
+    return f"{world.REGISTRY}/{repository}:several", f"linux/{own}", entries[2]["digest"]
 
 
 def described(content, kind):
@@ -107,6 +140,29 @@ class ContainerdTransport(world.Case):
             self.assertIn(told["digest"], subjects)
             node.ctr("images", "rm", "--sync", CONVERTED)
             self.assertEqual(self.content(node), set())
+
+    @world.once_per(release=list(world.RELEASES))
+    def test_one_platform_of_several_is_enough(self, release):
+        """Promise: of an image that containerd pulled for its own platform, as it does, this platform is read and converted; an
+        attestation that it did not pull is left out, and that is said."""
+        reference, own, attestation = publish_for_several(world.publish("tools")[0])
+        with self.node(release, lazy=False) as node:
+            node.pull(reference)
+            # 2.1 pulls the manifest of an attestation, and none of its layers.
+            self.assertEqual(attestation in self.content(node), release == "2")
+            image = f"containerd:{reference}"
+            self.assertIn("passwd", self.larder(node, "ls", image, "/etc"))
+            self.assertIn("root:", self.larder(node, "cat", image, "/etc/passwd"))
+            told = json.loads(self.larder(node, "inspect", image, "--platform", own, "--json"))
+            platforms = [manifest.get("platform") for manifest in told["manifests"]]
+            self.assertEqual(platforms, [own])
+            target = f"oci:{self.folder()}/out"
+            told = json.loads(self.larder(node, "convert", image, target, "--platform", own, "--json"))
+            self.assertIn(attestation, " ".join(told["notes"]))
+            self.larder(node, "check", target, "--against", image, "--platform", own)
+            # Who asks for all of it is told what to ask for.
+            with self.assertRaisesRegex(rig.RigError, "exit 1\n(.*\n)*larder: .*--platform"):
+                self.larder(node, "convert", image, target)
 
     def documents(self, node):
         """What of the content store is JSON."""

@@ -11,11 +11,11 @@ use larder_proto::tree::{Kind, Node};
 use serde::Serialize;
 
 use super::{AccessArguments, Failure, print, print_json};
-use crate::convert::load;
+use crate::convert::{LoadError, load};
 use crate::location::Location;
 use crate::plan::PlatformFilter;
 use crate::source::Source;
-use crate::view::{Found, View, choose_platform, copy_content, open_view};
+use crate::view::{Found, View, choose_platform, copy_content, open_view, own_platform};
 
 #[derive(Debug, Args)]
 pub(super) struct ListArguments {
@@ -170,7 +170,14 @@ async fn open(
     platform: Option<&PlatformFilter>,
 ) -> Result<(Source, View), Failure> {
     let source = Source::open(image, &access.access(&[image]).await?).await?;
-    let image = load(&source, &[]).await?;
+    // Only one platform is looked at, and containerd may have pulled no other.
+    let own = own_platform();
+    let wanted: Vec<_> = platform.or(own.as_ref()).cloned().into_iter().collect();
+    let image = match load(&source, &wanted).await {
+        // An image that is for other machines alone can be looked into as well.
+        Err(LoadError::Platform { .. }) if platform.is_none() => load(&source, &[]).await?,
+        image => image?,
+    };
     let view = open_view(&source, choose_platform(&image, platform)?).await?;
     Ok((source, view))
 }

@@ -7,12 +7,16 @@ use super::{AccessArguments, Failure, print, print_json};
 use crate::convert::load;
 use crate::inspect::{ImageReport, LayerDetails, inspect};
 use crate::location::Location;
+use crate::plan::PlatformFilter;
 use crate::source::Source;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The image.
     image: Location,
+    /// Only this platform; may be given several times [default: all].
+    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]")]
+    platforms: Vec<PlatformFilter>,
     #[command(flatten)]
     pub(super) access: AccessArguments,
 }
@@ -20,7 +24,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let access = arguments.access.access(&[&arguments.image]).await?;
     let source = Source::open(&arguments.image, &access).await?;
-    let image = load(&source, &[]).await?;
+    let image = load(&source, &arguments.platforms).await?;
     let report = inspect(&source, &image).await;
     if arguments.access.json {
         print_json(&report)

@@ -26,6 +26,9 @@ const DEPTH_MAX: usize = 4;
 pub struct Image {
     /// The manifest or index that its name stands for.
     pub root: Node,
+    /// Attestations left out because the source has not got them: containerd pulls no others than
+    /// images of the platform it was asked for.
+    pub absent: Vec<Digest>,
 }
 
 /// A document of an image with what belongs to it.
@@ -174,13 +177,17 @@ pub async fn load(source: &Source, platforms: &[PlatformFilter]) -> Result<Image
         source,
         platforms,
         seen: Vec::new(),
+        absent: Vec::new(),
         count: 0,
     };
     let document = source.root().await?;
     let root = loader.node(document, None, 0).await?;
     let missing = loader.missing();
     match root {
-        Some(root) if missing.is_empty() => Ok(Image { root }),
+        Some(root) if missing.is_empty() => Ok(Image {
+            root,
+            absent: loader.absent,
+        }),
         _ => Err(LoadError::Platform {
             wanted: texts(missing),
             found: texts(loader.seen.iter().map(platform_text)),
@@ -201,6 +208,7 @@ struct Loader<'a> {
     source: &'a Source,
     platforms: &'a [PlatformFilter],
     seen: Vec<Platform>,
+    absent: Vec<Digest>,
     count: usize,
 }
 
@@ -261,9 +269,25 @@ impl Loader<'_> {
             let target = entry.annotations.get(ATTESTED);
             let is_target =
                 |child: &Node| target.is_some_and(|of| *of == child.document().digest.to_string());
-            if self.platforms.is_empty() || children.iter().any(is_target) {
-                let below = self.source.document(entry).await?;
-                children.extend(self.node(below, Some(entry), depth + 1).await?);
+            if !self.platforms.is_empty() && !children.iter().any(is_target) {
+                continue;
+            }
+            // Only who asked for all of the image is owed it.
+            let may_lack = !self.platforms.is_empty();
+            let below = match self.source.document(entry).await {
+                Err(error) if error.is_absent() && may_lack => {
+                    self.absent.push(entry.digest);
+                    continue;
+                }
+                below => self.node(below?, Some(entry), depth + 1).await?,
+            };
+            match below {
+                Some(Node::Manifest { manifest, .. })
+                    if may_lack && self.lacks_part(&manifest).await? =>
+                {
+                    self.absent.push(entry.digest);
+                }
+                below => children.extend(below),
             }
         }
         let empty = children.is_empty() && !self.platforms.is_empty();
@@ -272,6 +296,16 @@ impl Loader<'_> {
             index,
             children,
         }))
+    }
+
+    /// Whether the source has a manifest without what it names.
+    async fn lacks_part(&self, manifest: &Manifest) -> Result<bool, LoadError> {
+        for part in std::iter::once(&manifest.config).chain(&manifest.layers) {
+            if self.source.lacks(&part.digest).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether the platforms exclude an entry by what the index says about it.

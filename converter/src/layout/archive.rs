@@ -50,12 +50,24 @@ impl ArchiveDestination {
 
     /// Refuses a name that is taken by something else; that the place can be written was seen
     /// when it was opened.
+    ///
+    /// The archive takes the place of what has its name: a file may be replaced, but not a device,
+    /// which all of the machine uses, and no link, such as /dev/stdout.
     pub fn prepare(&self) -> Result<(), LayoutError> {
         check_name(&self.path, &self.tag)?;
-        if self.path.is_dir() {
-            return Err(at(&self.path, io::ErrorKind::IsADirectory.into()));
+        let Ok(there) = self.path.symlink_metadata() else {
+            return Ok(());
+        };
+        if there.is_file() {
+            return Ok(());
         }
-        Ok(())
+        let what = match there.file_type() {
+            kind if kind.is_dir() => "a directory",
+            kind if kind.is_symlink() => "a symbolic link",
+            _ => "a device, pipe or socket",
+        };
+        let reason = format!("it is {what}, and an archive replaces only a file: name a file");
+        Err(at(&self.path, io::Error::other(reason)))
     }
 
     /// A directory on the same file system, for what is not finished.

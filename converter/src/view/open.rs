@@ -81,6 +81,16 @@ impl ViewedLayer {
     }
 }
 
+/// The platform of this machine, without a variant.
+pub fn own_platform() -> Option<PlatformFilter> {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!("linux/{architecture}").parse().ok()
+}
+
 /// The image's manifest for a platform; without one, for this machine's, or the only one.
 pub fn choose_platform<'a>(
     image: &'a Loaded,
@@ -98,14 +108,7 @@ pub fn choose_platform<'a>(
             _ => None,
         })
         .collect();
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let own = format!("linux/{architecture}")
-        .parse::<PlatformFilter>()
-        .ok();
+    let own = own_platform();
     match (platform.or(own.as_ref()), &images[..]) {
         (_, []) => Err(ViewError::Platform("it is not an image with files".into())),
         (_, [(only, _)]) if platform.is_none() => Ok(only),

@@ -1,6 +1,8 @@
 //! The command `larder` from the outside: what it makes of images, and what it says of bad ones.
 
 #[cfg(test)]
+mod answers;
+#[cfg(test)]
 mod bad;
 #[cfg(test)]
 mod fixture;
