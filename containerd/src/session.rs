@@ -1,7 +1,7 @@
 //! Changes in containerd made on behalf of one command, under a lease.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use containerd_client::services::v1 as api;
@@ -24,6 +24,12 @@ pub const SOURCE_PREFIX: &str = "containerd.io/distribution.source.";
 
 /// How long what a killed or failed command brought is kept, for its next run.
 const LEASE_KEPT: Duration = Duration::from_hours(24);
+
+/// How long a document may be locked by whoever writes it: it is one message and one sync of the disk.
+const LOCKED_TIME: Duration = Duration::from_secs(10);
+
+/// How often is looked whether it still is.
+const LOCKED_LOOK: Duration = Duration::from_millis(20);
 
 /// containerd in one namespace, keeping what is made until [`Session::end`].
 #[derive(Debug, Clone)]
@@ -53,6 +59,11 @@ impl CallError {
     /// Whether containerd says that there is no such thing.
     pub fn is_not_found(&self) -> bool {
         self.code() == Code::NotFound
+    }
+
+    /// Whether somebody else is writing the same blob at this moment.
+    pub fn is_locked(&self) -> bool {
+        self.code() == Code::Unavailable && self.status.message().contains("locked")
     }
 
     /// The gRPC code.
@@ -166,6 +177,23 @@ impl Session {
     /// Stores a document, or gives an existing one its labels. Where it came from is added to the
     /// places known before.
     pub async fn put(
+        &self,
+        digest: &Digest,
+        bytes: &[u8],
+        labels: HashMap<String, String>,
+    ) -> Result<(), CallError> {
+        let begin = Instant::now();
+        loop {
+            let put = self.put_once(digest, bytes, labels.clone()).await;
+            // Of several pulls of one image, all have to write the same documents.
+            if !put.as_ref().is_err_and(CallError::is_locked) || begin.elapsed() > LOCKED_TIME {
+                return put;
+            }
+            tokio::time::sleep(LOCKED_LOOK).await;
+        }
+    }
+
+    async fn put_once(
         &self,
         digest: &Digest,
         bytes: &[u8],

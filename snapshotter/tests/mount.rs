@@ -247,6 +247,55 @@ fn umount_removes_what_a_dead_process_left(driver: &str) {
     }
 }
 
+/// Promise: the same where another process owns the root by now; what is that one's, it keeps.
+fn umount_removes_what_a_former_owner_left(driver: &str) {
+    for layers in [1, 2] {
+        let world = World::new();
+        let [root, at, later] = ["root", "at", "later"].map(|name| world.directory(name));
+        world.mount(driver, layers, &root, &at);
+        let scratch = world.scratch.path().canonicalize().unwrap();
+        owners(&scratch).into_iter().for_each(kill);
+        nobody_owns(&scratch);
+        world.mount(driver, 2, &root, &later);
+        let ran = world.umount(&root, &at);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        assert!(!is_mounted(&at));
+        let part = root.join("images/1/0");
+        assert!(is_mounted(&part));
+        for other in [&part, &at] {
+            let ran = world.umount(&root, other);
+            assert_eq!(ran.code, Some(1), "{}", other.display());
+            assert!(ran.err.contains("no image is mounted"), "{}", ran.err);
+        }
+        assert!(is_mounted(&part));
+        assert_eq!(content(&later), "layer 0");
+    }
+}
+
+/// Promise: the root of the machine is not covered by an image, and a root directory that cannot be
+/// made is named.
+#[test]
+fn places_that_cannot_be_used_are_named() {
+    let world = World::new();
+    let reference = world.image(1);
+    let (root, at) = (world.directory("root"), world.directory("at"));
+    let ran = world.run(&["mount", "--detach", "--root", text(&root), &reference, "/"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("/ is the root"), "{}", ran.err);
+    let file = world.scratch.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let ran = world.run(&[
+        "mount",
+        "--detach",
+        "--root",
+        text(&file),
+        &reference,
+        text(&at),
+    ]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains(text(&file)), "{}", ran.err);
+}
+
 /// Promise: of several first `mount --detach` that are started together, one becomes the owner, and
 /// all images are mounted by it.
 fn images_mounted_together_find_one_owner(driver: &str) {
@@ -323,4 +372,5 @@ on_both_drivers_blocking!(
     an_image_is_mounted_over_something_else,
     umount_with_another_root_leaves_a_living_image,
     umount_removes_what_a_dead_process_left,
+    umount_removes_what_a_former_owner_left,
 );

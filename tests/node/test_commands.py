@@ -95,6 +95,50 @@ class Status(world.Case):
             world.status(self.folder())
 
 
+class ContainerdCommands(world.Case):
+    """`pull` and `fetch-blobs`, also several at once."""
+
+    def command(self, node, *words):
+        settings = os.path.join(node.work, "larder.toml")
+        return [os.path.join(world.PROGRAMS, "larder-snapshotter"), *words, "--config", settings, "--address", node.socket]
+
+    def together(self, node, *words):
+        started = [subprocess.Popen(self.command(node, *words), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+        for process in started:
+            _, errors = process.communicate(timeout=END_SECONDS_MAX)
+            self.assertEqual(process.returncode, 0, errors)
+
+    def refused(self, node, *words):
+        done = subprocess.run(self.command(node, *words), capture_output=True, text=True)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        return done.stderr
+
+    @once_per(release=("1.6", "2"))
+    def test_several_commands_for_one_image_do_not_disturb_each_other(self, release):
+        """Promise: all of them succeed, by lazy layers and by unpacked ones, and no lease stays."""
+        original, converted = world.publish("tools-layers")
+        with self.node(release, lazy=True) as node:
+            self.together(node, "pull", converted)
+            self.together(node, "fetch-blobs", converted)
+            self.assertLessEqual(world.layers(converted), node.blobs())
+            node.ctr("images", "rm", "--sync", converted)
+            self.gone(node.left_behind)
+            self.together(node, "pull", original)
+            self.assertEqual(node.ctr("leases", "ls", "-q").split(), [])
+
+    def test_a_command_that_finds_nothing_leaves_nothing(self):
+        """Promise: a name that is not there leaves no lease; what containerd answers is not taken for silence."""
+        with self.node("1.6", lazy=True) as node:
+            nowhere = f"{world.REGISTRY}/test/nowhere:1"
+            world.registry()
+            self.assertIn("not found", self.refused(node, "pull", nowhere))
+            self.assertIn("not found", self.refused(node, "fetch-blobs", nowhere))
+            self.assertEqual(node.ctr("leases", "ls", "-q").split(), [])
+            told = self.refused(node, "pull", nowhere, "--namespace", "a name")
+            self.assertIn("namespace", told)
+            self.assertNotIn("is it running", told)
+
+
 class Progress(world.Case):
     """What `larder convert` shows while it works."""
 

@@ -41,10 +41,10 @@ fn foreign<'a>(table: &'a [Mount], target: &Path, root: &Path) -> Option<&'a Mou
     (!is_ours).then_some(topmost)
 }
 
-/// Whether the process that served a FUSE mount is gone: nobody misses it.
+/// Whether the process that served a FUSE mount is gone: nobody misses it. Attributes may come from the
+/// kernel's cache even then; this is asked of the process each time.
 fn is_dead(target: &Path) -> bool {
-    let looked = std::fs::symlink_metadata(target);
-    looked.is_err_and(|error| error.kind() == io::ErrorKind::NotConnected)
+    rustix::fs::statvfs(target).is_err_and(|error| error == rustix::io::Errno::NOTCONN)
 }
 
 #[cfg(test)]

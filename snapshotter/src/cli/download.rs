@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use larder_proto::digest::Digest;
@@ -22,6 +22,13 @@ use crate::store::Origin;
 /// How many senders of one repository may send wrong bytes before it is given up: the registry
 /// and more mirrors than anybody configures.
 const SENDERS_MAX: usize = 4;
+
+/// How often is looked whether another command gets on with a blob: it may take minutes.
+const OTHER_LOOK: Duration = Duration::from_millis(500);
+
+/// How often another command may be found not to get on, a second each: the registry client gives a
+/// stalled sender up before.
+const STALLED_MAX: usize = 60;
 
 /// How often the progress of a blob is shown on a terminal.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
@@ -48,7 +55,11 @@ impl Downloads {
         let containerd = Containerd::new(config.containerd.clone());
         let ports = config.registry.ports.clone();
         let session = Session::begin(containerd.clone(), args.namespace.clone()).await;
-        let session = session.with_context(|| super::unreachable(&config.containerd))?;
+        let session = session.map_err(|error| match error.code() {
+            // It did answer.
+            Code::InvalidArgument => anyhow::Error::from(error),
+            _ => anyhow::Error::from(error).context(super::unreachable(&config.containerd)),
+        })?;
         Ok(Self {
             session,
             repository: registries.repository(image, args.plain_http),
@@ -64,6 +75,18 @@ impl Downloads {
 
     pub(super) fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    /// The value, or the error of a command that brought nothing: there is nothing to keep for its next run.
+    pub(super) async fn or_end<T, E: Into<anyhow::Error>>(
+        &self,
+        first: Result<T, E>,
+    ) -> anyhow::Result<T> {
+        if first.is_err() {
+            // The first error is the one to tell; the lease expires.
+            drop(self.session.clone().end().await);
+        }
+        first.map_err(Into::into)
     }
 
     /// Gives back what protected the blobs until something refers to them.
@@ -121,7 +144,7 @@ impl Downloads {
         repository: &Repository,
         blob: &Descriptor,
     ) -> anyhow::Result<Result<(), Failure>> {
-        let mut wrong = 0;
+        let (mut wrong, mut stalled) = (0, 0);
         loop {
             let there = self.session.written(&blob.digest).await?;
             let (body, senders) = match rest(repository, blob, there).await {
@@ -153,10 +176,40 @@ impl Downloads {
                         return Ok(Err(Failure::Wrong(name, error.to_string())));
                     }
                 }
+                Err(WriteError::Call(error)) if error.is_locked() && stalled < STALLED_MAX => {
+                    match self.other_command(&blob.digest).await? {
+                        Other::Brought => return Ok(Ok(())),
+                        Other::Stalled => stalled += 1,
+                    }
+                }
                 Err(WriteError::Call(error)) => return Err(error.into()),
             }
         }
     }
+
+    /// Waits while another command brings a blob.
+    async fn other_command(&self, blob: &Digest) -> anyhow::Result<Other> {
+        let mut before = None;
+        loop {
+            tokio::time::sleep(OTHER_LOOK).await;
+            if self.session.has(blob).await? {
+                return Ok(Other::Brought);
+            }
+            let written = Some(self.session.written(blob).await?);
+            if written == before {
+                return Ok(Other::Stalled);
+            }
+            before = written;
+        }
+    }
+}
+
+/// How another command fares that brings the same blob.
+enum Other {
+    /// The blob is there.
+    Brought,
+    /// It ended or does not get on.
+    Stalled,
 }
 
 /// Why a repository did not deliver.

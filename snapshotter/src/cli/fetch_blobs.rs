@@ -18,7 +18,8 @@ pub(super) async fn fetch_blobs(args: ContainerdArgs, image: Reference) -> anyho
     let config = args.config()?;
     let downloads = Downloads::begin(&args, &config, &image).await?;
     let session = downloads.session();
-    let target = session.image(&image.to_string()).await?;
+    let target = session.image(&image.to_string()).await;
+    let target = downloads.or_end(target).await?;
     let digest: Digest = target.digest.parse()?;
     let (mut fetched, mut bytes) = (0, 0);
     for manifest in manifests(session, digest, &target.media_type).await? {

@@ -190,14 +190,29 @@ async fn unmount_by(
     match control.unmount(request).await {
         Ok(_) => Ok(()),
         Err(status) if status.code() == Code::Unavailable => unmount_left(root, target),
+        // An owner does not know what one before it left. What it does know, it keeps in its list
+        // until it is unmounted.
+        Err(status) if status.code() == Code::NotFound => {
+            let root = canonical(root)?;
+            // Below the root are the parts of what is mounted.
+            let is_left = !target.starts_with(&root)
+                && refuse_foreign(target, &root).is_ok()
+                && mounted_at(target)? > 0;
+            ensure!(is_left, "{}", status.message());
+            Ok(unmount(target, Unmount::Lazy)?)
+        }
         Err(status) => bail!("{}", status.message()),
     }
 }
 
+fn canonical(root: &Path) -> anyhow::Result<PathBuf> {
+    let canonical = std::fs::canonicalize(root).or_else(|_| std::path::absolute(root));
+    canonical.with_context(|| format!("find {}", root.display()))
+}
+
 /// Unmounts what a process that is gone left at `target`.
 fn unmount_left(root: &Path, target: &Path) -> anyhow::Result<()> {
-    let canonical = std::fs::canonicalize(root).or_else(|_| std::path::absolute(root));
-    let canonical = canonical.with_context(|| format!("find {}", root.display()))?;
+    let canonical = canonical(root)?;
     refuse_foreign(target, &canonical).with_context(|| {
         let root = root.display();
         format!("no process owns {root}; was the image mounted with another --root?")
@@ -264,7 +279,8 @@ async fn cut_off(mounter: &Mounter, socket: &Path) {
 
 /// Starts the owner as a process of its own, and waits until it has mounted.
 async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&args.root)?;
+    let made = std::fs::create_dir_all(&args.root);
+    made.with_context(|| format!("make the root directory {}", args.root.display()))?;
     let log = args.root.join("mount.log");
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -344,6 +360,10 @@ fn directory(path: &Path) -> anyhow::Result<PathBuf> {
         found => found.with_context(|| format!("mount at {}", path.display()))?,
     };
     ensure!(found.is_dir(), "{} is not a directory", found.display());
+    ensure!(
+        found.parent().is_some(),
+        "/ is the root of this machine, which the image would hide: make a directory for it"
+    );
     Ok(found)
 }
 

@@ -26,7 +26,8 @@ const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
 pub(super) async fn pull(args: ContainerdArgs, image: Reference) -> anyhow::Result<()> {
     let config = args.config()?;
     let downloads = Downloads::begin(&args, &config, &image).await?;
-    let resolved = Image::resolve(downloads.repository(), &image).await?;
+    let resolved = Image::resolve(downloads.repository(), &image).await;
+    let resolved = downloads.or_end(resolved).await?;
     let pull = Pull {
         downloads,
         image,
