@@ -7,7 +7,7 @@ mod remove;
 mod start;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Runtime;
@@ -105,6 +105,13 @@ impl DataPlane {
         tokio::task::spawn_blocking(move || plane.unmount(&target))
             .await
             .unwrap_or(Err(UnmountError::ShutDown))
+    }
+
+    /// Where else the tree mounted at `target` can be seen, if an attribute that a file has not got is
+    /// answered by EOPNOTSUPP there: here it is ENODATA, as on any other file system, at the price of a
+    /// request for each.
+    pub fn asked_tree(&self, target: &Path) -> Option<PathBuf> {
+        self.0.asked_tree(target)
     }
 
     /// Writes down what is in the store, and unmounts everything. Mounts in use stay visible to

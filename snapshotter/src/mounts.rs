@@ -1,7 +1,7 @@
 //! What containerd has to mount for a snapshot: pure, so that it answers at any time.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use larder_proto::grpc::Mount;
 
@@ -38,11 +38,19 @@ impl OverlayOptions {
     }
 }
 
-/// The mounts of an active snapshot or a view.
-pub fn mounts(directories: &Directories, chain: &Chain, options: &OverlayOptions) -> Vec<Mount> {
+/// The mounts of an active snapshot or a view; `instead` may name another place for a lower layer.
+pub fn mounts(
+    directories: &Directories,
+    chain: &Chain,
+    options: &OverlayOptions,
+    instead: impl Fn(&Path) -> Option<PathBuf>,
+) -> Vec<Mount> {
     let record = &chain.record;
-    let lowers = lowers(&chain.parents);
-    let lowers: Vec<String> = lowers.iter().map(|id| text(&directories.fs(*id))).collect();
+    let place = |id: &u64| {
+        let fs = directories.fs(*id);
+        text(&instead(&fs).unwrap_or(fs))
+    };
+    let lowers: Vec<String> = lowers(&chain.parents).iter().map(place).collect();
     let own = text(&directories.fs(record.id));
     match (record.kind, lowers.as_slice()) {
         (Kind::View, []) => vec![bind(own, "ro")],

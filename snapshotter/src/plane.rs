@@ -4,7 +4,7 @@ mod elsewhere;
 mod mounting;
 
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures_util::future::BoxFuture;
 use larder_fuse::CachingStopped;
@@ -132,6 +132,12 @@ pub trait Plane: Send + Sync + Debug {
         target: &'a Path,
         implied: &'a [ImpliedEntry],
     ) -> BoxFuture<'a, Result<(), PlaneError>>;
+
+    /// Where the tree mounted at `target` says ENODATA for an attribute that is not there, if it says
+    /// EOPNOTSUPP at `target` itself.
+    fn asked_tree(&self, _target: &Path) -> Option<PathBuf> {
+        None
+    }
 
     /// Undoes [`Plane::mount`]; nothing mounted at `target` is no error.
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), PlaneError>>;

@@ -184,7 +184,7 @@ impl Snapshots {
             })
         };
         let chain = self.blocking(make).await?;
-        self.mounts_of(&chain)
+        self.mounts_of(&chain, kind == Kind::View)
     }
 
     /// Says again how to mount an active snapshot or a view.
@@ -193,14 +193,21 @@ impl Snapshots {
             let chain = store.chain(&key)?;
             match chain.record.kind {
                 Kind::Committed => Err(StoreError::Committed(key)),
-                Kind::Active | Kind::View => Ok(chain),
+                Kind::View => Ok((chain, true)),
+                // The differ makes a view of the parent, and then asks for the snapshot itself.
+                Kind::Active => {
+                    let compared = store.has_child(&chain.record.parent, is_of_differ)?;
+                    Ok((chain, compared))
+                }
             }
         };
-        let chain = self.blocking(find).await?;
-        self.mounts_of(&chain)
+        let (chain, asked) = self.blocking(find).await?;
+        self.mounts_of(&chain, asked)
     }
 
-    fn mounts_of(&self, chain: &Chain) -> Result<Vec<Mount>, SnapshotError> {
+    /// With `asked`, trees are taken from where the kernel asks for each attribute: containerd's differ
+    /// reads one of every file, and takes no other answer than ENODATA for its absence.
+    fn mounts_of(&self, chain: &Chain, asked: bool) -> Result<Vec<Mount>, SnapshotError> {
         for layer in &chain.parents {
             let missing = self
                 .inner
@@ -218,6 +225,10 @@ impl Snapshots {
             self.inner.store.directories(),
             chain,
             &self.inner.options,
+            |fs| {
+                let lazy = self.inner.lazy.as_ref().filter(|_| asked)?;
+                lazy.plane().asked_tree(fs)
+            },
         ))
     }
 
@@ -333,6 +344,11 @@ impl Snapshots {
         let called = spawn_blocking(move || call(&inner.store)).await;
         Ok(called.map_err(|_| SnapshotError::Interrupted)??)
     }
+}
+
+/// Whether a snapshot is the view of a parent that containerd's clients make to compare a snapshot with.
+fn is_of_differ(key: &str) -> bool {
+    key.contains("-parent-view-")
 }
 
 /// containerd's keys begin with the namespace: `<namespace>/<number>/<client's key>`. The header

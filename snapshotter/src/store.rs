@@ -257,6 +257,17 @@ impl Store {
         Ok(Chain { record, parents })
     }
 
+    /// Whether a snapshot that was made on `parent` has a name that passes.
+    pub fn has_child(&self, parent: &str, passes: fn(&str) -> bool) -> Result<bool, StoreError> {
+        let table = self.database.begin_read()?.open_multimap_table(CHILDREN)?;
+        for child in table.get(parent)? {
+            if passes(child?.value()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// `parent` and its parents, nearest first; nothing for the empty name.
     pub fn parents(&self, parent: &str) -> Result<Vec<Record>, StoreError> {
         let table = self.database.begin_read()?.open_table(SNAPSHOTS)?;

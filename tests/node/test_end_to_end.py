@@ -1,5 +1,9 @@
 """Convert, push, pull, run, write, commit, remove: on each containerd release, with each driver."""
 
+import os
+import subprocess
+import tarfile
+
 import images
 import world
 from world import DRIVERS, RELEASES, once_per, rig
@@ -39,6 +43,15 @@ class EndToEnd(world.Case):
             self.end(node, "writer")
 
             snapshots = ("snapshots", "--snapshotter", node.snapshotter)
+            # What clients that commit containers make of a snapshot: the differ compares every file with the image's.
+            archive = os.path.join(self.folder(), "layer.tar.gz")
+            with open(archive, "wb") as out:
+                subprocess.run([os.path.join(node.directory, "ctr"), "-a", node.socket, *snapshots, "diff", "writer"], stdout=out, check=True)
+            with tarfile.open(archive) as layer:
+                names = {entry.name.strip("/") for entry in layer}
+            self.assertLessEqual({"etc/motd", "etc/.wh.secret", "new/file"}, names)
+            self.assertNotIn("bin", names, "directories that did not change")
+
             node.ctr(*snapshots, "commit", "committed", "writer")
             node.ctr("containers", "rm", "--keep-snapshot", "writer")
             node.ctr(*snapshots, "prepare", "again", "committed")

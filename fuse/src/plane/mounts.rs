@@ -25,6 +25,8 @@ pub(super) struct Mounts {
 pub(super) struct Target {
     pub(super) layer: LayerId,
     base: Option<Base>,
+    /// See [`crate::DataPlane::asked_tree`].
+    asked_tree: Option<PathBuf>,
 }
 
 /// One EROFS file system.
@@ -56,18 +58,23 @@ impl Plane {
         if mounts.targets.contains_key(target) {
             return Err(MountError::InUse(target.to_owned()));
         }
-        let base = match self.driver.driver {
+        let (base, asked_tree) = match self.driver.driver {
             Driver::Fuse => {
-                let tree = self.session.tree(view.slot, view.image.has_xattrs());
-                bind(&tree, target)?;
-                None
+                let has_xattrs = view.image.has_xattrs();
+                bind(&self.session.tree(view.slot, has_xattrs), target)?;
+                (None, self.session.asked_tree(view.slot, has_xattrs))
             }
-            Driver::Erofs => Some(self.bind_erofs(&mut mounts, layer, &view, target)?),
+            Driver::Erofs => {
+                let base = self.bind_erofs(&mut mounts, layer, &view, target)?;
+                (Some(base), None)
+            }
         };
-        let layer = layer.id();
-        mounts
-            .targets
-            .insert(target.to_owned(), Target { layer, base });
+        let mounted = Target {
+            layer: layer.id(),
+            base,
+            asked_tree,
+        };
+        mounts.targets.insert(target.to_owned(), mounted);
         Ok(())
     }
 
@@ -109,6 +116,10 @@ impl Plane {
         }
         bound?;
         Ok(base)
+    }
+
+    pub(super) fn asked_tree(&self, target: &Path) -> Option<PathBuf> {
+        self.lock_mounts().targets.get(target)?.asked_tree.clone()
     }
 
     pub(super) fn unmount_target(&self, target: &Path) -> Result<(), MountFailed> {

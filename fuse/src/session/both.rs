@@ -63,6 +63,12 @@ impl Sessions {
         session.path().join("tree").join(slot.to_string())
     }
 
+    /// The same tree where the kernel asks for every attribute, if [`Sessions::tree`] is where it does not.
+    pub(crate) fn asked_tree(&self, slot: u32, has_xattrs: bool) -> Option<PathBuf> {
+        let tree = self.main.path().join("tree").join(slot.to_string());
+        (self.plain.is_some() && !has_xattrs).then_some(tree)
+    }
+
     /// Asks the kernel to forget the names of a slot that goes away. Not for FUSE threads.
     pub(crate) fn forget(&self, slot: u32) {
         self.each(|session| session.forget(slot));

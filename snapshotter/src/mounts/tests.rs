@@ -20,6 +20,14 @@ fn record(id: u64, kind: Kind, layer: Option<&[u8]>) -> Record {
 }
 
 fn of(kind: Kind, parents: Vec<Record>) -> Mount {
+    of_places(kind, parents, |_| None)
+}
+
+fn of_places(
+    kind: Kind,
+    parents: Vec<Record>,
+    instead: impl Fn(&Path) -> Option<PathBuf>,
+) -> Mount {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let chain = Chain {
@@ -29,7 +37,7 @@ fn of(kind: Kind, parents: Vec<Record>) -> Mount {
     let options = OverlayOptions {
         extra: vec!["index=off".to_owned()],
     };
-    let mut mounts = mounts(store.directories(), &chain, &options);
+    let mut mounts = mounts(store.directories(), &chain, &options, instead);
     let root = format!("{}/snapshots/", dir.path().display());
     let mut only = mounts.pop().unwrap();
     assert!(mounts.is_empty());
@@ -98,6 +106,16 @@ fn a_repeated_layer_keeps_its_topmost_place() {
     assert_eq!(mount.options.last().unwrap(), "lowerdir=5/fs:4/fs:2/fs");
     let only_twice = vec![parents[0].clone(), parents[2].clone()];
     assert_eq!(of(Kind::View, only_twice).source, "5/fs");
+}
+
+/// A layer may be mounted from another place, also where it is the only one.
+#[test]
+fn another_place_is_taken_for_a_layer() {
+    let second = |fs: &Path| fs.ends_with("2/fs").then(|| PathBuf::from("/tree/7"));
+    let mount = of_places(Kind::Active, ordinary(&[3, 2]), second);
+    assert_eq!(mount.options.last().unwrap(), "lowerdir=3/fs:/tree/7");
+    let mount = of_places(Kind::View, ordinary(&[2]), second);
+    assert_eq!(mount.source, "/tree/7");
 }
 
 #[test]

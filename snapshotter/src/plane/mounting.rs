@@ -1,7 +1,7 @@
 //! The real data plane behind the trait.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -214,6 +214,10 @@ impl Plane for MountingPlane {
                 .await
                 .map_err(|error| refused(&error))
         })
+    }
+
+    fn asked_tree(&self, target: &Path) -> Option<PathBuf> {
+        self.plane.asked_tree(target)
     }
 
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), PlaneError>> {
