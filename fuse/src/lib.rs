@@ -15,6 +15,7 @@ mod driver;
 mod fetch;
 mod layer;
 mod plane;
+mod private;
 mod proof;
 mod session;
 mod source;
@@ -29,6 +30,7 @@ pub use layer::{
     NodeAttributes, SourceStatus,
 };
 pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, UnmountError};
+pub use private::{check_place, create_private, private_directory};
 pub use source::{
     Answer, BoxFuture, Delivery, Elsewhere, FailureKind, RegistrySource, Source, SourceFailure,
 };

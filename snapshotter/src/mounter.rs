@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use larder_fuse::create_private;
 use larder_fuse::mount::{Overlay, Unmount, mount_overlay, refuse_foreign, unmount};
 use larder_proto::annotation;
 use larder_proto::digest::Digest;
@@ -235,7 +236,7 @@ impl Mounter {
             };
             let entries = implied::implied(self.plane.as_ref(), &paths, &parents);
             let entries = entries.map_err(failed)?;
-            fs::create_dir_all(&place).map_err(failed)?;
+            create_private(&place).map_err(failed)?;
             self.plane.mount(&index, &place, &entries).await?;
             made.layers.push(place.clone());
             // overlayfs refuses the same file system twice; the upper one hides the lower.
@@ -269,7 +270,7 @@ impl Mounter {
             path: empty.clone(),
             source,
         };
-        fs::create_dir_all(&empty).map_err(failed)?;
+        create_private(&empty).map_err(failed)?;
         lower.push(empty.clone());
         let overlay = Overlay { lower, upper: None };
         let target = target.to_owned();

@@ -1,12 +1,13 @@
 //! Unix sockets: bound for one user, taken over only from the dead.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 pub use larder_containerd::Connector;
+use larder_fuse::check_place;
 use nix::sys::stat::{Mode, umask};
 use tokio::net::UnixListener;
 
@@ -60,6 +61,8 @@ pub fn bind(path: &Path) -> Result<(UnixListener, Bound), BindError> {
     if let Some(parent) = path.parent() {
         make_directory(parent).map_err(failed)?;
     }
+    // Whoever can write to the directory can put a socket of theirs in the place of ours.
+    check_place(path).map_err(failed)?;
     match UnixStream::connect(path) {
         Ok(_) => return Err(BindError::InUse(path.to_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -83,7 +86,12 @@ fn make_directory(path: &Path) -> io::Result<()> {
     if path.as_os_str().is_empty() || path.exists() {
         return Ok(());
     }
-    fs::create_dir_all(path)?;
+    // Closed from the first moment on, whatever the umask.
+    let mut directory = DirBuilder::new();
+    directory
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(path)?;
     fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))
 }
 
@@ -129,5 +137,26 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(matches!(bind(&path), Err(BindError::NotASocket(_))));
         assert!(path.exists());
+    }
+
+    /// Promise: no moment and no umask leaves a socket or its directory open to others, and a directory
+    /// where others could replace the socket is refused.
+    #[tokio::test]
+    async fn sockets_and_their_directories_are_closed_whatever_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = umask(Mode::empty());
+        let path = dir.path().join("a/b/s.sock");
+        let bound = bind(&path);
+        umask(before);
+        let (listener, _bound) = bound.unwrap();
+        // No abstract name, which no mode protects (CVE-2020-15257).
+        assert_eq!(listener.local_addr().unwrap().as_pathname(), Some(&*path));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let outer = path.parent().unwrap();
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!((mode(outer), mode(outer.parent().unwrap())), (0o711, 0o711));
+        fs::set_permissions(outer, Permissions::from_mode(0o777)).unwrap();
+        let refused = bind(&outer.join("t.sock")).unwrap_err().to_string();
+        assert!(refused.contains("written to by others"), "{refused}");
     }
 }

@@ -62,7 +62,7 @@ impl SelfTest {
 /// and reads. `Err` says what makes EROFS unusable here.
 pub(crate) fn kernel_is_safe(test: &SelfTest, device: &Path, scratch: &Path) -> Result<(), String> {
     let (image, target) = (scratch.join("image"), scratch.join("mount"));
-    let prepared = std::fs::create_dir_all(&target)
+    let prepared = crate::create_private(&target)
         .and_then(|()| std::fs::write(&image, &test.image))
         .map_err(|error| {
             format!(

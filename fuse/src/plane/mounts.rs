@@ -97,7 +97,7 @@ impl Plane {
             } else {
                 device_path(self.session.path(), layer.0.slot)
             };
-            std::fs::create_dir_all(&place).map_err(|error| MountError::Prepare {
+            crate::create_private(&place).map_err(|error| MountError::Prepare {
                 path: place.clone(),
                 error,
             })?;

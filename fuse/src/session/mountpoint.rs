@@ -33,7 +33,7 @@ pub(crate) struct FuseMount {
 impl FuseMount {
     /// Mounts at `path` and begins to answer. Enters the session itself: not for FUSE threads.
     pub(crate) fn mount(path: PathBuf, slots: Arc<Slots>, manner: Manner) -> io::Result<Self> {
-        std::fs::create_dir_all(&path)?;
+        crate::create_private(&path)?;
         let device = OpenOptions::new()
             .read(true)
             .write(true)

@@ -1,8 +1,8 @@
 //! The root directory: its lock, its layers, its counter of slots.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +13,7 @@ use tracing::warn;
 use super::disk::Disk;
 use super::floor::{CachingStopped, Floor};
 use super::stored::{Ended, LayerStoreError, NewLayer, StoredLayer};
+use crate::private::private_directory;
 
 /// Version of `state.json`, and of the directory layout it stands for.
 const VERSION: u32 = 1;
@@ -268,12 +269,6 @@ impl StoreRoot {
             }
         }
     }
-}
-
-/// Creates `path` 0700, or makes it so: what is in there is for root alone.
-fn private_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
 fn lock(path: &Path) -> Result<File, OpenStoreError> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use larder_fuse::mount::{Unmount, mounts, refuse_foreign, unmount};
-use larder_fuse::{OpenStoreError, StartError};
+use larder_fuse::{OpenStoreError, StartError, private_directory};
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{MountImageRequest, UnmountImageRequest};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -279,7 +279,7 @@ async fn cut_off(mounter: &Mounter, socket: &Path) {
 
 /// Starts the owner as a process of its own, and waits until it has mounted.
 async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
-    let made = std::fs::create_dir_all(&args.root);
+    let made = private_directory(&args.root);
     made.with_context(|| format!("make the root directory {}", args.root.display()))?;
     let log = args.root.join("mount.log");
     let mut command = Command::new(std::env::current_exe()?);

@@ -1,10 +1,12 @@
 //! The directories of the snapshots, with the modes and owners containerd's own snapshotter gives.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+
+use larder_fuse::private_directory;
 
 use super::{Kind, Owner};
 
@@ -49,11 +51,8 @@ pub struct Directories {
 impl Directories {
     pub(super) fn create(path: &Path) -> Result<Self, DirectoryError> {
         // Both are closed before anything is in them.
-        let mut private = DirBuilder::new();
-        private.recursive(true).mode(OUTER_MODE);
-        private.create(path).map_err(failed("create", path))?;
         for directory in path.parent().into_iter().chain([path]) {
-            set_mode(directory, OUTER_MODE)?;
+            private_directory(directory).map_err(failed("prepare", directory))?;
         }
         Ok(Self {
             path: path.to_owned(),

@@ -148,6 +148,23 @@ async fn read(body: Body, cut: Option<usize>) -> Bytes {
     bytes.into()
 }
 
+/// An error document that repeats a request.
+fn echo(asked: &Asked, status: u16) -> Reply {
+    // What is long and says nothing would use up what is quoted of an error.
+    let headers = asked
+        .headers
+        .iter()
+        .filter(|(name, _)| !name.as_str().starts_with("accept"));
+    let headers = headers.map(|(_, value)| String::from_utf8_lossy(value.as_bytes()));
+    let headers: Vec<_> = headers.collect();
+    let (query, body) = (&asked.query, String::from_utf8_lossy(&asked.body));
+    let message = format!("{query} {} {body}", headers.join(" "));
+    let error = serde_json::json!({"errors": [{"code": "ECHO", "message": message}]});
+    Reply::new(status)
+        .header("content-type", "application/json")
+        .body(error.to_string())
+}
+
 fn seen(asked: &Asked, cdn: bool) -> Seen {
     let text = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into();
     let headers = asked
@@ -182,6 +199,7 @@ async fn before(fault: Option<&Fault>, asked: &mut Asked, state: &Shared) -> Opt
                 None => reply,
             });
         }
+        Fault::Echo(status) => return Some(echo(asked, *status)),
         Fault::Challenge(text) => {
             return Some(Reply::error(401, "FAULT").header("www-authenticate", text));
         }

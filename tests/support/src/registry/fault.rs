@@ -34,6 +34,8 @@ pub enum Fault {
     OtherBlob,
     /// Answers with a status, and `Retry-After` if there is one.
     Status(u16, Option<String>),
+    /// Answers with a status, and repeats in its error what it was asked: headers, query, body.
+    Echo(u16),
     /// Answers 401 with this challenge.
     Challenge(String),
     /// Redirects to itself, for ever.
