@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::observer::{Logged, Observer};
 use crate::store::{Disk, StdDisk};
 
 /// How long a read may wait for its bytes by default: long enough for a registry to restart,
@@ -25,6 +26,10 @@ pub struct DataPlaneConfig {
     pub read_deadline: Duration,
     /// Percent of the disk below which the store stops caching, `0..=100`.
     pub min_free_percent: u8,
+    /// A read that takes this long is reported as slow; without it, none is.
+    pub slow_read: Option<Duration>,
+    /// Who is told of slow reads and of layers that lied.
+    pub observer: Arc<dyn Observer>,
     /// How the kernel reads the devices.
     pub device_reads: DeviceReads,
     /// The file operations of the store; tests put failing ones here.
@@ -39,6 +44,8 @@ impl DataPlaneConfig {
             driver: DriverChoice::Auto,
             read_deadline: READ_DEADLINE,
             min_free_percent: MIN_FREE_PERCENT,
+            slow_read: None,
+            observer: Arc::new(Logged),
             device_reads: DeviceReads::default(),
             disk: Arc::new(StdDisk),
         }

@@ -14,6 +14,7 @@ mod flight;
 mod recent;
 mod run;
 mod sources;
+mod spent;
 #[cfg(test)]
 mod tests;
 mod troubles;
@@ -27,6 +28,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
+use crate::counts::Counts;
+use crate::observer::{Observer, SlowReads};
 use crate::source::{Elsewhere, Source};
 use crate::store::{ChunkState, StoredLayer};
 
@@ -36,6 +39,8 @@ pub(crate) use flight::{Landed, Landing};
 pub(crate) use recent::Recent;
 use run::Run;
 use sources::{Sources, Tracked};
+use spent::SlowArrivals;
+pub(crate) use spent::Spent;
 
 /// Range requests of one layer in flight for waiting readers. Sixteen ranges of a few hundred KiB
 /// keep 1 Gbit/s busy at 20 ms; more would only make them slower one by one.
@@ -66,6 +71,18 @@ pub(crate) enum Priority {
     Background,
 }
 
+/// What the fetchers of a data plane share.
+#[derive(Debug, Clone)]
+pub(crate) struct FetchContext {
+    /// How long a read waits.
+    pub(crate) deadline: Duration,
+    pub(crate) recent: Arc<Recent>,
+    pub(crate) runtime: Handle,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) slow: Arc<SlowReads>,
+    pub(crate) observer: Arc<dyn Observer>,
+}
+
 /// What gets the chunks of one layer.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
@@ -75,9 +92,8 @@ pub(crate) struct Fetcher {
     flights: Mutex<Flights>,
     demand: Semaphore,
     background: Semaphore,
-    deadline: Duration,
-    recent: Arc<Recent>,
-    runtime: Handle,
+    context: FetchContext,
+    slow: SlowArrivals,
     completed: Notify,
 }
 
@@ -87,20 +103,17 @@ impl Fetcher {
         layer: Arc<StoredLayer>,
         sources: Vec<Arc<dyn Source>>,
         elsewhere: Option<Arc<dyn Elsewhere>>,
-        deadline: Duration,
-        recent: Arc<Recent>,
-        runtime: Handle,
+        context: FetchContext,
     ) -> Self {
         Self {
             id,
             layer,
             sources: Sources::new(sources, elsewhere),
-            flights: Mutex::new(Flights::new(deadline)),
+            flights: Mutex::new(Flights::new(context.deadline)),
             demand: Semaphore::new(DEMAND_REQUESTS),
             background: Semaphore::new(BACKGROUND_REQUESTS),
-            deadline,
-            recent,
-            runtime,
+            context,
+            slow: SlowArrivals::new(),
             completed: Notify::new(),
         }
     }
@@ -115,7 +128,20 @@ impl Fetcher {
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
+        &self.context.runtime
+    }
+
+    pub(crate) fn context(&self) -> &FetchContext {
+        &self.context
+    }
+
+    pub(crate) fn id(&self) -> Digest {
+        self.id
+    }
+
+    /// Where the time went of the slowest chunk that arrived slowly among `rows`, if any did lately.
+    pub(crate) fn spent(&self, rows: impl Iterator<Item = usize>) -> Option<Spent> {
+        self.slow.of(rows)
     }
 
     pub(crate) fn sources(&self) -> &Sources {
@@ -146,7 +172,7 @@ impl Fetcher {
             let pending = if self.layer.presence().state(row) == ChunkState::Verified {
                 continue;
             } else if priority == Priority::Demand
-                && let Some(held) = self.recent.get(&self.id, row)
+                && let Some(held) = self.context.recent.get(&self.id, row)
             {
                 Pending::Landed(Landed::Held(held))
             } else if let Some(error) = flights.failure(row, Instant::now()) {
@@ -162,7 +188,7 @@ impl Fetcher {
         drop(flights);
         for rows in self.neighbours(&missing) {
             let run = Run::new(self.clone(), rows, priority);
-            self.runtime.spawn(run.fly());
+            self.context.runtime.spawn(run.fly());
         }
         landing
     }

@@ -1,6 +1,7 @@
 //! One layer, as the users of the data plane see it.
 
 mod attributes;
+mod owner;
 mod patch;
 mod settle;
 mod status;
@@ -21,6 +22,7 @@ use crate::source::{Elsewhere, Source};
 use crate::store::{LayerStoreError, Proof, StoredLayer};
 
 pub use attributes::NodeAttributes;
+pub(crate) use owner::owner;
 pub use patch::ImpliedDirectory;
 pub(crate) use patch::View;
 pub(crate) use settle::Proofs;

@@ -11,9 +11,11 @@
 pub mod mount;
 
 mod config;
+mod counts;
 mod driver;
 mod fetch;
 mod layer;
+mod observer;
 mod plane;
 mod private;
 mod proof;
@@ -23,12 +25,17 @@ mod store;
 mod sys;
 
 pub use config::{DataPlaneConfig, DeviceReads, DriverChoice};
+pub use counts::{
+    BOUNDS_SECONDS, Count, Counts, Delay, Durations, Measured, Outcome, ReadFailure, SenderCounts,
+    SenderKind,
+};
 pub use driver::{Driver, DriverReport, EROFS_FILES_SINCE, kernel_version};
 pub use fetch::FetchError;
 pub use layer::{
     ImpliedDirectory, Layer, LayerId, LayerSpec, LayerState, LayerStatus, MountError,
     NodeAttributes, SourceStatus,
 };
+pub use observer::{Observer, SlowRead};
 pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, UnmountError};
 pub use private::{check_place, create_private, private_directory};
 pub use source::{

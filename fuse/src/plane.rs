@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Runtime;
 
 use crate::config::DataPlaneConfig;
+use crate::counts::Counts;
 use crate::driver::DriverReport;
-use crate::fetch::Recent;
+use crate::fetch::FetchContext;
 use crate::layer::{Layer, LayerId, LayerSpec, Proofs};
 use crate::session::{Sessions, Slots};
 use crate::store::{CachingStopped, StoreRoot};
@@ -36,7 +37,7 @@ pub(crate) struct Plane {
     slots: Arc<Slots>,
     session: Sessions,
     driver: DriverReport,
-    recent: Arc<Recent>,
+    context: FetchContext,
     /// Files the process may have open.
     open_files: u64,
     layers: Mutex<HashMap<LayerId, Layer>>,
@@ -46,7 +47,6 @@ pub(crate) struct Plane {
     proofs: Arc<Proofs>,
     /// Threads of its own, so that neither side delays the other. `None` once shut down.
     runtime: Mutex<Option<Runtime>>,
-    handle: tokio::runtime::Handle,
 }
 
 impl DataPlane {
@@ -65,6 +65,11 @@ impl DataPlane {
     /// Why nothing that is fetched is kept now, if so; reads are served all the same.
     pub fn caching_stopped(&self) -> Option<CachingStopped> {
         self.0.store.caching_stopped()
+    }
+
+    /// What was counted since the start.
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.0.context.counts
     }
 
     /// The root directory, by its canonical path.

@@ -20,6 +20,7 @@ mod inode;
 mod mountpoint;
 mod reads;
 mod slots;
+mod slow;
 mod tree;
 
 pub(crate) use both::Sessions;

@@ -128,6 +128,7 @@ impl Attempts {
         if Instant::now() + delay >= self.deadline {
             return Err(self.give_up(self.out_of_time()));
         }
+        endpoint.counts.retried();
         clock.sleep(delay).await;
         self.next = 0;
         Ok(())

@@ -7,6 +7,7 @@ use reqwest::header::HeaderMap;
 use url::Url;
 
 use crate::clock::Clock;
+use crate::counts::RequestCounts;
 use crate::error::Cause;
 use crate::options::Timeouts;
 use crate::transport::Transport;
@@ -38,6 +39,7 @@ pub(crate) struct Endpoint {
     pub(crate) transport: Transport,
     pub(crate) timeouts: Timeouts,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) counts: Arc<RequestCounts>,
     pub(crate) passed_over_until: Mutex<Option<SystemTime>>,
 }
 

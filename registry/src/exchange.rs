@@ -119,13 +119,18 @@ async fn once(
     }
     let (method, url) = (call.method.clone(), call.url.clone());
     let host = if own { &endpoint.host } else { host_of(&url) }.to_owned();
-    send(
+    let sent = send(
         client,
         request(client, method, url, headers, &call.payload),
         &host,
         call.timeout,
     )
-    .await
+    .await;
+    match &sent {
+        Ok(response) => endpoint.counts.answered(response.status().as_u16()),
+        Err(_) => endpoint.counts.broken(),
+    }
+    sent
 }
 
 /// Builds a request.

@@ -170,6 +170,7 @@ impl Setup {
                 transport: Transport::new(setup.trust.clone(), setup.connect),
                 timeouts: options.timeouts.clone(),
                 clock: Arc::clone(&options.clock),
+                counts: Arc::clone(&options.counts),
                 passed_over_until: Mutex::new(None),
             })
         };

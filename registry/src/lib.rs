@@ -14,6 +14,7 @@ mod bounded;
 mod calendar;
 mod client;
 pub mod clock;
+mod counts;
 mod credentials;
 mod echo;
 mod endpoint;
@@ -37,6 +38,7 @@ mod upload;
 
 pub use blob::{BlobBody, Origin, RANGE_BYTES_MAX, Senders};
 pub use client::{Client, ClientError, Repository};
+pub use counts::RequestCounts;
 pub use error::{Cause, RegistryError};
 pub use manifest::{MANIFEST_BYTES_MAX, Manifest};
 pub use options::{ClientOptions, HOSTS_DIR, Timeouts};

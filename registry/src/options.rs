@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
+use crate::counts::RequestCounts;
 use crate::retry::RetryPolicy;
 
 /// Where containerd's own settings per registry are: mirrors, private CAs, client certificates.
@@ -32,6 +33,8 @@ pub struct ClientOptions {
     pub upload_piece: Option<u64>,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
+    /// Where requests are counted; clients may share it.
+    pub counts: Arc<RequestCounts>,
 }
 
 impl Default for ClientOptions {
@@ -45,6 +48,7 @@ impl Default for ClientOptions {
             timeouts: Timeouts::default(),
             upload_piece: None,
             clock: Arc::new(SystemClock),
+            counts: Arc::default(),
         }
     }
 }

@@ -9,8 +9,10 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::decode::open_frame;
+use super::spent::Spent;
 use super::troubles::Troubles;
 use super::{FetchError, Fetcher, Landed, Priority, Tracked};
+use crate::counts::{Delay, Outcome};
 use crate::source::{Delivery, FailureKind, SourceFailure, ask, no_answer};
 use crate::store::{ChunkState, Published};
 
@@ -33,6 +35,7 @@ pub(super) struct Run {
     /// Rows not landed yet, ascending.
     rows: Mutex<Vec<usize>>,
     troubles: Mutex<Troubles>,
+    spent: Mutex<Spent>,
 }
 
 /// What a round of asking all sources came to.
@@ -53,6 +56,7 @@ impl Run {
             started: Instant::now(),
             rows: Mutex::new(rows.collect()),
             troubles: Mutex::default(),
+            spent: Mutex::default(),
         }
     }
 
@@ -92,12 +96,18 @@ impl Run {
                     .chunk(row)
                     .is_some_and(|c| layer.verify(row, &c))
             };
-            match tokio::task::spawn_blocking(verify).await {
+            let begun = Instant::now();
+            let verified = tokio::task::spawn_blocking(verify).await;
+            self.spent_on(Delay::Verification, begun.elapsed());
+            match verified {
                 Ok(true) => self.land(row, Landed::Stored),
-                Ok(false) => warn!(
-                    layer = %self.fetcher.blob(), chunk = row,
-                    "a chunk in the store is damaged; fetching it again"
-                ),
+                Ok(false) => {
+                    self.fetcher.context.counts.damage();
+                    warn!(
+                        layer = %self.fetcher.blob(), chunk = row,
+                        "a chunk in the store is damaged; fetching it again"
+                    );
+                }
                 Err(_) => return,
             }
         }
@@ -118,7 +128,9 @@ impl Run {
                 return;
             }
             let wish = round.retry_after.unwrap_or_default();
-            tokio::time::sleep(wish.clamp(pause, PAUSE_MAX)).await;
+            let rest = wish.clamp(pause, PAUSE_MAX);
+            tokio::time::sleep(rest).await;
+            self.spent_on(Delay::Retry, rest);
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }
@@ -150,18 +162,30 @@ impl Run {
         let index = self.fetcher.layer.index();
         let (first, last) = (index.chunk(rows.start)?, index.chunk(rows.end - 1)?);
         let range = first.stored_range().start..last.stored_range().end;
-        let attempt = self.fetcher.deadline / ATTEMPTS_PER_DEADLINE;
+        let attempt = self.fetcher.context.deadline / ATTEMPTS_PER_DEADLINE;
+        let (queued, asked);
         let answer = {
             let permits = match self.priority {
                 Priority::Demand => &self.fetcher.demand,
                 Priority::Background => &self.fetcher.background,
             };
+            queued = Instant::now();
             let _permit = permits.acquire().await.ok()?;
+            asked = Instant::now();
+            self.spent_on(Delay::Queued, asked - queued);
+            lock(&self.spent).asked(tracked.source.name());
             lock(&self.troubles).asking(tracked);
             timeout(attempt, ask(tracked.source.as_ref(), range)).await
         };
         lock(&self.troubles).answered();
         tracked.asked();
+        let outcome = outcome(&answer);
+        self.fetcher.context.counts.answered(outcome);
+        let delay = match outcome {
+            Outcome::Delivered | Outcome::Silent => Delay::Network,
+            Outcome::Absent | Outcome::Refused | Outcome::Failed => Delay::Retry,
+        };
+        self.spent_on(delay, asked.elapsed());
         match answer {
             Ok(Ok(delivery)) => {
                 self.open(tracked, rows, delivery).await;
@@ -187,15 +211,26 @@ impl Run {
             };
             let frame = rest.split_to(chunk.stored_len as usize);
             let layer = self.fetcher.layer.clone();
+            let begun = Instant::now();
             let opened = tokio::task::spawn_blocking(move || {
+                let queued = begun.elapsed();
                 let content = open_frame(&chunk, frame)?;
+                let verified = begun.elapsed().saturating_sub(queued);
                 let published = layer.publish(row, &chunk, &content);
-                Ok::<_, String>((published, content))
+                Ok::<_, String>((published, content, [queued, verified]))
             });
+            let host = delivery.origin.as_ref().map(Origin::host);
+            let counts = &self.fetcher.context.counts;
             match opened.await {
-                Ok(Ok((published, content))) => {
-                    let host = delivery.origin.as_ref().map(Origin::host);
+                Ok(Ok((published, content, [queued, verified]))) => {
+                    self.spent_on(Delay::Queued, queued);
+                    self.spent_on(Delay::Verification, verified);
+                    self.spent_on(
+                        Delay::Disk,
+                        begun.elapsed().saturating_sub(queued + verified),
+                    );
                     tracked.delivered(host, chunk.stored_len.into());
+                    counts.fetched(tracked.source.name(), host, chunk.stored_len.into());
                     let landed = match published {
                         Published::Stored => Landed::Stored,
                         Published::NotStored => Landed::Held(Arc::new(content)),
@@ -203,6 +238,7 @@ impl Run {
                     self.land(row, landed);
                 }
                 Ok(Err(lie)) => {
+                    counts.rejected(tracked.source.name(), host);
                     delivery.distrust();
                     let reason = format!("chunk {row} is wrong: {lie}");
                     self.failed(tracked, FailureKind::Passing, reason);
@@ -213,16 +249,18 @@ impl Run {
     }
 
     fn land(&self, row: usize, landed: Landed) {
+        self.note_if_slow(&[row]);
         lock(&self.rows).retain(|&other| other != row);
         match &landed {
             Landed::Stored => {
-                self.fetcher.recent.clear();
+                self.fetcher.context.recent.clear();
                 if self.fetcher.layer.presence().all_verified() {
                     self.fetcher.completed.notify_one();
                 }
             }
             Landed::Held(content) => {
                 self.fetcher
+                    .context
                     .recent
                     .put(self.fetcher.id, row, content.clone());
             }
@@ -253,7 +291,8 @@ impl Run {
     fn expire(&self, now: Instant) {
         let rows = self.rows();
         let Some(&chunk) = rows.first() else { return };
-        let waited = self.started.elapsed().min(self.fetcher.deadline);
+        let waited = self.started.elapsed().min(self.fetcher.context.deadline);
+        self.note_if_slow(&rows);
         let reasons = self.reasons();
         warn!(
             layer = %self.fetcher.blob(), chunk, chunks = rows.len(), cause = reasons, ?waited,
@@ -272,6 +311,26 @@ impl Run {
             .collect();
         drop(flights);
         *lock(&self.rows) = awaited;
+    }
+
+    fn spent_on(&self, delay: Delay, time: Duration) {
+        lock(&self.spent).on(delay, time);
+    }
+
+    /// Keeps where the time went for those who read `rows`, if it was long. Before they are told
+    /// that the rows are there.
+    fn note_if_slow(&self, rows: &[usize]) {
+        if !self.fetcher.context.slow.is_slow(self.started.elapsed()) {
+            return;
+        }
+        let mut spent = lock(&self.spent).clone();
+        if let Some((tracked, waited)) = lock(&self.troubles).asked() {
+            spent.asked(tracked.source.name());
+            spent.on(Delay::Network, waited);
+        }
+        for &row in rows {
+            self.fetcher.slow.note(row, spent.clone());
+        }
     }
 
     /// Answers everybody: no source will deliver until somebody mends something.
@@ -326,6 +385,21 @@ impl Drop for Run {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How an answer counts.
+fn outcome(
+    answer: &Result<Result<Delivery, SourceFailure>, tokio::time::error::Elapsed>,
+) -> Outcome {
+    match answer {
+        Ok(Ok(_)) => Outcome::Delivered,
+        Ok(Err(failure)) => match failure.kind {
+            FailureKind::Absent => Outcome::Absent,
+            FailureKind::Refused => Outcome::Refused,
+            FailureKind::Passing => Outcome::Failed,
+        },
+        Err(_) => Outcome::Silent,
+    }
 }
 
 /// Groups ascending rows that follow each other.

@@ -14,6 +14,9 @@ use crate::store::{NewLayer, StoreRoot};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// From when on a read is slow.
+const SLOW: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Clone, Copy)]
 enum Mood {
     Honest,
@@ -132,9 +135,14 @@ impl Scene {
             Arc::new(layer.unwrap()),
             Vec::new(),
             None,
-            DEADLINE,
-            Arc::new(Recent::new()),
-            Handle::current(),
+            FetchContext {
+                deadline: DEADLINE,
+                recent: Arc::new(Recent::new()),
+                runtime: Handle::current(),
+                counts: Arc::default(),
+                slow: Arc::new(SlowReads::new(Some(SLOW))),
+                observer: Arc::new(crate::observer::Logged),
+            },
         );
         Self {
             fixture,

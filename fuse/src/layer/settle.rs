@@ -101,6 +101,11 @@ impl Layer {
                     "quarantined: the index does not describe the layer. Running containers go \
                      on; remove the image, and tell whoever converted it"
                 );
+                let context = self.0.fetcher.context();
+                context.counts.quarantine();
+                context
+                    .observer
+                    .quarantined(self.id(), self.blob(), &reason);
                 let proof = Proof::Quarantined(reason);
                 if let Err(error) = proofs.keep(|| stored.set_proof(proof)) {
                     error!(index = %self.id(), %error, "the quarantine cannot be written down");

@@ -13,10 +13,12 @@ use super::Plane;
 use super::decoding::Decoding;
 use super::mounts::Mounts;
 use crate::config::DataPlaneConfig;
+use crate::counts::Counts;
 use crate::driver::{self, Driver, DriverReport, SelfTest, kernel_is_safe};
-use crate::fetch::{Fetcher, Recent};
+use crate::fetch::{FetchContext, Fetcher, Recent};
 use crate::layer::{Layer, LayerId};
 use crate::mount::unmount_stale;
+use crate::observer::SlowReads;
 use crate::session::{Content, FuseMount, Manner, Sessions, Slots};
 use crate::source::{Elsewhere, Source};
 use crate::store::{OpenStoreError, StoreRoot, StoredLayer};
@@ -82,13 +84,21 @@ impl Plane {
         let runtime = runtime().map_err(StartError::Threads)?;
         let handle = runtime.handle().clone();
         let stored = store.layers();
+        let context = FetchContext {
+            deadline: config.read_deadline,
+            recent: Arc::new(Recent::new()),
+            runtime: handle.clone(),
+            counts: Arc::new(Counts::default()),
+            slow: Arc::new(SlowReads::new(config.slow_read)),
+            observer: config.observer.clone(),
+        };
         let plane = Arc::new(Self {
             config,
             store,
             slots,
             session,
             driver,
-            recent: Arc::new(Recent::new()),
+            context,
             open_files,
             layers: Mutex::new(HashMap::new()),
             adding: Mutex::default(),
@@ -96,7 +106,6 @@ impl Plane {
             mounts: Mutex::new(Mounts::default()),
             proofs: Arc::default(),
             runtime: Mutex::new(Some(runtime)),
-            handle: handle.clone(),
         });
         for (id, layer) in stored {
             plane.register(LayerId(id), layer, Vec::new(), None);
@@ -121,9 +130,7 @@ impl Plane {
             stored,
             sources,
             elsewhere,
-            self.config.read_deadline,
-            self.recent.clone(),
-            self.handle.clone(),
+            self.context.clone(),
         ));
         let content = Content::Layer {
             fetcher: fetcher.clone(),

@@ -5,11 +5,15 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use larder_proto::verified::Verified;
 
-use crate::fetch::{Fetcher, Priority};
+use crate::counts::ReadFailure;
+use crate::fetch::{FetchError, Fetcher, Priority};
 use crate::store::StoredLayer;
+
+use super::slow;
 
 /// Longest read the kernel is allowed to send, by the mount's `max_read`: the kernel's own default
 /// limit of 256 pages. A reply that is shorter than its request would read as zeros behind.
@@ -43,6 +47,16 @@ impl Wanted {
         }
     }
 
+    /// Bytes of the reply.
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The parts of the device that are read.
+    pub(super) fn devices(&self) -> impl Iterator<Item = Range<u64>> {
+        self.parts.iter().map(|part| part.device.clone())
+    }
+
     /// Whether no zeros stand between or behind the bytes of the device.
     fn is_one_run(&self) -> bool {
         matches!(&self.parts[..], [part] if part.device.end - part.device.start == self.len as u64)
@@ -67,10 +81,12 @@ pub(super) fn answer<R>(fetcher: &Arc<Fetcher>, wanted: Wanted, reply: R)
 where
     R: FnOnce(Result<&[u8], ()>) + Send + 'static,
 {
+    let began = Instant::now();
     let layer = fetcher.layer();
     let is_there = |part: &Part| layer.has(part.device.start, part.device.end);
+    let mut reply = reply;
     if wanted.parts.iter().all(is_there) {
-        let reply =
+        let unanswered =
             BUFFER.with_borrow_mut(|buffer| match fill(layer, &wanted, &Held::new(), buffer) {
                 Ok(()) => {
                     reply(Ok(&buffer[..wanted.len]));
@@ -78,12 +94,19 @@ where
                 }
                 Err(_) => Some(reply),
             });
-        let Some(reply) = reply else { return };
+        let Some(unanswered) = unanswered else {
+            let took = began.elapsed();
+            fetcher.context().counts.hit(took, wanted.len);
+            if fetcher.context().slow.is_slow(took) {
+                slow::report(fetcher, &wanted, took, None);
+            }
+            return;
+        };
         // The disk failed on chunks that were there: verify them again, and fetch what is lost.
         doubt(layer, &wanted);
-        return fetch(fetcher, wanted, reply);
+        reply = unanswered;
     }
-    fetch(fetcher, wanted, reply);
+    fetch(fetcher, wanted, began, reply);
 }
 
 fn doubt(layer: &StoredLayer, wanted: &Wanted) {
@@ -94,40 +117,75 @@ fn doubt(layer: &StoredLayer, wanted: &Wanted) {
     }
 }
 
-fn fetch<R>(fetcher: &Arc<Fetcher>, wanted: Wanted, reply: R)
+fn fetch<R>(fetcher: &Arc<Fetcher>, wanted: Wanted, began: Instant, reply: R)
 where
     R: FnOnce(Result<&[u8], ()>) + Send + 'static,
 {
     let layer = fetcher.layer().clone();
+    let waiting = fetcher.context().counts.wait();
     let rows = |part: &Part| layer.index().rows(part.device.clone());
     let landings: Vec<_> = wanted
         .parts
         .iter()
         .map(|part| fetcher.request(rows(part), Priority::Demand))
         .collect();
-    fetcher.runtime().spawn(async move {
+    let fetcher = fetcher.clone();
+    fetcher.clone().runtime().spawn(async move {
         let mut held = Held::new();
         for landing in landings {
             match landing.all().await {
                 Ok(chunks) => held.extend(chunks),
-                Err(_) => return reply(Err(())),
+                Err(error) => {
+                    reply(Err(()));
+                    drop(waiting);
+                    return ended(&fetcher, &wanted, began, Some(failure(&error)));
+                }
             }
         }
         // Reading may wait for the disk, which the fetcher's own threads must not.
         let copied = tokio::task::spawn_blocking(move || {
-            BUFFER.with_borrow_mut(|buffer| match fill(&layer, &wanted, &held, buffer) {
-                Ok(()) => reply(Ok(&buffer[..wanted.len])),
-                Err(error) => {
-                    tracing::warn!(layer = %layer.directory().display(), %error,
-                        "a read fails: the store's disk gave an error");
-                    doubt(&layer, &wanted);
-                    reply(Err(()));
-                }
-            });
+            let failed =
+                BUFFER.with_borrow_mut(|buffer| match fill(&layer, &wanted, &held, buffer) {
+                    Ok(()) => {
+                        reply(Ok(&buffer[..wanted.len]));
+                        None
+                    }
+                    Err(error) => {
+                        tracing::warn!(layer = %layer.directory().display(), %error,
+                            "a read fails: the store's disk gave an error");
+                        doubt(&layer, &wanted);
+                        reply(Err(()));
+                        Some(ReadFailure::Disk)
+                    }
+                });
+            drop(waiting);
+            ended(&fetcher, &wanted, began, failed);
         });
         // Only a shutdown keeps it from running; the reply's own destructor answers then.
         let _ = copied.await;
     });
+}
+
+/// Counts a read that had to wait, and reports it if it was slow. After its answer: nobody waits
+/// for this.
+fn ended(fetcher: &Arc<Fetcher>, wanted: &Wanted, began: Instant, failed: Option<ReadFailure>) {
+    let took = began.elapsed();
+    let context = fetcher.context();
+    context
+        .counts
+        .missed(took, failed.map_or(Ok(wanted.len), Err));
+    if context.slow.is_slow(took) {
+        slow::report(fetcher, wanted, took, failed);
+    }
+}
+
+const fn failure(error: &FetchError) -> ReadFailure {
+    match error {
+        FetchError::Deadline { .. } => ReadFailure::Deadline,
+        FetchError::Refused { .. } => ReadFailure::Refused,
+        FetchError::ShutDown => ReadFailure::ShutDown,
+        FetchError::NoRoom { .. } => ReadFailure::Disk,
+    }
 }
 
 fn fill(layer: &StoredLayer, wanted: &Wanted, held: &Held, buffer: &mut Vec<u8>) -> io::Result<()> {

@@ -7,6 +7,7 @@
 mod disk;
 mod faults;
 mod hostile;
+mod observing;
 mod proof;
 mod reading;
 mod restart;

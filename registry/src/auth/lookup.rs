@@ -105,7 +105,9 @@ impl Lookup<'_> {
                     scopes: &scopes,
                     credential: &credential,
                 };
-                let token = request.send(self.endpoint, self.sessions.timeout).await?;
+                let token = request.send(self.endpoint, self.sessions.timeout).await;
+                self.endpoint.counts.token(token.is_ok());
+                let token = token?;
                 let lifetime = token.lifetime.saturating_sub(SKEW.min(token.lifetime / 4));
                 Ok((token.header, Some(self.sessions.clock.now() + lifetime)))
             }
