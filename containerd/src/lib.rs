@@ -2,6 +2,7 @@
 
 mod connector;
 mod content;
+mod events;
 mod session;
 
 use std::io;

@@ -3,13 +3,13 @@
 mod doctor;
 mod download;
 mod fetch_blobs;
+mod install;
 mod mount;
 mod output;
 mod pull;
 mod run;
 mod status;
 
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -19,6 +19,7 @@ use clap_complete::Shell;
 use larder_registry::{ClientError, Reference};
 
 use crate::config::{Config, ConfigError, Driver, LogFormat, LogLevel, Overrides};
+use crate::log;
 
 /// Exit code for bad usage and bad configuration, as in sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -97,6 +98,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make containerd know the snapshotter: edit its configuration, and keep the rest of it.
+    Install {
+        #[command(flatten)]
+        args: InstallArgs,
+        /// Leave CRI's snapshotter as it is: only who asks for this one gets it.
+        #[arg(long)]
+        no_cri: bool,
+        /// Edit the file itself, also where containerd would read one of our own.
+        #[arg(long)]
+        in_place: bool,
+    },
+    /// Undo `install`; a file nobody changed since is what it was before, byte for byte.
+    Uninstall {
+        #[command(flatten)]
+        args: InstallArgs,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -154,6 +171,27 @@ struct MountArgs {
     /// An existing directory.
     #[arg(value_name = "DIR")]
     directory: PathBuf,
+}
+
+/// Which configuration is edited.
+#[derive(Debug, clap::Args)]
+struct InstallArgs {
+    /// containerd's configuration file.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/containerd/config.toml"
+    )]
+    containerd_config: PathBuf,
+    /// Configuration file of the daemon.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Name of the snapshotter in containerd's configuration.
+    #[arg(long, default_value = "larder")]
+    snapshotter: String,
+    /// Show what would change, and change nothing.
+    #[arg(long, visible_alias = "print")]
+    dry_run: bool,
 }
 
 /// Which containerd, and how to reach registries.
@@ -294,6 +332,8 @@ impl Cli {
             Command::Run(_)
             | Command::Mount(_)
             | Command::Umount { .. }
+            | Command::Install { .. }
+            | Command::Uninstall { .. }
             | Command::Completions { .. } => false,
         }
     }
@@ -302,7 +342,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => {
                 let config = args.load()?;
-                start_log(config.log_level, config.log_format);
+                log::start(config.log_level, config.log_format);
                 block_on(run::run(config))
             }
             Command::Mount(args) => block_on(mount::mount(args)),
@@ -327,6 +367,12 @@ impl Cli {
                 let config = Config::load(config.as_deref(), &Overrides::default())?;
                 block_on(doctor::doctor(config, containerd_config, json))
             }
+            Command::Install {
+                args,
+                no_cri,
+                in_place,
+            } => install::install(&args, !no_cri, !in_place),
+            Command::Uninstall { args } => install::uninstall(&args),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 let mut command = Self::command();
@@ -346,34 +392,10 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
     runtime.block_on(work)
 }
 
-/// Logs to standard error. Libraries are heard only when something is wrong with them.
-fn start_log(level: LogLevel, format: LogFormat) {
-    let level = match level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    };
-    let filter = tracing_subscriber::EnvFilter::new(format!(
-        "{level},h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,tonic=warn,tower=warn"
-    ));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        // Told of by a print to the same place, which panics: a log that cannot be written, on a
-        // full disk, must not fail the read that was to be logged.
-        .log_internal_errors(false)
-        .with_writer(io::stderr);
-    match format {
-        LogFormat::Text => builder
-            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-            .init(),
-        LogFormat::Json => builder.json().init(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::metrics::MetricsAddress;
 use crate::socket;
 
 /// Where the daemon looks if no `--config` is given; it need not exist.
@@ -27,6 +28,10 @@ const PREPARE_DEADLINE_MS_MAX: u64 = 10_000;
 /// Bounds of the read deadline, seconds: below one, an ordinary registry's hiccup would fail
 /// reads; above an hour, a process waits for good.
 const READ_DEADLINE_S: std::ops::RangeInclusive<u64> = 1..=3600;
+/// Least time after which a read is slow by default: what a person notices.
+const SLOW_READ: Duration = Duration::from_secs(1);
+/// Least time after which a read may be called slow: what a disk takes at its worst.
+const SLOW_READ_MIN: Duration = Duration::from_millis(100);
 /// Largest floor of free space, percent: one above it would keep a disk that is half empty from being
 /// used, and is rather gigabytes that somebody took for percent.
 const MIN_FREE_PERCENT_MAX: u8 = 50;
@@ -41,6 +46,8 @@ struct Written {
     prepare_deadline_ms: Option<u64>,
     read_deadline_seconds: Option<u64>,
     min_free_percent: Option<u8>,
+    metrics_address: Option<String>,
+    slow_read_seconds: Option<f64>,
     log: WrittenLog,
     containerd: WrittenContainerd,
     registry: WrittenRegistry,
@@ -149,6 +156,10 @@ pub struct Config {
     pub read_deadline: Duration,
     /// Below this share of free space, nothing more is kept.
     pub min_free_percent: u8,
+    /// Where metrics are read; without it, nowhere.
+    pub metrics: Option<MetricsAddress>,
+    /// A read that takes this long is reported; without it, none is.
+    pub slow_read: Option<Duration>,
     /// How much is logged.
     pub log_level: LogLevel,
     /// How it is logged.
@@ -225,6 +236,7 @@ impl Config {
     }
 
     fn resolve(written: Written, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let read_deadline = Duration::from_secs(written.read_deadline_seconds.unwrap_or(30));
         let pick = |flag: &Option<PathBuf>, key: Option<PathBuf>, default: &str| {
             flag.clone().or(key).unwrap_or_else(|| default.into())
         };
@@ -240,7 +252,9 @@ impl Config {
                 .or(written.fs_driver)
                 .unwrap_or_default(),
             prepare_deadline: Duration::from_millis(written.prepare_deadline_ms.unwrap_or(2000)),
-            read_deadline: Duration::from_secs(written.read_deadline_seconds.unwrap_or(30)),
+            read_deadline,
+            metrics: metrics_address(written.metrics_address.as_deref())?,
+            slow_read: slow_read(written.slow_read_seconds, read_deadline)?,
             min_free_percent: written.min_free_percent.unwrap_or(5),
             log_level: overrides
                 .log_level
@@ -302,6 +316,41 @@ impl Config {
             });
         }
         Ok(())
+    }
+}
+
+fn metrics_address(text: Option<&str>) -> Result<Option<MetricsAddress>, ConfigError> {
+    let address = text.filter(|text| !text.is_empty()).map(str::parse);
+    address.transpose().map_err(|reason| ConfigError::Value {
+        key: "metrics_address",
+        reason,
+    })
+}
+
+/// From when on a read is slow: as written, or a thirtieth of its deadline, at least
+/// [`SLOW_READ`]. 0 stands for never.
+fn slow_read(
+    written: Option<f64>,
+    read_deadline: Duration,
+) -> Result<Option<Duration>, ConfigError> {
+    let Some(seconds) = written else {
+        return Ok(Some((read_deadline / 30).max(SLOW_READ)));
+    };
+    let wrong = |reason: String| {
+        Err(ConfigError::Value {
+            key: "slow_read_seconds",
+            reason,
+        })
+    };
+    if seconds == 0.0 {
+        return Ok(None);
+    }
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(slow) if slow >= SLOW_READ_MIN && slow <= read_deadline => Ok(Some(slow)),
+        _ => wrong(format!(
+            "must be 0, or between {} and read_deadline_seconds",
+            SLOW_READ_MIN.as_secs_f64()
+        )),
     }
 }
 

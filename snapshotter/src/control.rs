@@ -30,43 +30,50 @@ impl Control {
     }
 
     fn report(&self) -> Result<StatusResponse, StoreError> {
-        let mut layers = Vec::new();
-        let store = self.snapshots.store();
-        let committed = store.committed()?;
-        for (name, record) in committed {
-            layers.push(self.layer(name, &record)?);
-        }
+        let layers = layers(&self.snapshots)?;
         let plane: Option<&dyn Plane> = self.snapshots.lazy().map(|lazy| lazy.plane().as_ref());
         Ok(StatusResponse {
             layers,
             ..process(plane)
         })
     }
+}
 
-    fn layer(&self, snapshot: String, record: &Record) -> Result<Layer, StoreError> {
-        let chain_id = record.layer_chain().unwrap_or_default().to_owned();
-        let plane: Option<&dyn Plane> = self.snapshots.lazy().map(|lazy| lazy.plane().as_ref());
-        let Some((plane, index)) = plane.zip(record.layer()) else {
-            let reason = record.eager.as_ref().map(|eager| eager.reason.clone());
-            let reason = reason.unwrap_or_else(|| "unpacked by an earlier build".to_owned());
-            let state = "eager".to_owned();
-            return Ok(Layer {
-                snapshot,
-                chain_id,
-                state,
-                reason,
-                ..Layer::default()
-            });
-        };
-        let facts = self.snapshots.store().layer_facts(record.id)?;
-        let blob = facts.map(|facts| facts.blob).unwrap_or_default();
-        Ok(Layer {
+/// States of a layer, as they are told.
+pub(crate) const LAYER_STATES: [&str; 4] = ["lazy", "complete", "eager", "quarantined"];
+
+/// The layers of images on this node, oldest first.
+pub(crate) fn layers(snapshots: &Snapshots) -> Result<Vec<Layer>, StoreError> {
+    let committed = snapshots.store().committed()?;
+    let told = committed
+        .into_iter()
+        .map(|(name, record)| layer(snapshots, name, &record));
+    told.collect()
+}
+
+fn layer(snapshots: &Snapshots, snapshot: String, record: &Record) -> Result<Layer, StoreError> {
+    let chain_id = record.layer_chain().unwrap_or_default().to_owned();
+    let plane: Option<&dyn Plane> = snapshots.lazy().map(|lazy| lazy.plane().as_ref());
+    let Some((plane, index)) = plane.zip(record.layer()) else {
+        let reason = record.eager.as_ref().map(|eager| eager.reason.clone());
+        let reason = reason.unwrap_or_else(|| "unpacked by an earlier build".to_owned());
+        let state = "eager".to_owned();
+        return Ok(Layer {
             snapshot,
             chain_id,
-            blob,
-            ..lazy_layer(plane, &index)
-        })
-    }
+            state,
+            reason,
+            ..Layer::default()
+        });
+    };
+    let facts = snapshots.store().layer_facts(record.id)?;
+    let blob = facts.map(|facts| facts.blob).unwrap_or_default();
+    Ok(Layer {
+        snapshot,
+        chain_id,
+        blob,
+        ..lazy_layer(plane, &index)
+    })
 }
 
 /// What there is to tell of the process itself.

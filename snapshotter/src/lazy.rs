@@ -4,6 +4,7 @@
 //! ordinary way, and the log says why.
 
 mod belongs;
+mod class;
 mod flight;
 pub(crate) mod implied;
 mod locate;

@@ -5,9 +5,10 @@ mod mounting;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use larder_fuse::CachingStopped;
+use larder_fuse::{CachingStopped, Counts};
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
 
@@ -153,6 +154,11 @@ pub trait Plane: Send + Sync + Debug {
 
     /// Why nothing that is fetched is kept now, if so.
     fn caching_stopped(&self) -> Option<CachingStopped> {
+        None
+    }
+
+    /// What was counted since the start, if anything is.
+    fn counts(&self) -> Option<&Arc<Counts>> {
         None
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_registry::{
-    Client, ClientError, ClientOptions, HOSTS_DIR, Reference, Repository, RetryPolicy,
+    Client, ClientError, ClientOptions, HOSTS_DIR, Reference, Repository, RequestCounts,
+    RetryPolicy,
 };
 
 use crate::config::RegistryConfig;
@@ -26,6 +27,7 @@ pub struct Registries {
     usual: Client,
     plain: Client,
     plain_hosts: Arc<BTreeSet<String>>,
+    counts: Arc<RequestCounts>,
 }
 
 impl Registries {
@@ -49,7 +51,9 @@ impl Registries {
             retry,
             ..ClientOptions::default()
         };
+        let counts = Arc::clone(&options.counts);
         Ok(Self {
+            counts,
             usual: Client::new(options.clone())?,
             plain: Client::new(ClientOptions {
                 plain_http: true,
@@ -57,6 +61,11 @@ impl Registries {
             })?,
             plain_hosts: Arc::new(config.plain_http.iter().cloned().collect()),
         })
+    }
+
+    /// What both clients count.
+    pub fn counts(&self) -> &Arc<RequestCounts> {
+        &self.counts
     }
 
     /// The repository of an image; `plain_http` as the command line says.

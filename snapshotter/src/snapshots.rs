@@ -3,12 +3,14 @@
 //! Every change runs in a task of its own: when containerd gives up a request, its future is
 //! dropped, and what it began must still end.
 
+mod prepares;
 mod reap;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use larder_proto::grpc::Mount;
 use tokio::sync::Notify;
@@ -20,6 +22,8 @@ use crate::lazy::{LayerRequest, Lazy, Reason};
 use crate::mounts::{OverlayOptions, mounts};
 use crate::store::{Chain, Content, Eager, Kind, New, REF_LABEL, Record, Store, StoreError, Usage};
 use crate::usage;
+use prepares::Prepared;
+pub use prepares::Prepares;
 
 /// Labels of a snapshot.
 pub type Labels = BTreeMap<String, String>;
@@ -79,6 +83,7 @@ struct Inner {
     options: OverlayOptions,
     /// Wakes the reaper.
     removed: Arc<Notify>,
+    prepares: Prepares,
 }
 
 impl Snapshots {
@@ -96,6 +101,7 @@ impl Snapshots {
             lazy,
             options: OverlayOptions::probe(),
             removed: Arc::new(Notify::new()),
+            prepares: Prepares::default(),
         };
         let snapshots = Self {
             inner: Arc::new(inner),
@@ -107,6 +113,11 @@ impl Snapshots {
     /// Lazy loading, if it is there.
     pub fn lazy(&self) -> Option<&Arc<Lazy>> {
         self.inner.lazy.as_ref()
+    }
+
+    /// What came of Prepare calls.
+    pub fn prepares(&self) -> &Prepares {
+        &self.inner.prepares
     }
 
     /// The store below.
@@ -121,13 +132,24 @@ impl Snapshots {
         parent: String,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
+        let began = Instant::now();
+        let prepares = &self.inner.prepares;
         let eager = match self.load_lazily(&key, &parent, &labels).await {
-            // containerd then looks for the committed snapshot and adopts it.
-            Ok(()) => return Err(StoreError::Exists(key).into()),
+            Ok(()) => {
+                prepares.ended(Prepared::Lazy, began.elapsed());
+                // containerd then looks for the committed snapshot and adopts it.
+                return Err(StoreError::Exists(key).into());
+            }
             Err(eager) => eager,
         };
+        let how = match eager {
+            Some(_) => Prepared::Eager,
+            None => Prepared::Plain,
+        };
         let kind = Kind::Active;
-        self.create(key, parent, kind, labels, eager).await
+        let made = self.create(key, parent, kind, labels, eager).await;
+        prepares.ended(how, began.elapsed());
+        made
     }
 
     /// Loads the layer that containerd prepares to unpack; else why it is unpacked, if it is one.
@@ -152,6 +174,7 @@ impl Snapshots {
         } else {
             (unpacked_chain(key).ok_or(None)?, Reason::NotAsked)
         };
+        self.inner.prepares.not_lazy(&reason);
         tracing::info!(%chain, %reason, "layer is unpacked in the ordinary way");
         Err(Some(Eager::new(chain, &reason.to_string())))
     }
@@ -353,7 +376,7 @@ fn is_of_differ(key: &str) -> bool {
 
 /// containerd's keys begin with the namespace: `<namespace>/<number>/<client's key>`. The header
 /// that also names it is missing from many calls.
-fn namespace(key: &str) -> &str {
+pub(crate) fn namespace(key: &str) -> &str {
     key.split_once('/')
         .map_or("default", |(namespace, _)| namespace)
 }

@@ -117,6 +117,18 @@ impl Store {
         &self.directories
     }
 
+    /// Length of the database, bytes.
+    pub fn database_bytes(&self) -> Option<u64> {
+        let path = self.directories.path().parent()?.join("snapshots.redb");
+        Some(fs::metadata(path).ok()?.len())
+    }
+
+    /// Bytes that are free where the snapshots are.
+    pub fn disk_free_bytes(&self) -> Option<u64> {
+        let found = rustix::fs::statvfs(self.directories.path()).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     /// The directory that becomes snapshot `id`'s root: `<root>/snapshots/<id>/fs`.
     pub fn fs(&self, id: u64) -> PathBuf {
         self.directories.fs(id)

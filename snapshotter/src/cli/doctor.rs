@@ -1,7 +1,6 @@
 //! `doctor`: looks at the machine and at containerd, and says what is missing and how to get it.
 
 mod containerd;
-mod imported;
 mod kernel;
 
 use std::path::PathBuf;

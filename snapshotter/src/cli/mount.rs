@@ -21,10 +21,11 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Code;
 use tonic::transport::{Channel, Server};
 
+use super::MountArgs;
 use super::run::Signals;
-use super::{MountArgs, start_log};
 use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
 use crate::control::ImageControl;
+use crate::log;
 use crate::mounter::Mounter;
 use crate::plane::{MountingPlane, Plane, StartPlaneError};
 use crate::registries::Registries;
@@ -56,7 +57,7 @@ pub(super) async fn mount(args: MountArgs) -> anyhow::Result<()> {
                 // The caller's terminal and session must not take the mounts along.
                 nix::unistd::setsid().context("leave the caller's session")?;
             }
-            start_log(LogLevel::Warn, LogFormat::Text);
+            log::start(LogLevel::Warn, LogFormat::Text);
             own_or_ask(&args, &config, &target).await
         }
     }
@@ -231,7 +232,7 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
     let signals = Signals::new()?;
     let registries = Registries::new(&config.registry)?;
     registries.check(&args.image).await?;
-    let plane = Arc::new(MountingPlane::start(config, registries.clone(), None).await?);
+    let plane = Arc::new(MountingPlane::start(config, registries.clone(), None, None).await?);
     let control = Config::control(&config.root);
     let (listener, _bound) = socket::bind(&control)?;
     let owner = Arc::clone(&plane) as Arc<dyn Plane>;

@@ -12,8 +12,10 @@ use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::control::Control;
 use crate::lazy::Lazy;
+use crate::metrics::{self, Metrics};
 use crate::plane::{MountingPlane, Plane};
 use crate::registries::Registries;
+use crate::reporter::Reporter;
 use crate::service::Service;
 use crate::snapshots::Snapshots;
 use crate::store::Store;
@@ -34,11 +36,15 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     let (listener, _bound) = socket::bind(&config.address)?;
     let (control, _control) = socket::bind(&Config::control(&config.root))?;
     let registries = Registries::for_layers(&config.registry)?;
+    let requests = Arc::clone(registries.counts());
     let containerd = Containerd::new(config.containerd.clone());
-    let plane = MountingPlane::start(&config, registries, Some(containerd)).await?;
+    let reporter = Arc::new(Reporter::new(containerd.clone()));
+    let observer = Arc::clone(&reporter);
+    let plane = MountingPlane::start(&config, registries, Some(containerd), Some(observer)).await?;
     let plane = Arc::new(plane);
     let lazy = Lazy::new(Arc::clone(&plane) as Arc<dyn Plane>, &config);
     let snapshots = Snapshots::start(store, Some(Arc::new(lazy))).await?;
+    reporter.know(Arc::clone(snapshots.store()));
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let mut drained = stopped.clone();
     let serving = Server::builder()
@@ -50,6 +56,11 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         .add_service(Control::server(snapshots.clone()))
         .serve_with_incoming(UnixListenerStream::new(control));
     let control = tokio::spawn(control);
+    let metrics = config.metrics.clone().map(|address| {
+        let published = Arc::clone(reporter.published());
+        let figures = Metrics::new(snapshots.clone(), requests, published);
+        tokio::spawn(metrics::serve(address, figures))
+    });
     notify::ready();
     tracing::info!(
         address = %config.address.display(),
@@ -72,6 +83,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         () = cut_off => tracing::warn!("some requests did not end in time"),
     }
     control.abort();
+    metrics.inspect(tokio::task::JoinHandle::abort);
     // What is in the store is written down; the next start mounts everything at the same paths.
     plane.shutdown().await;
     tracing::info!("stopped");

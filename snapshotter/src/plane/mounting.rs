@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use larder_fuse::{
-    CachingStopped, DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory, Layer,
-    LayerId, LayerSpec, LayerState, RegistrySource, Source, StartError,
+    CachingStopped, Counts, DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory,
+    Layer, LayerId, LayerSpec, LayerState, Observer, RegistrySource, Source, StartError,
 };
 use larder_proto::digest::Digest;
 use larder_proto::erofs::FileType;
@@ -66,11 +66,12 @@ impl Drop for Added<'_> {
 
 impl MountingPlane {
     /// Starts the data plane below the root directory; needs no network. `containerd` is asked for
-    /// further places of a layer when none delivers.
+    /// further places of a layer when none delivers; `observer` hears what happens.
     pub async fn start(
         config: &Config,
         registries: Registries,
         containerd: Option<Containerd>,
+        observer: Option<Arc<dyn Observer>>,
     ) -> Result<Self, StartPlaneError> {
         config.check_disk().map_err(StartPlaneError::Config)?;
         let mut settings = DataPlaneConfig::new(&config.root);
@@ -81,6 +82,10 @@ impl MountingPlane {
         };
         settings.read_deadline = config.read_deadline;
         settings.min_free_percent = config.min_free_percent;
+        settings.slow_read = config.slow_read;
+        if let Some(observer) = observer {
+            settings.observer = observer;
+        }
         let plane = DataPlane::start(settings).await?;
         let ports = &config.registry.ports;
         let lookup = containerd.map(|one| Arc::new(Lookup::new(one, ports.clone())));
@@ -267,6 +272,10 @@ impl Plane for MountingPlane {
 
     fn caching_stopped(&self) -> Option<CachingStopped> {
         self.plane.caching_stopped()
+    }
+
+    fn counts(&self) -> Option<&Arc<Counts>> {
+        Some(self.plane.counts())
     }
 
     fn driver(&self) -> (String, String) {

@@ -49,6 +49,11 @@ pub struct Directories {
 }
 
 impl Directories {
+    /// What holds them all.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn create(path: &Path) -> Result<Self, DirectoryError> {
         // Both are closed before anything is in them.
         for directory in path.parent().into_iter().chain([path]) {

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use toml::Value;
 
-use super::{Finding, Verdict, imported};
+use super::{Finding, Verdict};
 use crate::config::Config;
 use crate::containerd::Containerd;
+use crate::install::imported;
 
 /// CRI's section up to configuration version 2, and those of version 3.
 const CRI: &str = "io.containerd.grpc.v1.cri";

@@ -12,12 +12,18 @@ const FILES_MAX: usize = 64;
 const BY_ENTRY: [&str; 2] = ["plugins", "proxy_plugins"];
 
 /// Reads `file` and what it imports; the error names the file at fault.
-pub(super) fn read(file: &Path) -> Result<Table, String> {
+pub(crate) fn read(file: &Path) -> Result<Table, String> {
+    read_without(file, None)
+}
+
+/// The same as if `left_out` were not there.
+pub(crate) fn read_without(file: &Path, left_out: Option<&Path>) -> Result<Table, String> {
     let mut merged = Table::new();
     let mut waiting = vec![file.to_owned()];
     let mut seen = Vec::new();
     while let Some(file) = waiting.pop() {
-        if seen.contains(&file) || seen.len() >= FILES_MAX {
+        let is_left_out = left_out == Some(file.as_path());
+        if is_left_out || seen.contains(&file) || seen.len() >= FILES_MAX {
             continue;
         }
         let wrong = |error: &dyn std::fmt::Display| format!("read {}: {error}", file.display());

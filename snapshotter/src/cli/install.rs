@@ -1,0 +1,92 @@
+//! `install` and `uninstall`: containerd's configuration with the snapshotter, and without.
+
+use anyhow::ensure;
+use similar::TextDiff;
+
+use super::InstallArgs;
+use super::output::print;
+use crate::config::{Config, Overrides};
+use crate::install::{self, Change, Files, Wish};
+
+/// Adds what containerd needs to know. `fragments`: in a file of its own where that works.
+pub(super) fn install(args: &InstallArgs, cri: bool, fragments: bool) -> anyhow::Result<()> {
+    check(&args.snapshotter)?;
+    let config = Config::load(args.config.as_deref(), &Overrides::default())?;
+    let wish = Wish {
+        name: args.snapshotter.clone(),
+        address: config.address,
+        root: config.root,
+        cri,
+    };
+    let files = Files::new(&args.containerd_config, fragments);
+    let change = install::install(&files, &wish)?;
+    if args.dry_run {
+        return print(&shown(&change));
+    }
+    if !change.is_none() {
+        files.write_installed(&change, &wish.name)?;
+    }
+    print(&told(&change))
+}
+
+/// Takes it out again.
+pub(super) fn uninstall(args: &InstallArgs) -> anyhow::Result<()> {
+    check(&args.snapshotter)?;
+    let files = Files::new(&args.containerd_config, true);
+    let change = install::uninstall(&files, &args.snapshotter)?;
+    if args.dry_run {
+        return print(&shown(&change));
+    }
+    if !change.is_none() {
+        files.write_uninstalled(&change)?;
+    }
+    print(&told(&change))
+}
+
+/// The name becomes a key, a file name and part of keys of snapshots.
+fn check(name: &str) -> anyhow::Result<()> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    ensure!(
+        (1..=64).contains(&name.len()) && name.chars().all(fits),
+        "{name:?} is no name of a snapshotter: up to 64 letters, digits, - and _"
+    );
+    Ok(())
+}
+
+/// What would change, as `diff -u` shows it.
+fn shown(change: &Change) -> String {
+    let (before, after) = (
+        change.before.as_deref().unwrap_or_default(),
+        change.after.as_deref().unwrap_or_default(),
+    );
+    let name = change.file.display().to_string();
+    let (from, to) = (
+        change.before.as_ref().map_or("/dev/null", |_| &name),
+        change.after.as_ref().map_or("/dev/null", |_| &name),
+    );
+    let diff = TextDiff::from_lines(before, after);
+    let mut text = diff.unified_diff().header(from, to).to_string();
+    if change.is_none() {
+        text = format!("{name} is as it should be\n");
+    }
+    text.extend(change.notes.iter().map(|note| format!("# {note}\n")));
+    text
+}
+
+fn told(change: &Change) -> String {
+    let name = change.file.display();
+    let mut lines = Vec::new();
+    match (change.is_none(), &change.after) {
+        (true, _) => lines.push(format!("{name} is as it should be")),
+        (false, None) => lines.push(format!("removed {name}")),
+        (false, Some(_)) => lines.push(format!("wrote {name}")),
+    }
+    if let Some(backup) = change.backup.as_ref().filter(|_| !change.is_none()) {
+        lines.push(format!("it was before as in {}", backup.display()));
+    }
+    lines.extend(change.notes.iter().map(|note| format!("note: {note}")));
+    if !change.is_none() {
+        lines.push("restart containerd: it reads its configuration when it starts".into());
+    }
+    lines.join("\n") + "\n"
+}
