@@ -144,12 +144,17 @@ def without_annotations(block):
 
 class Node:
     """containerd with an empty root, and Larder's snapshotter beside it if `lazy`. CRI only with a `sandbox` image for pods.
-    `annotations` and `ports` as an operator may leave them out: containerd's of layers, and the registry's in `[hosts]`."""
+    `annotations` and `ports` as an operator may leave them out: containerd's of layers, and the registry's in `[hosts]`.
+    `settings` are further keys of Larder's configuration, `log` its table of that name; `{work}` is the node's folder.
+    `within` starts Larder's daemon inside of something."""
 
-    def __init__(self, work, programs, lazy, driver="auto", containerd=None, sandbox=None, annotations=True, ports=True):
+    def __init__(self, work, programs, lazy, driver="auto", containerd=None, sandbox=None, annotations=True, ports=True,
+                 settings="", log="", within=()):
         self.work = tempfile.mkdtemp(dir=work)
         self.sandbox, self.annotations, self.ports = sandbox, annotations, ports
         self.programs, self.lazy, self.driver = programs, lazy, driver
+        self.within = list(within)
+        self.settings, self.log_settings = settings.replace("{work}", self.work), log
         self.directory = containerd or os.path.dirname(shutil.which("containerd") or "/usr/bin/containerd")
         self.socket = os.path.join(self.work, "c.sock")
         self.snapshotter = "larder" if lazy else "overlayfs"
@@ -171,8 +176,8 @@ class Node:
             settings = os.path.join(self.work, "larder.toml")
             with open(settings, "w") as out:
                 out.write(
-                    f'root = "{self.work}/larder"\naddress = "{plugin}"\nfs_driver = "{self.driver}"\n'
-                    f'[containerd]\naddress = "{self.socket}"\n[registry]\nplain_http = ["{registry}"]\n'
+                    f'root = "{self.work}/larder"\naddress = "{plugin}"\nfs_driver = "{self.driver}"\n{self.settings}'
+                    f'{self.log_settings}[containerd]\naddress = "{self.socket}"\n[registry]\nplain_http = ["{registry}"]\n'
                 )
                 if self.ports:
                     out.write(f'[hosts]\n"{registry.split(":")[0]}" = "{registry}"\n')
@@ -182,7 +187,7 @@ class Node:
 
     def start_snapshotter(self):
         program, settings = os.path.join(self.programs, "larder-snapshotter"), os.path.join(self.work, "larder.toml")
-        self.daemon = self.background([program, "run", "--config", settings], "larder.log")
+        self.daemon = self.background([*self.within, program, "run", "--config", settings], "larder.log")
         wait_for(lambda: listens(os.path.join(self.work, "l.sock")), "larder-snapshotter to listen", self.log)
 
     def configuration(self, plugin):

@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import shutil
 import subprocess
 
 import world
@@ -31,8 +32,52 @@ class Configuration(world.Case):
         self.assertIn("containerd.service", unit["Unit"]["Before"].split())
         self.assertEqual(unit["Service"]["Type"], "notify")
         self.assertFalse(set(unit["Service"]) & set(NAMESPACE_OPTIONS))
+        socket = configparser.RawConfigParser(strict=False)
+        socket.optionxform = str
+        self.assertTrue(socket.read(os.path.join(world.TOP, "deploy/larder-snapshotter.socket")))
+        self.assertIn("containerd.service", socket["Unit"]["Before"].split())
+        with open(os.path.join(world.TOP, "deploy/config.toml")) as text:
+            self.assertIn(f'address = "{socket["Socket"]["ListenStream"]}"\n', text.read())
+        self.assertEqual(socket["Socket"]["SocketMode"], "0600")
+        self.assertIn("larder-snapshotter.socket", unit["Unit"]["After"].split())
+        self.assertGreater(int(unit["Service"]["FileDescriptorStoreMax"]), 0)
         # A stopped containerd must not stop the daemon under its containers.
         self.assertFalse({"Requires", "BindsTo", "PartOf"} & set(unit["Unit"]))
+
+    def test_systemd_understands_the_units(self):
+        """Promise: systemd's own reader finds nothing to say about the units."""
+        if not shutil.which("systemd-analyze"):
+            self.skipTest("systemd-analyze is not installed")
+        place, units = self.folder(), []
+        for kind in ("service", "socket"):
+            units.append(os.path.join(place, f"larder-snapshotter.{kind}"))
+            with open(os.path.join(world.TOP, "deploy", f"larder-snapshotter.{kind}")) as text, open(units[-1], "w") as out:
+                out.write(text.read().replace("/usr/local/bin", world.PROGRAMS))
+        done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=60, check=False)
+        said = [line for line in done.stderr.splitlines() if "larder-snapshotter" in line]
+        self.assertEqual((done.returncode, said), (0, []), done.stderr)
+
+    @once_per(driver=world.DRIVERS)
+    def test_what_the_unit_forbids_is_not_needed(self, driver):
+        """Promise: with the unit's capabilities, its umask and without new privileges, an image is mounted, read, and removed."""
+        unit = configparser.RawConfigParser(strict=False)
+        unit.optionxform = str
+        unit.read(os.path.join(world.TOP, "deploy/larder-snapshotter.service"))
+        service = unit["Service"]
+        kept = ",".join("+" + name.removeprefix("CAP_").lower() for name in service["CapabilityBoundingSet"].split())
+        bounds = ["setpriv", "--no-new-privs", f"--bounding-set=-all,{kept}", f"--inh-caps=-all"]
+        _, lazy = world.publish("nginx")
+        with self.node("2", lazy=True, driver=driver, within=["sh", "-c", f'umask {service["UMask"]}; exec "$@"', "sh", *bounds]) as node:
+            with open(f"/proc/{node.daemon.pid}/status") as status:
+                seen = dict(line.split(":\t", 1) for line in status.read().splitlines() if ":\t" in line)
+            self.assertEqual(seen["NoNewPrivs"], "1")
+            names = service["CapabilityBoundingSet"].split()
+            self.assertEqual(bin(int(seen["CapEff"], 16)).count("1"), len(names), seen)
+            node.pull(lazy)
+            said = node.printed("run", "--rm", "--snapshotter", "larder", lazy, "reader", "/bin/sh", "-c", "echo x > /tmp/x && id && ls /usr/sbin/nginx")
+            self.assertIn("/usr/sbin/nginx", said)
+            node.ctr("images", "rm", "--sync", lazy)
+            self.gone(node.left_behind)
 
     def test_a_root_on_overlayfs_is_refused_by_one_sentence(self):
         """Promise: a root directory where no container could live is refused before anything is written there."""
