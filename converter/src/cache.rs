@@ -65,7 +65,9 @@ impl Cache {
     pub fn of_user(options: &LayerOptions) -> Self {
         let env = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let home = || env("HOME").map(|home| PathBuf::from(home).join(".cache"));
-        let base = env("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+        // The specification of this variable says to ignore a relative one.
+        let named = env("XDG_CACHE_HOME").map(PathBuf::from);
+        let base = named.filter(|path| path.is_absolute()).or_else(home);
         Self::new(base.map(|base| base.join("larder/layers")), options)
     }
 

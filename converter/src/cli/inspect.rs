@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::text::size;
+use super::text::{counted, size};
 use super::{AccessArguments, Failure, print, print_json};
 use crate::convert::load;
 use crate::inspect::{ImageReport, LayerDetails, inspect};
@@ -67,9 +67,9 @@ fn text(report: &ImageReport) -> String {
 fn form(layer: &LayerDetails) -> String {
     match (&layer.larder, &layer.problem) {
         (Some(index), _) => format!(
-            "larder: tar {}, {} chunks of {}, {} files, index {}",
+            "larder: tar {}, {} of {}, {} files, index {}",
             size(index.tar_size),
-            index.chunks,
+            counted(index.chunks, "chunk"),
             size(index.chunk_size.into()),
             index.inodes,
             size(index.index_stored_size),

@@ -143,6 +143,21 @@ fn the_json_answer_to_a_wrong_command_line_is_whole() {
     );
 }
 
+/// Promise: a cache directory that is not absolute is not made wherever the command runs.
+#[test]
+fn a_relative_cache_directory_is_ignored() {
+    let world = World::new();
+    world.tag(&world.simple(&change()));
+    let mut command = world.command("convert oci:@source oci:@dest");
+    command
+        .env("XDG_CACHE_HOME", "cache")
+        .env("HOME", world.path("home"))
+        .current_dir(world.path("tmp"));
+    run(&mut command).ok();
+    assert!(!world.path("tmp/cache").exists());
+    assert!(world.path("home/.cache/larder").exists());
+}
+
 /// Promise: a log that goes into a file has no colours.
 #[test]
 fn a_log_in_a_file_is_plain_text() {
