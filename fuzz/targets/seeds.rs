@@ -1,6 +1,6 @@
 //! Writes the inputs that fuzzing begins with: sound tars, and the images and indexes of them.
 //!
-//! `seeds DIR` fills `DIR/tar`, `DIR/erofs` and `DIR/index`.
+//! `seeds DIR` fills a directory for each target below `DIR`.
 
 use std::error::Error;
 use std::path::Path;
@@ -22,7 +22,117 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, tar) in tars() {
         write(&directory, name, &tar)?;
     }
+    let texts = TEXTS.map(|(name, text)| ("texts", name, text.as_bytes().to_vec()));
+    let documents = DOCUMENTS.map(|(name, text)| ("documents", name, text.as_bytes().to_vec()));
+    let (layer, present) = (b"0".iter().chain(LAYER.as_bytes()), present());
+    let state = [
+        ("state", "layer", layer.copied().collect()),
+        ("state", "present", present),
+    ];
+    for (target, name, seed) in texts.into_iter().chain(documents).chain(state) {
+        let directory = Path::new(&directory).join(target);
+        std::fs::create_dir_all(&directory)?;
+        std::fs::write(directory.join(name), seed)?;
+    }
     Ok(())
+}
+
+/// One text for each parser of `texts`, which the first byte chooses.
+const TEXTS: [(&str, &str); 10] = [
+    (
+        "bearer",
+        "0Bearer realm=\"https://a.io/t\",service=\"s\",scope=\"repository:a:pull\"",
+    ),
+    ("basic", "0Basic realm=\"x\", Bearer realm=\"http://a.io\""),
+    ("range", "1bytes 5-9/10"),
+    ("retry", "2Sun, 06 Nov 1994 08:49:37 GMT"),
+    (
+        "expiry",
+        "2X-Amz-Date=20261120T120000Z&X-Amz-Expires=300&Expires=7&se=2026-11-20T12%3A10%3A00Z",
+    ),
+    (
+        "name",
+        "3[::1]:5000/team/app:v1@sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    ),
+    (
+        "location",
+        "412:34:56:sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    ),
+    (
+        "digest",
+        "5sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    ),
+    (
+        "hosts",
+        "6server = \"https://r.io\"\nca = [\"a\"]\n[host.\"https://m.io\"]\ncapabilities = [\"pull\"]\n\
+         client = [[\"a\", \"b\"]]\ndial_timeout = \"1m30s\"\n[host.\"https://m.io\".header]\nx = \"hunter2\"\n",
+    ),
+    (
+        "filter",
+        "7labels.\"a.b/c\"~=/x+/,kind==committed\nparent!=\"\",name",
+    ),
+];
+
+/// One document for each parser of `documents`.
+const DOCUMENTS: [(&str, &str); 7] = [
+    (
+        "manifest",
+        concat!(
+            "0",
+            r#"{"schemaVersion":2,"config":{"mediaType":"c","size":2,"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"},"layers":[],"annotations":{"b":"1"},"x":1}"#
+        ),
+    ),
+    (
+        "index",
+        concat!(
+            "1",
+            r#"{"schemaVersion":2,"manifests":[{"mediaType":"m","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,"platform":{"os":"linux","architecture":"amd64"}}]}"#
+        ),
+    ),
+    (
+        "parsed",
+        concat!(
+            "2",
+            r#"{"schemaVersion":2,"config":{"mediaType":"c","size":2,"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"},"layers":null,"manifests":null}"#
+        ),
+    ),
+    (
+        "config",
+        concat!(
+            "3",
+            r#"{"os":"linux","architecture":"arm64","variant":"v8","rootfs":{"type":"layers","diff_ids":["sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"]}}"#
+        ),
+    ),
+    (
+        "token",
+        concat!(
+            "4",
+            r#"{"token":"hunter2","access_token":"x","expires_in":300,"Username":"anna","Secret":"hunter2"}"#
+        ),
+    ),
+    (
+        "auths",
+        concat!(
+            "4",
+            r#"{"auths":{"r.io":{"auth":"YW5uYTpodW50ZXIy","identitytoken":""}},"credHelpers":{"r.io":"x"}}"#
+        ),
+    ),
+    (
+        "refusal",
+        concat!("5", r#"{"errors":[{"code":"DENIED","message":"no pull"}]}"#),
+    ),
+];
+
+const LAYER: &str = r#"{"version":1,"blob":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","location":"1:2:3:sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","slot":7,"index_sum":"00","meta_sum":"11","proof":{"quarantined":"why"},"patches":[{"key":"ab","slot":8,"sum":"22"}]}"#;
+
+/// What says of 74 chunks that some are there.
+fn present() -> Vec<u8> {
+    let mut seed = vec![130];
+    seed.extend(b"LARDERPR");
+    for word in [74_u64, 5, 1] {
+        seed.extend(word.to_le_bytes());
+    }
+    seed
 }
 
 fn write(directory: &str, name: &str, tar: &[u8]) -> Result<(), Box<dyn Error>> {

@@ -1,0 +1,1 @@
+../../snapshotter/src/filter.rs
