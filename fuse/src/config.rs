@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::observer::{Logged, Observer};
 use crate::store::{Disk, StdDisk};
+use crate::supervisor::Handover;
 
 /// How long a read may wait for its bytes by default: long enough for a registry to restart,
 /// short enough for a container to notice that it does not come back.
@@ -34,6 +35,11 @@ pub struct DataPlaneConfig {
     pub device_reads: DeviceReads,
     /// The file operations of the store; tests put failing ones here.
     pub disk: Arc<dyn Disk>,
+    /// Whether a kernel that can (6.9) is asked to send requests again after a takeover. Tests switch it
+    /// off, to see what earlier kernels make of it.
+    pub resend: bool,
+    /// What a daemon before had, and who keeps it for the next one; `None` without a supervisor.
+    pub handover: Option<Arc<Handover>>,
 }
 
 impl DataPlaneConfig {
@@ -48,6 +54,8 @@ impl DataPlaneConfig {
             observer: Arc::new(Logged),
             device_reads: DeviceReads::default(),
             disk: Arc::new(StdDisk),
+            resend: true,
+            handover: None,
         }
     }
 }

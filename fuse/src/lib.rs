@@ -9,7 +9,9 @@
 //! Only `session` and `sys` know FUSE; `store` does not know `fetch`; `sys` holds the unsafe code.
 
 pub mod mount;
+pub mod supervisor;
 
+mod apart;
 mod config;
 mod counts;
 mod driver;
@@ -38,6 +40,8 @@ pub use layer::{
 pub use observer::{Observer, SlowRead};
 pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, UnmountError};
 pub use private::{check_place, create_private, private_directory};
+#[doc(hidden)]
+pub use session::write_state_as;
 pub use source::{
     Answer, BoxFuture, Delivery, Elsewhere, FailureKind, RegistrySource, Source, SourceFailure,
 };

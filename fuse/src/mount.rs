@@ -68,6 +68,17 @@ pub fn unmount(target: &Path, how: Unmount) -> Result<(), MountFailed> {
     }
 }
 
+/// Ends a FUSE session that nobody serves. A thread of its dead daemon that waits for an answer in the
+/// kernel would keep it, and its readers with it, for ever.
+fn abort(session: &Mount) {
+    let minor = session.device.split_once(':').map(|(_, minor)| minor);
+    if let ("fuse", Some(minor)) = (&*session.kind, minor) {
+        // Where that is not mounted, or the session has ended, there is nothing to do.
+        let path = Path::new("/sys/fs/fuse/connections").join(minor);
+        let _ = std::fs::write(path.join("abort"), "1");
+    }
+}
+
 /// Unmounts what Larder mounted below `root` and a former run left behind, dead or alive.
 pub fn unmount_stale(root: &Path) -> io::Result<usize> {
     let mut stale: Vec<_> = mounts()?
@@ -77,6 +88,7 @@ pub fn unmount_stale(root: &Path) -> io::Result<usize> {
     // The last mounted first, so that nothing hides what is below it.
     stale.reverse();
     for mount in &stale {
+        abort(mount);
         if let Err(error) = unmount(&mount.target, Unmount::Lazy) {
             tracing::warn!(%error, "a mount of a former run stays");
         }

@@ -1,6 +1,7 @@
 //! The data plane: everything a node keeps, and the session it is served by.
 
 mod add;
+mod adopt;
 mod decoding;
 mod mounts;
 mod remove;
@@ -8,6 +9,7 @@ mod start;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Runtime;
@@ -47,6 +49,9 @@ pub(crate) struct Plane {
     proofs: Arc<Proofs>,
     /// Threads of its own, so that neither side delays the other. `None` once shut down.
     runtime: Mutex<Option<Runtime>>,
+    lost: Option<u64>,
+    /// Whether the mounts are for the next daemon, whatever happens here.
+    leaves: AtomicBool,
 }
 
 impl DataPlane {
@@ -119,6 +124,26 @@ impl DataPlane {
         self.0.asked_tree(target)
     }
 
+    /// The restored layers are those that are wanted: what else a daemon before left mounted goes away.
+    /// Nothing to do without a takeover.
+    pub async fn settle(&self) {
+        let plane = self.0.clone();
+        let _ = tokio::task::spawn_blocking(move || plane.unmount_unclaimed()).await;
+    }
+
+    /// That containers lost their mounts when the sessions began, because the daemon before and its
+    /// supervisor had both died: seconds since 1970.
+    pub fn lost(&self) -> Option<u64> {
+        self.0.lost
+    }
+
+    /// Writes down what is in the store, and leaves all mounts to the next daemon. The caller ends the
+    /// process: until then, reads are answered.
+    pub async fn hand_over(self) {
+        let plane = self.0;
+        let _ = tokio::task::spawn_blocking(move || plane.leave()).await;
+    }
+
     /// Writes down what is in the store, and unmounts everything. Mounts in use stay visible to
     /// their users and fail.
     pub async fn shutdown(self) {
@@ -145,13 +170,22 @@ impl Plane {
         written
     }
 
+    fn leave(&self) {
+        self.leaves.store(true, Ordering::Release);
+        // The proofs go on: what they would write is written by the next daemon's.
+        self.proofs.close();
+        self.sync();
+    }
+
+    fn take_runtime(&self) -> Option<Runtime> {
+        let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        runtime.take()
+    }
+
     fn close(&self) {
-        let runtime = self
-            .runtime
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(runtime) = runtime else { return };
+        let Some(runtime) = self.take_runtime() else {
+            return;
+        };
         self.proofs.close();
         if self.sync() {
             self.store.end();
@@ -164,6 +198,12 @@ impl Plane {
 
 impl Drop for Plane {
     fn drop(&mut self) {
-        self.close();
+        if self.leaves.load(Ordering::Acquire) {
+            // With the runtime, replies would be dropped, and thereby answered with errors. A request
+            // that was merely read is sent again to the next daemon.
+            std::mem::forget(self.take_runtime());
+        } else {
+            self.close();
+        }
     }
 }

@@ -15,17 +15,25 @@
 
 mod ahead;
 mod both;
+mod counts;
 mod filesystem;
+mod greeting;
 mod inode;
+mod journal;
 mod mountpoint;
+mod notices;
 mod reads;
+mod replay;
 mod slots;
 mod slow;
+mod state;
 mod tree;
 
-pub(crate) use both::Sessions;
+pub(crate) use both::{Inherited, Sessions, TakeOverError};
 pub(crate) use mountpoint::FuseMount;
-pub(crate) use slots::{Content, Faulty, Slots};
+pub(crate) use slots::{Content, Faulty, Slots, Unopened};
+#[doc(hidden)]
+pub use state::write_state_as;
 
 use crate::config::DeviceReads;
 
@@ -38,4 +46,6 @@ pub(crate) struct Manner {
     pub(crate) without_opens: bool,
     /// No tree of the session has extended attributes, so the kernel is told not to ask for them.
     pub(crate) without_xattrs: bool,
+    /// A kernel that can is asked to send requests again after a takeover.
+    pub(crate) resend: bool,
 }

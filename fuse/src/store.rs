@@ -22,7 +22,7 @@ pub(crate) use device::Published;
 pub use disk::{Disk, Space, StdDisk};
 pub use floor::CachingStopped;
 pub(crate) use presence::ChunkState;
-pub(crate) use record::Proof;
+pub(crate) use record::{Proof, Record};
 pub use root::OpenStoreError;
 pub(crate) use root::StoreRoot;
 pub(crate) use stored::{LayerStoreError, NewLayer, StoredLayer};

@@ -142,6 +142,21 @@ def without_annotations(block):
     return block
 
 
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            # A first thread that has ended, with others that have not: sockets and locks are still held.
+            return stat.read().rpartition(")")[2].split()[0] not in "ZX" or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def daemons(supervisor):
+    """The living children of a supervisor."""
+    with open(f"/proc/{supervisor}/task/{supervisor}/children") as children:
+        return [pid for pid in map(int, children.read().split()) if is_alive(pid)]
+
+
 class Node:
     """containerd with an empty root, and Larder's snapshotter beside it if `lazy`. CRI only with a `sandbox` image for pods.
     `annotations` and `ports` as an operator may leave them out: containerd's of layers, and the registry's in `[hosts]`.
@@ -190,6 +205,13 @@ class Node:
         self.daemon = self.background([*self.within, program, "run", "--config", settings], "larder.log")
         wait_for(lambda: listens(os.path.join(self.work, "l.sock")), "larder-snapshotter to listen", self.log)
 
+    def kill_snapshotter(self, number):
+        """Ends the supervisor by a signal, and the daemon with it: a killed supervisor does not wait for that."""
+        living = daemons(self.daemon.pid)
+        self.daemon.send_signal(number)
+        self.daemon.wait()
+        wait_for(lambda: not any(is_alive(pid) for pid in living), "the daemon to end")
+
     def configuration(self, plugin):
         """The README's block with this node's paths, and what only a second containerd on a machine needs."""
         block = "version = 2\n" if not self.lazy else substituted(configuration_block("README.md"), {
@@ -209,10 +231,10 @@ class Node:
             first += 'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
         return block.replace("version = 2\n", first, 1) + last
 
-    def background(self, command, log):
+    def background(self, command, log, **options):
         environment = dict(os.environ, PATH=self.directory + ":" + os.environ["PATH"])
         with open(os.path.join(self.work, log), "a") as out:
-            self.processes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
+            self.processes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment, **options))
         return self.processes[-1]
 
     def log(self):

@@ -19,7 +19,6 @@ use clap_complete::Shell;
 use larder_registry::{ClientError, Reference};
 
 use crate::config::{Config, ConfigError, Driver, LogFormat, LogLevel, Overrides};
-use crate::log;
 
 /// Exit code for bad usage and bad configuration, as in sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -286,6 +285,11 @@ pub fn main() -> ExitCode {
             };
         }
     };
+    if let Command::Run(_) = &cli.command
+        && let Some(code) = run::supervise()
+    {
+        return code;
+    }
     let json = cli.wants_json();
     match cli.dispatch() {
         Ok(()) => ExitCode::SUCCESS,
@@ -340,11 +344,7 @@ impl Cli {
 
     fn dispatch(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Run(args) => {
-                let config = args.load()?;
-                log::start(config.log_level, config.log_format);
-                block_on(run::run(config))
-            }
+            Command::Run(args) => run::daemon(args),
             Command::Mount(args) => block_on(mount::mount(args)),
             Command::Umount { root, directory } => block_on(mount::umount(&root, &directory)),
             Command::Pull { image, containerd } => block_on(pull::pull(containerd, image)),

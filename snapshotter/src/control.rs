@@ -90,6 +90,7 @@ fn process(plane: Option<&dyn Plane>) -> StatusResponse {
         driver_reason,
         caching_stopped: stopped.map(|stopped| stopped.why).unwrap_or_default(),
         caching_stopped_since: since.unwrap_or_default(),
+        containers_lost: plane.and_then(Plane::lost).unwrap_or_default(),
         ..StatusResponse::default()
     }
 }

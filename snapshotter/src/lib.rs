@@ -16,7 +16,6 @@ mod log;
 pub mod metrics;
 pub mod mounter;
 pub mod mounts;
-mod notify;
 pub mod plane;
 pub mod registries;
 pub mod reporter;

@@ -152,6 +152,16 @@ pub trait Plane: Send + Sync + Debug {
     /// How a layer fares, if it is in the store.
     fn progress(&self, index: &Digest) -> Option<Progress>;
 
+    /// All recorded layers were mounted again, as far as they could be: what else is mounted goes away.
+    fn settle(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
+    /// That containers lost their mounts and must be restarted, seconds since 1970.
+    fn lost(&self) -> Option<u64> {
+        None
+    }
+
     /// Why nothing that is fetched is kept now, if so.
     fn caching_stopped(&self) -> Option<CachingStopped> {
         None

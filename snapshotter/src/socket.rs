@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -82,6 +83,27 @@ pub fn bind(path: &Path) -> Result<(UnixListener, Bound), BindError> {
     Ok((listener.map_err(failed)?, bound))
 }
 
+/// A listening socket of another process, if it is the one at `path`: the configuration may name
+/// another by now.
+pub fn held(socket: OwnedFd, path: &Path) -> Option<(UnixListener, Bound)> {
+    let socket = std::os::unix::net::UnixListener::from(socket);
+    let is_there = fs::symlink_metadata(path).is_ok();
+    if !is_there || socket.local_addr().ok()?.as_pathname() != Some(path) {
+        return None;
+    }
+    let bound = Bound {
+        path: path.to_owned(),
+    };
+    Some((listen(socket.into()).ok()?, bound))
+}
+
+/// The listening socket `socket`, which another process made.
+pub fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
+    let socket = std::os::unix::net::UnixListener::from(socket);
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(socket)
+}
+
 fn make_directory(path: &Path) -> io::Result<()> {
     if path.as_os_str().is_empty() || path.exists() {
         return Ok(());
@@ -107,6 +129,7 @@ fn refuse_other_files(path: &Path) -> Result<(), BindError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[tokio::test]
     async fn a_stale_socket_is_taken_over_and_closed_to_others() {
@@ -119,6 +142,21 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         drop(bound);
         assert!(!path.exists());
+    }
+
+    /// Promise: the next daemon listens where the one before did, and where the configuration says.
+    #[tokio::test]
+    async fn a_socket_that_is_handed_over_is_the_same_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("s.sock"), dir.path().join("other"));
+        let (listener, bound) = bind(&path).unwrap();
+        let copy = || listener.as_fd().try_clone_to_owned().unwrap();
+        assert!(held(copy(), &other).is_none());
+        let waiting = UnixStream::connect(&path).unwrap();
+        let (handed, _bound) = held(copy(), &path).unwrap();
+        handed.accept().await.unwrap();
+        drop((waiting, bound));
+        assert!(held(copy(), &path).is_none(), "nobody would find it");
     }
 
     #[tokio::test]

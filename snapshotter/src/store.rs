@@ -169,7 +169,8 @@ impl Store {
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`, whose labels are
-    /// `labels` alone. `parent` may give it a parent if it has none.
+    /// `labels` alone. `parent` may give it a parent if it has none. Repeating a call whose answer was
+    /// lost with the daemon succeeds.
     pub fn commit(
         &self,
         name: &str,
@@ -181,7 +182,11 @@ impl Store {
             return Err(StoreError::EmptyName);
         }
         let txn = self.database.begin_write()?;
-        let mut record = tables::get(&txn, key)?;
+        let Some(mut record) = tables::find(&txn, key)? else {
+            let done = tables::find(&txn, name)?;
+            let done = done.filter(|done| done.committed_from.as_deref() == Some(key));
+            return done.ok_or_else(|| StoreError::Missing(key.to_owned()));
+        };
         if record.kind != Kind::Active {
             return Err(StoreError::NotActive(key.to_owned()));
         }
@@ -199,6 +204,7 @@ impl Store {
             parent.clone_into(&mut record.parent);
         }
         record.kind = Kind::Committed;
+        record.committed_from = Some(key.to_owned());
         record.labels = labels;
         // As containerd's own stores do: a committed snapshot is a new one, and not updated yet.
         record.touch();

@@ -1,4 +1,4 @@
-"""The daemon dies and comes back while containerd stays, and the registry does not answer."""
+"""Daemon and supervisor die and come back while containerd stays, and the registry does not answer."""
 
 import functools
 import os
@@ -33,7 +33,7 @@ class Restart(world.Case):
 
     @once_per(release=RELEASES, driver=DRIVERS, by=("SIGKILL", "SIGTERM"))
     def test_a_dead_daemon_comes_back_without_the_registry(self, release, driver, by):
-        """Promise: snapshots are back at the same paths; new containers run on cached data; one that ran starts again with
+        """Promise: after the end of daemon and supervisor, snapshots are back at the same paths; new containers run on cached data; one that ran starts again with
         what it wrote; no dead mount is left."""
         _, converted = world.publish("tools-layers")
         link = rig.Link(self.folder(), "1gbit", world.registry())
@@ -60,8 +60,7 @@ class Restart(world.Case):
             self.assertEqual(set(expected), {old})
 
             rig.stop(link.registry)
-            node.daemon.send_signal(getattr(signal, by))
-            node.daemon.wait()
+            node.kill_snapshotter(getattr(signal, by))
             began = time.monotonic()
             node.start_snapshotter()
             # The socket is there before the layers are.
@@ -70,6 +69,8 @@ class Restart(world.Case):
             # containerd connects again after a moment.
             rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", node.snapshotter, "ls"), "containerd to connect", node.log)
 
+            # Killed, they leave mounts that die with them.
+            self.assertEqual(bool(world.status(os.path.join(node.work, "larder"))["containers_lost"]), by == "SIGKILL")
             self.assertEqual(mounts(), expected)
             self.assertEqual(run("new", *READ_ALL), before)
             node.ctr("tasks", "rm", "-f", old)
@@ -96,8 +97,7 @@ class Restart(world.Case):
             mounts = self.asked(node, "mounts", "/x", key)
             self.assertIn("overlay", mounts)
 
-            node.daemon.kill()
-            node.daemon.wait()
+            node.kill_snapshotter(signal.SIGKILL)
             began = time.monotonic()
             node.start_snapshotter()
             self.assertEqual(self.asked(node, "mounts", "/x", key), mounts)

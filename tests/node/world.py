@@ -114,9 +114,9 @@ def status(root):
 
 
 @contextlib.contextmanager
-def node(release, lazy, driver="auto", sandbox=None, registry=REGISTRY, **options):
+def node(release, lazy, driver="auto", sandbox=None, registry=REGISTRY, programs=PROGRAMS, **options):
     """A node that starts empty; what goes wrong on it is told with the ends of its logs."""
-    node = rig.Node(work(), PROGRAMS, lazy, driver, RELEASES[release], sandbox, **options)
+    node = rig.Node(work(), programs, lazy, driver, RELEASES[release], sandbox, **options)
     try:
         node.start(registry)
         yield node

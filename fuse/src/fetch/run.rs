@@ -101,6 +101,11 @@ impl Run {
             self.spent_on(Delay::Verification, begun.elapsed());
             match verified {
                 Ok(true) => self.land(row, Landed::Stored),
+                // A killed daemon leaves chunks that are there in part.
+                Ok(false) if self.fetcher.layer.is_guessed() => debug!(
+                    layer = %self.fetcher.blob(), chunk = row,
+                    "a chunk is not there, other than it seemed; fetching it"
+                ),
                 Ok(false) => {
                     self.fetcher.context.counts.damage();
                     warn!(
@@ -118,6 +123,7 @@ impl Run {
     async fn fetch(&self) {
         let mut pause = PAUSE_MIN;
         while !self.rows().is_empty() {
+            let changed = self.fetcher.sources.changed();
             let sources = self.fetcher.sources.in_order();
             let round = self.ask_all(&sources).await;
             if self.rows().is_empty() || self.fetcher.sources.look_elsewhere(sources.len()).await {
@@ -129,8 +135,12 @@ impl Run {
             }
             let wish = round.retry_after.unwrap_or_default();
             let rest = wish.clamp(pause, PAUSE_MAX);
-            tokio::time::sleep(rest).await;
-            self.spent_on(Delay::Retry, rest);
+            let begun = Instant::now();
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                () = changed => {}
+            }
+            self.spent_on(Delay::Retry, begun.elapsed());
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }

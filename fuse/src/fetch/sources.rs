@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use crate::source::{Elsewhere, Source};
@@ -99,6 +101,7 @@ pub(crate) struct Sources {
     elsewhere: RwLock<Option<Arc<dyn Elsewhere>>>,
     /// When further ones were last looked for; held while looking.
     looked: tokio::sync::Mutex<Option<Instant>>,
+    changed: Notify,
 }
 
 impl Sources {
@@ -107,6 +110,7 @@ impl Sources {
             known: RwLock::new(known.into_iter().map(Tracked::new).collect()),
             elsewhere: RwLock::new(elsewhere),
             looked: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
         }
     }
 
@@ -130,6 +134,13 @@ impl Sources {
     pub(super) fn set(&self, sources: Vec<Arc<dyn Source>>) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         *known = sources.into_iter().map(Tracked::new).collect();
+        drop(known);
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves when they are set after this call. After a takeover, reads wait for it.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     pub(super) fn set_elsewhere(&self, elsewhere: Option<Arc<dyn Elsewhere>>) {

@@ -118,7 +118,7 @@ impl Scene {
         let fixture = LayerFixture::new(tar.finish());
         let scratch = tempfile::tempdir().unwrap();
         let config = DataPlaneConfig::new(scratch.path());
-        let root = StoreRoot::open(scratch.path(), config.disk, 0).unwrap();
+        let root = StoreRoot::open(scratch.path(), config.disk, 0, None).unwrap();
         let tail = fixture
             .blob
             .slice(usize::try_from(fixture.index.offset).unwrap()..);

@@ -8,6 +8,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use super::Plane;
 use super::start::device_path;
+use crate::apart::apart;
 use crate::driver::Driver;
 use crate::layer::{ImpliedDirectory, Layer, LayerId, MountError, View};
 use crate::mount::{Erofs, MountFailed, Unmount, bind, mount_erofs, refuse_foreign, unmount};
@@ -17,23 +18,27 @@ use crate::session::Content;
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
     pub(super) targets: HashMap<PathBuf, Target>,
-    bases: HashMap<Base, usize>,
+    pub(super) bases: HashMap<Base, usize>,
 }
 
 /// A place a layer is mounted at.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
     pub(super) layer: LayerId,
-    base: Option<Base>,
     /// See [`crate::DataPlane::asked_tree`].
-    asked_tree: Option<PathBuf>,
+    pub(super) asked_tree: Option<PathBuf>,
+    /// The slot of its metadata image.
+    pub(super) slot: u32,
+    pub(super) base: Option<Base>,
+    /// Whether a daemon before made it, and nobody said yet that it is wanted.
+    pub(super) unclaimed: bool,
 }
 
 /// One EROFS file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Base {
+pub(super) struct Base {
     /// The slot of its metadata image.
-    slot: u32,
+    pub(super) slot: u32,
     /// Whether its device is the store's file itself.
     direct: bool,
 }
@@ -55,13 +60,25 @@ impl Plane {
             self.slots.put(view.slot, content);
         }
         let mut mounts = self.lock_mounts();
-        if mounts.targets.contains_key(target) {
-            return Err(MountError::InUse(target.to_owned()));
+        match mounts.targets.get_mut(target) {
+            Some(found) if found.unclaimed && found.slot == view.slot => {
+                found.unclaimed = false;
+                if self.driver.driver == Driver::Fuse {
+                    let has_xattrs = view.image.has_xattrs();
+                    found.asked_tree = self.session.asked_tree(view.slot, has_xattrs);
+                }
+                return Ok(());
+            }
+            // Another image of the layer: containers that run go on with the one they have.
+            Some(found) if found.unclaimed => self.unmount_known(&mut mounts, target)?,
+            Some(_) => return Err(MountError::InUse(target.to_owned())),
+            None => {}
         }
         let (base, asked_tree) = match self.driver.driver {
             Driver::Fuse => {
                 let has_xattrs = view.image.has_xattrs();
-                bind(&self.session.tree(view.slot, has_xattrs), target)?;
+                let tree = self.session.tree(view.slot, has_xattrs);
+                apart(|| bind(&tree, target))?;
                 (None, self.session.asked_tree(view.slot, has_xattrs))
             }
             Driver::Erofs => {
@@ -71,7 +88,9 @@ impl Plane {
         };
         let mounted = Target {
             layer: layer.id(),
+            slot: view.slot,
             base,
+            unclaimed: false,
             asked_tree,
         };
         mounts.targets.insert(target.to_owned(), mounted);
@@ -105,7 +124,7 @@ impl Plane {
                 image: &view.path,
                 device: &device,
             };
-            mount_erofs(erofs, &place)?;
+            apart(|| mount_erofs(erofs, &place))?;
         }
         mounts.bases.entry(base).or_default();
         let bound = bind(&place, target);
@@ -127,7 +146,14 @@ impl Plane {
         if !target.starts_with(self.store.root()) {
             refuse_foreign(target, self.store.root())?;
         }
-        let mut mounts = self.lock_mounts();
+        self.unmount_known(&mut self.lock_mounts(), target)
+    }
+
+    pub(super) fn unmount_known(
+        &self,
+        mounts: &mut Mounts,
+        target: &Path,
+    ) -> Result<(), MountFailed> {
         match unmount(target, Unmount::Now) {
             Err(error) if error.io_error().kind() == io::ErrorKind::ResourceBusy => {
                 unmount(target, Unmount::Lazy)?;
@@ -141,7 +167,7 @@ impl Plane {
             if let Some(users) = mounts.bases.get_mut(&base) {
                 *users = users.saturating_sub(1);
             }
-            self.drop_unused(&mut mounts, base);
+            self.drop_unused(mounts, base);
         }
         Ok(())
     }
@@ -159,7 +185,7 @@ impl Plane {
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn drop_unused(&self, mounts: &mut Mounts, base: Base) {
+    pub(super) fn drop_unused(&self, mounts: &mut Mounts, base: Base) {
         if mounts.bases.get(&base) != Some(&0) {
             return;
         }
@@ -172,15 +198,28 @@ impl Plane {
     }
 
     fn base_path(&self, base: Base) -> PathBuf {
-        let kind = if base.direct { "direct" } else { "lazy" };
-        let name = format!("{}-{kind}", base.slot);
-        self.store.root().join("erofs").join(name)
+        self.store.root().join("erofs").join(base.name())
+    }
+}
+
+impl Base {
+    fn name(self) -> String {
+        let kind = if self.direct { "direct" } else { "lazy" };
+        format!("{}-{kind}", self.slot)
+    }
+
+    /// The one whose directory has this name.
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        let (slot, kind) = name.split_once('-')?;
+        let base = Self {
+            slot: slot.parse().ok()?,
+            direct: kind == "direct",
+        };
+        (base.name() == name).then_some(base)
     }
 }
 
 /// The slots a layer is served under.
 pub(super) fn slots(layer: &Layer) -> Vec<u32> {
-    let record = layer.stored().record();
-    let patches = record.patches.iter().map(|patch| patch.slot);
-    patches.chain([record.slot]).collect()
+    layer.stored().record().slots()
 }

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use larder_proto::digest::Digest;
 use tokio::runtime::{Builder, Runtime};
 use tracing::{info, warn};
 
@@ -17,11 +19,14 @@ use crate::counts::Counts;
 use crate::driver::{self, Driver, DriverReport, SelfTest, kernel_is_safe};
 use crate::fetch::{FetchContext, Fetcher, Recent};
 use crate::layer::{Layer, LayerId};
-use crate::mount::unmount_stale;
+use crate::mount::{mounts, unmount_stale};
 use crate::observer::SlowReads;
-use crate::session::{Content, FuseMount, Manner, Sessions, Slots};
+use crate::session::{
+    Content, FuseMount, Inherited, Manner, Sessions, Slots, TakeOverError, Unopened,
+};
 use crate::source::{Elsewhere, Source};
-use crate::store::{OpenStoreError, StoreRoot, StoredLayer};
+use crate::store::{OpenStoreError, Record, StoreRoot, StoredLayer};
+use crate::supervisor::Handover;
 use crate::sys::raise_open_files;
 
 /// Threads that decompress, and that read what a fetch brought: a few per processor of a small
@@ -31,6 +36,9 @@ const BLOCKING_THREADS: usize = 8;
 /// How often the store writes down which chunks it has. What a kill -9 loses of it is found in the
 /// device files at the next start; what a power cut loses is fetched again.
 const SYNC_EVERY: Duration = Duration::from_secs(10);
+
+/// What the supervisor calls the lock of the root directory.
+const LOCK: &str = "lock";
 
 /// Files open apart from those of layers: connections to registries and from containerd, the
 /// session, databases, logs.
@@ -59,6 +67,9 @@ pub enum StartError {
     /// The mounts of a former run cannot be found.
     #[error("cannot read the table of mounts: {0}")]
     Mounts(io::Error),
+    /// The sessions of a daemon before cannot be gone on with. They are left as they are.
+    #[error("cannot take over the mounts of the daemon before: {0}")]
+    TakeOver(String),
     /// No threads.
     #[error("cannot start threads: {0}")]
     Threads(io::Error),
@@ -69,21 +80,35 @@ pub enum StartError {
 
 impl Plane {
     pub(super) fn start(config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
-        let store = StoreRoot::open(&config.root, config.disk.clone(), config.min_free_percent)?;
+        let handover = config.handover.clone();
+        let held = handover.as_ref().and_then(|handover| handover.take(LOCK));
+        let percent = config.min_free_percent;
+        let store = StoreRoot::open(&config.root, config.disk.clone(), percent, held)?;
+        if let Some(handover) = &handover {
+            handover.hold(LOCK, store.lock());
+        }
         let open_files = raise_open_files().unwrap_or_else(|error| {
             warn!(%error, "cannot raise the limit of open files");
             OPEN_FILES_USUAL
         });
-        let stale = unmount_stale(store.root()).map_err(StartError::Mounts)?;
-        if stale > 0 {
-            info!(mounts = stale, "unmounted what a former run left");
-        }
-        let slots = Arc::new(Slots::default());
-        let (session, driver) = open_session(&config, &store, &slots)?;
-        info!(driver = %driver.driver, reason = driver.reason, "serving layers");
+        let predecessor = handover.as_ref().filter(|handover| handover.takes_over());
+        let begun = match predecessor {
+            Some(handover) => take_over(&config, &store, handover)?,
+            None => begin(&config, &store)?,
+        };
+        let Begun {
+            slots,
+            session,
+            driver,
+            lost,
+        } = begun;
         let runtime = runtime().map_err(StartError::Threads)?;
         let handle = runtime.handle().clone();
-        let stored = store.layers();
+        // Those of a daemon before are opened as they are asked for.
+        let stored = match predecessor {
+            Some(_) => Vec::new(),
+            None => store.layers(),
+        };
         let context = FetchContext {
             deadline: config.read_deadline,
             recent: Arc::new(Recent::new()),
@@ -106,12 +131,67 @@ impl Plane {
             mounts: Mutex::new(Mounts::default()),
             proofs: Arc::default(),
             runtime: Mutex::new(Some(runtime)),
+            lost,
+            leaves: AtomicBool::new(predecessor.is_some()),
         });
         for (id, layer) in stored {
             plane.register(LayerId(id), layer, Vec::new(), None);
         }
+        if let Some(handover) = predecessor {
+            plane.resume(handover)?;
+        }
+        if let Some(handover) = &handover {
+            let held = plane
+                .session
+                .hold(handover, &plane.slots, &plane.driver, lost);
+            held.map_err(|error| StartError::TakeOver(error.to_string()))?;
+        }
         handle.spawn(sync_now_and_then(Arc::downgrade(&plane)));
         Ok(plane)
+    }
+
+    /// Serves the sessions of the daemon before, and claims its mounts. Containers wait: what need not be
+    /// done before is done after.
+    fn resume(self: &Arc<Self>, handover: &Handover) -> Result<(), StartError> {
+        let unopened: Vec<_> = self
+            .store
+            .records()
+            .into_iter()
+            .map(|(id, record)| self.unopened(id, &record))
+            .collect();
+        let failed = |error: io::Error| StartError::TakeOver(error.to_string());
+        self.session.resume().map_err(failed)?;
+        handover.serving();
+        let after = handover.began().elapsed();
+        // One at a time, beside those that are asked for.
+        for layer in &unopened {
+            layer.open();
+        }
+        self.adopt(&mounts().map_err(StartError::Mounts)?);
+        info!(driver = %self.driver.driver, ?after, "serving the mounts of the daemon before");
+        Ok(())
+    }
+
+    /// A layer of the store that is opened when it is first asked for.
+    fn unopened(self: &Arc<Self>, id: Digest, record: &Record) -> Arc<Unopened> {
+        let plane = Arc::downgrade(self);
+        let unopened = Arc::new(Unopened::new(move || {
+            let Some(plane) = plane.upgrade() else { return };
+            match plane.store.open_one(&id) {
+                Ok(layer) => {
+                    let layer = plane.register(LayerId(id), layer, Vec::new(), None);
+                    plane.serve_patches(&layer.0.fetcher);
+                }
+                Err(error) => warn!(
+                    layer = %id, %error,
+                    "a layer that is mounted cannot be opened; its files cannot be read"
+                ),
+            }
+        }));
+        for slot in record.slots() {
+            self.slots.put_unopened(slot, unopened.clone());
+        }
+        unopened
     }
 
     /// Makes a stored layer part of the plane, and serves its slot.
@@ -152,6 +232,82 @@ impl Plane {
         drop(layers);
         layer
     }
+
+    /// Serves the layer's images for other parents, which the kernel may know by their numbers.
+    fn serve_patches(&self, fetcher: &Arc<Fetcher>) {
+        for (slot, image) in fetcher.layer().patches() {
+            let content = Content::Layer {
+                fetcher: fetcher.clone(),
+                image: Arc::new(image),
+            };
+            self.slots.put(slot, content);
+        }
+    }
+}
+
+/// What a data plane begins with.
+struct Begun {
+    slots: Arc<Slots>,
+    session: Sessions,
+    driver: DriverReport,
+    lost: Option<u64>,
+}
+
+/// Mounts new sessions, after what a former run left was cleared away.
+fn begin(config: &DataPlaneConfig, store: &StoreRoot) -> Result<Begun, StartError> {
+    let stale = unmount_stale(store.root()).map_err(StartError::Mounts)?;
+    let mut lost = None;
+    if stale > 0 {
+        warn!(
+            mounts = stale,
+            "unmounted what a former run left, which had died with its supervisor: containers that \
+             were running must be restarted"
+        );
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        lost = Some(now.unwrap_or_default().as_secs());
+    }
+    let failed = |error| StartError::Session {
+        path: store.root().join("session"),
+        error,
+    };
+    let slots = Arc::new(Slots::new().map_err(failed)?);
+    let (session, driver) = open_session(config, store, &slots)?;
+    info!(driver = %driver.driver, reason = driver.reason, "serving layers");
+    Ok(Begun {
+        slots,
+        session,
+        driver,
+        lost,
+    })
+}
+
+/// Enters the sessions of the daemon before. Nothing below the root is looked into but the store:
+/// whoever enters a session that nobody serves waits for ever.
+fn take_over(
+    config: &DataPlaneConfig,
+    store: &StoreRoot,
+    handover: &Handover,
+) -> Result<Begun, StartError> {
+    let failed = |error: TakeOverError| StartError::TakeOver(error.to_string());
+    let inherited = Inherited::from(handover).map_err(failed)?;
+    let (slots, driver, lost) = (
+        inherited.slots.clone(),
+        inherited.driver.clone(),
+        inherited.lost,
+    );
+    info!(
+        state = inherited.version,
+        "taking over from the daemon before"
+    );
+    let path = store.root().join("session");
+    let session = inherited.enter(&path, config.device_reads, config.resend);
+    let session = session.map_err(|error| StartError::TakeOver(error.to_string()))?;
+    Ok(Begun {
+        slots,
+        session,
+        driver,
+        lost,
+    })
 }
 
 /// Mounts the sessions and settles the driver.
@@ -165,14 +321,18 @@ fn open_session(
         path: path.clone(),
         error,
     };
-    let of_trees = || Sessions::of_trees(&path, slots, config.device_reads).map_err(failed);
+    let of_trees = || {
+        let (reads, resend) = (config.device_reads, config.resend);
+        Sessions::of_trees(&path, slots, reads, resend).map_err(failed)
+    };
     let of_devices = || {
         let manner = Manner {
             reads: config.device_reads,
             without_opens: false,
             without_xattrs: false,
+            resend: config.resend,
         };
-        FuseMount::mount(path.clone(), slots.clone(), manner).map_err(failed)
+        FuseMount::mount(&path, slots, manner).map_err(failed)
     };
     // Without the file the release is unknown, and counts as old.
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

@@ -18,10 +18,10 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fuser::{INodeNo, Notifier};
 use larder_proto::erofs::{Image, Nid};
 
 use super::inode::Node;
+use super::notices::Notices;
 use super::slots::{Content, Slot, Slots};
 use crate::sys::Mapping;
 use listings::Listings;
@@ -125,27 +125,26 @@ impl Asked {
         self,
         session: &Path,
         slots: Arc<Slots>,
-        notifier: Notifier,
+        notices: Notices,
     ) -> io::Result<()> {
         let Self { batches, visits } = self;
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
         let session = session.to_owned();
-        thread("larder-ahead").spawn(move || run(&batches, &slots, &notifier))?;
+        thread("larder-ahead").spawn(move || run(&batches, &slots, &notices))?;
         thread("larder-visit").spawn(move || visits::run(&visits, &session))?;
         Ok(())
     }
 }
 
-/// Puts batches into the page cache until the session ends. For a thread of its own: the kernel
-/// lets a page wait that is just being read, which no FUSE thread may.
-fn run(batches: &Receiver<Batch>, slots: &Slots, notifier: &Notifier) {
-    let mut buffer = Vec::new();
+/// Puts batches into the page cache until the session ends. For a thread of its own: it waits for the
+/// kernel.
+fn run(batches: &Receiver<Batch>, slots: &Slots, notices: &Notices) {
     for batch in batches {
         let Some(slot) = slots.get(batch.slot) else {
             continue;
         };
         for file in batch.files {
-            let stored = store(&slot, batch.slot, file, &mut buffer, notifier);
+            let stored = store(&slot, batch.slot, file, notices);
             if let Err(error) = stored {
                 tracing::debug!(slot = batch.slot, file = file.0, %error, "not read ahead");
             }
@@ -153,13 +152,7 @@ fn run(batches: &Receiver<Batch>, slots: &Slots, notifier: &Notifier) {
     }
 }
 
-fn store(
-    slot: &Arc<Slot>,
-    number: u32,
-    file: Nid,
-    buffer: &mut Vec<u8>,
-    notifier: &Notifier,
-) -> io::Result<()> {
+fn store(slot: &Arc<Slot>, number: u32, file: Nid, notices: &Notices) -> io::Result<()> {
     let Content::Layer { fetcher, image } = &slot.content else {
         return Ok(());
     };
@@ -175,9 +168,8 @@ fn store(
     if extent.len > FILE_BYTES_MAX || !layer.has(extent.tar_offset, end) {
         return Ok(());
     }
-    buffer.resize(usize::try_from(extent.len).map_err(io::Error::other)?, 0);
-    layer.read(buffer, extent.tar_offset)?;
-    let number = Node::File(number, file).number();
-    // A file the kernel does not know any more is no error.
-    notifier.store(INodeNo(number), 0, buffer)
+    let mut bytes = vec![0; usize::try_from(extent.len).map_err(io::Error::other)?];
+    layer.read(&mut bytes, extent.tar_offset)?;
+    notices.store(Node::File(number, file).number(), bytes);
+    Ok(())
 }

@@ -1,17 +1,145 @@
 //! The session of devices and trees, and the one of trees without extended attributes.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::state::{SessionState, StateError};
 use super::{FuseMount, Manner, Slots};
 use crate::config::DeviceReads;
+use crate::driver::{Driver, DriverReport};
+use crate::supervisor::Handover;
+
+/// Names of what a supervisor keeps. The main session's device comes last: once it is there,
+/// everything is.
+const COUNTS: &str = "counts";
+const PLAIN: Names = Names {
+    state: "state-plain",
+    journal: "journal-plain",
+    device: "fuse-plain",
+};
+const MAIN: Names = Names {
+    state: "state-main",
+    journal: "journal-main",
+    device: crate::supervisor::MAIN_SESSION,
+};
+
+struct Names {
+    state: &'static str,
+    journal: &'static str,
+    device: &'static str,
+}
 
 /// What the FUSE driver serves through, or only devices.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     main: FuseMount,
     plain: Option<FuseMount>,
+}
+
+/// Sessions that cannot be taken over. They stay as they are.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TakeOverError {
+    /// By their state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A part of them is not there.
+    #[error("the supervisor holds no {0:?}")]
+    Missing(&'static str),
+    /// A system call failed.
+    #[error("{0}")]
+    System(#[from] io::Error),
+}
+
+/// Sessions of a daemon before, known but not entered.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) driver: DriverReport,
+    pub(crate) lost: Option<u64>,
+    /// Which version of the state the daemon before wrote.
+    pub(crate) version: u32,
+    main: Part,
+    plain: Option<Part>,
+}
+
+/// What there is of one session.
+#[derive(Debug)]
+struct Part {
+    device: OwnedFd,
+    journal: Option<OwnedFd>,
+    state: SessionState,
+}
+
+impl Part {
+    fn of(handover: &Handover, names: &Names) -> Result<Option<Self>, TakeOverError> {
+        let Some(device) = handover.take(names.device) else {
+            return Ok(None);
+        };
+        let state = handover.take(names.state);
+        let state = state.ok_or(TakeOverError::Missing(names.state))?;
+        Ok(Some(Self {
+            device,
+            journal: handover.take(names.journal),
+            state: SessionState::read(state)?,
+        }))
+    }
+}
+
+impl Inherited {
+    /// What `handover` has of them.
+    pub(crate) fn from(handover: &Handover) -> Result<Self, TakeOverError> {
+        let counts = handover
+            .take(COUNTS)
+            .ok_or(TakeOverError::Missing(COUNTS))?;
+        let counts = super::counts::Counts::of(counts)?;
+        let plain = Part::of(handover, &PLAIN)?;
+        let main = Part::of(handover, &MAIN)?;
+        let main = main.ok_or(TakeOverError::Missing(MAIN.device))?;
+        let driver = main.state.driver()?;
+        if driver.driver == Driver::Fuse && plain.is_none() {
+            return Err(TakeOverError::Missing(PLAIN.device));
+        }
+        Ok(Self {
+            slots: Arc::new(Slots::counted_by(counts)),
+            driver,
+            lost: main.state.lost,
+            version: main.state.version(),
+            main,
+            plain,
+        })
+    }
+
+    /// Enters them. Nothing is answered before [`Sessions::resume`].
+    pub(crate) fn enter(
+        self,
+        path: &Path,
+        reads: DeviceReads,
+        resend: bool,
+    ) -> io::Result<Sessions> {
+        let trees = self.driver.driver == Driver::Fuse;
+        let session = |path, part: Part, without_xattrs| {
+            let manner = Manner {
+                reads,
+                without_opens: trees,
+                without_xattrs,
+                resend,
+            };
+            let Part {
+                device,
+                journal,
+                state,
+            } = part;
+            let slots = self.slots.clone();
+            FuseMount::take_over(path, slots, manner, device, state.exchange, journal)
+        };
+        let plain = self.plain.map(|plain| session(beside(path), plain, true));
+        Ok(Sessions {
+            plain: plain.transpose()?,
+            main: session(path.to_owned(), self.main, false)?,
+        })
+    }
 }
 
 impl Sessions {
@@ -25,19 +153,20 @@ impl Sessions {
         path: &Path,
         slots: &Arc<Slots>,
         reads: DeviceReads,
+        resend: bool,
     ) -> io::Result<Self> {
         let manner = Manner {
             reads,
             without_opens: true,
             without_xattrs: false,
+            resend,
         };
-        let main = FuseMount::mount(path.to_owned(), slots.clone(), manner)?;
+        let main = FuseMount::mount(path, slots, manner)?;
         let manner = Manner {
             without_xattrs: true,
             ..manner
         };
-        let beside = path.with_file_name("session-plain");
-        match FuseMount::mount(beside, slots.clone(), manner) {
+        match FuseMount::mount(&beside(path), slots, manner) {
             Ok(plain) => Ok(Self {
                 main,
                 plain: Some(plain),
@@ -47,6 +176,34 @@ impl Sessions {
                 Err(error)
             }
         }
+    }
+
+    /// Has the kernel send again, in all sessions, what was read and not answered; then answers.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        self.try_each(FuseMount::resend)?;
+        self.try_each(FuseMount::serve)
+    }
+
+    /// Gives everything the next daemon needs to the supervisor.
+    pub(crate) fn hold(
+        &self,
+        handover: &Handover,
+        slots: &Slots,
+        driver: &DriverReport,
+        lost: Option<u64>,
+    ) -> io::Result<()> {
+        handover.hold(COUNTS, slots.counts());
+        let parts = [(self.plain.as_ref(), PLAIN), (Some(&self.main), MAIN)];
+        for (session, names) in parts {
+            let Some(session) = session else { continue };
+            let state = SessionState::new(driver, session.exchange().clone(), lost);
+            handover.hold(names.state, state.write()?);
+            if let Some(journal) = session.journal() {
+                handover.hold(names.journal, journal);
+            }
+            handover.hold(names.device, session.device());
+        }
+        Ok(())
     }
 
     /// Where the devices are.
@@ -83,4 +240,13 @@ impl Sessions {
         act(&self.main);
         self.plain.iter().for_each(act);
     }
+
+    fn try_each(&self, act: impl Fn(&FuseMount) -> io::Result<()>) -> io::Result<()> {
+        act(&self.main)?;
+        self.plain.iter().try_for_each(act)
+    }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    path.with_file_name("session-plain")
 }

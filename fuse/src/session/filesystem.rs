@@ -16,7 +16,9 @@ use larder_proto::erofs::{self, Image, Nid};
 use super::Manner;
 use super::ahead::Ahead;
 use super::inode::Node;
+use super::journal::{Begun, Entry, Journal};
 use super::reads::{Wanted, answer};
+use super::replay::operation;
 use super::slots::{Content, Slot, Slots};
 use super::tree;
 use crate::config::DeviceReads;
@@ -29,6 +31,10 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// stalled readers delay everybody.
 const BACKGROUND_MAX: u16 = u16::MAX;
 
+/// Bytes of a directory that are listed again for a request of a daemon before, of which only the place
+/// is known: what the kernel has room for at least.
+const DIRECTORY_BYTES: u32 = 4096;
+
 const GENERATION: Generation = Generation(0);
 
 /// The file system of the session.
@@ -38,15 +44,49 @@ pub(super) struct LarderFs {
     manner: Manner,
     /// For sessions whose trees are mounted.
     ahead: Option<Ahead>,
+    /// For kernels that cannot send a request again.
+    journal: Option<Arc<Journal>>,
 }
 
 impl LarderFs {
-    pub(super) fn new(slots: Arc<Slots>, manner: Manner, ahead: Option<Ahead>) -> Self {
+    pub(super) fn new(
+        slots: Arc<Slots>,
+        manner: Manner,
+        ahead: Option<Ahead>,
+        journal: Option<Arc<Journal>>,
+    ) -> Self {
         Self {
             slots,
             manner,
             ahead,
+            journal,
         }
+    }
+
+    /// Writes a request down that needs no more than its number and an inode.
+    fn begin(&self, request: &Request, operation: u32, inode: INodeNo) -> Option<Entry> {
+        self.begin_with(request, operation, inode, (0, 0), b"")
+    }
+
+    /// Writes a request down, until what is returned is dropped, after the reply.
+    fn begin_with(
+        &self,
+        request: &Request,
+        operation: u32,
+        inode: INodeNo,
+        (offset, len): (u64, u32),
+        name: &[u8],
+    ) -> Option<Entry> {
+        let journal = self.journal.as_ref()?;
+        let begun = Begun {
+            unique: request.unique().0,
+            operation,
+            inode: inode.0,
+            offset,
+            len,
+            name: name.to_vec(),
+        };
+        journal.begin(&begun)
     }
 
     fn attributes(&self, node: Node) -> Option<FileAttr> {
@@ -91,7 +131,7 @@ impl LarderFs {
         }
     }
 
-    fn read_file(slot: &Slot, nid: Nid, offset: u64, size: u32, reply: ReplyData) {
+    fn read_file(slot: &Slot, nid: Nid, offset: u64, size: u32, reply: Later) {
         let Content::Layer { fetcher, image } = &slot.content else {
             return reply.error(Errno::EIO);
         };
@@ -114,7 +154,7 @@ impl LarderFs {
         answer(fetcher, wanted, |bytes| send(bytes, reply));
     }
 
-    fn read_device(slot: &Slot, offset: u64, size: u32, reply: ReplyData) {
+    fn read_device(slot: &Slot, offset: u64, size: u32, reply: Later) {
         match &slot.content {
             Content::Layer { fetcher, .. } => {
                 let end = fetcher
@@ -150,7 +190,25 @@ fn image(slot: &Slot) -> Option<&Image<Mapping>> {
     }
 }
 
-fn send(bytes: Result<&[u8], ()>, reply: ReplyData) {
+/// A reply that may be given later, and the entry of its request.
+struct Later {
+    reply: ReplyData,
+    entry: Option<Entry>,
+}
+
+impl Later {
+    fn data(self, bytes: &[u8]) {
+        self.reply.data(bytes);
+        drop(self.entry);
+    }
+
+    fn error(self, error: Errno) {
+        self.reply.error(error);
+        drop(self.entry);
+    }
+}
+
+fn send(bytes: Result<&[u8], ()>, reply: Later) {
     match bytes {
         Ok(bytes) => reply.data(bytes),
         Err(()) => reply.error(Errno::EIO),
@@ -179,8 +237,10 @@ impl Filesystem for LarderFs {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let node = Node::of(parent.0).and_then(|parent| self.child(parent, name.as_bytes()));
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = name.as_bytes();
+        let _entry = self.begin_with(request, operation::LOOKUP, parent, (0, 0), name);
+        let node = Node::of(parent.0).and_then(|parent| self.child(parent, name));
         let Some((node, attributes)) = node.and_then(|node| Some((node, self.attributes(node)?)))
         else {
             let in_image = matches!(Node::of(parent.0), Some(Node::File(..)));
@@ -198,19 +258,20 @@ impl Filesystem for LarderFs {
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
         if let Some(slot) = Node::of(ino.0).and_then(Node::slot) {
-            self.slots
-                .looked_up(slot, -i64::try_from(lookups).unwrap_or(i64::MAX));
+            self.slots.forgotten(slot, lookups);
         }
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _entry = self.begin(request, operation::GETATTR, ino);
         match Node::of(ino.0).and_then(|node| self.attributes(node)) {
             Some(attributes) => reply.attr(&FOREVER, &attributes),
             None => reply.error(Errno::ENOENT),
         }
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let _entry = self.begin(request, operation::READLINK, ino);
         let file = self.file(ino);
         let target = file
             .as_ref()
@@ -221,7 +282,8 @@ impl Filesystem for LarderFs {
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _entry = self.begin(request, operation::OPEN, ino);
         let Some((node, number)) = Node::of(ino.0).and_then(|node| Some((node, node.slot()?)))
         else {
             return reply.error(Errno::EISDIR);
@@ -233,7 +295,7 @@ impl Filesystem for LarderFs {
         if self.manner.without_opens && !is_device {
             return reply.error(Errno::ENOSYS);
         }
-        self.slots.opened(number, 1);
+        self.slots.opened(number);
         let is_faulty = matches!(slot.content, Content::Faulty(_));
         let flags = if is_device && !is_faulty && self.manner.reads == DeviceReads::Direct {
             FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
@@ -245,7 +307,7 @@ impl Filesystem for LarderFs {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -254,6 +316,9 @@ impl Filesystem for LarderFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let part = (offset, size);
+        let entry = self.begin_with(request, operation::READ, ino, part, b"");
+        let reply = Later { reply, entry };
         let node = Node::of(ino.0);
         let slot = node
             .and_then(Node::slot)
@@ -270,13 +335,21 @@ impl Filesystem for LarderFs {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let _entry = self.begin(request, operation::FLUSH, ino);
         reply.error(Errno::ENOSYS);
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         _: OpenFlags,
@@ -284,25 +357,31 @@ impl Filesystem for LarderFs {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let entry = self.begin(request, operation::RELEASE, ino);
         reply.ok();
+        // Before it is counted, so that it is never counted twice.
+        drop(entry);
         if let Some(slot) = Node::of(ino.0).and_then(Node::slot) {
-            self.slots.opened(slot, -1);
+            self.slots.released(slot);
         }
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _entry = self.begin(request, operation::OPENDIR, ino);
         // The kernel then opens directories by itself, and keeps what it read of them.
         reply.error(Errno::ENOSYS);
     }
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let part = (offset, DIRECTORY_BYTES);
+        let _entry = self.begin_with(request, operation::READDIR, ino, part, b"");
         let Some((slot, nid)) = self.file(ino) else {
             return Self::read_top(ino, offset, reply);
         };
@@ -324,12 +403,14 @@ impl Filesystem for LarderFs {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let part = (offset, DIRECTORY_BYTES);
+        let _entry = self.begin_with(request, operation::READDIRPLUS, ino, part, b"");
         let Some(Node::File(number, nid)) = Node::of(ino.0) else {
             // The session's own directories are for nobody to list; they are looked up.
             return reply.ok();
@@ -358,7 +439,7 @@ impl Filesystem for LarderFs {
                 files.push((entry.nid, inode.size));
             }
             // The kernel takes no reference to "." and "..".
-            lookups += i64::from(!entry.is_dot());
+            lookups += u64::from(!entry.is_dot());
         }
         self.slots.looked_up(number, lookups);
         reply.ok();
@@ -369,7 +450,8 @@ impl Filesystem for LarderFs {
         }
     }
 
-    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _entry = self.begin(request, operation::STATFS, ino);
         let (blocks, files) = match self.file(ino) {
             Some((slot, _)) => image(&slot).map_or((0, 0), |image| {
                 (image.device_len() / 512, image.inode_count())
@@ -379,7 +461,16 @@ impl Filesystem for LarderFs {
         reply.statfs(blocks, 0, 0, files, 0, 512, 255, 512);
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let part = (0, size);
+        let _entry = self.begin_with(request, operation::GETXATTR, ino, part, name.as_bytes());
         if self.manner.without_xattrs {
             // The kernel does not ask this session again.
             return reply.error(Errno::ENOSYS);
@@ -394,7 +485,9 @@ impl Filesystem for LarderFs {
         }
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let part = (0, size);
+        let _entry = self.begin_with(request, operation::LISTXATTR, ino, part, b"");
         let mut names = Vec::new();
         if let Some((slot, nid)) = self.file(ino)
             && let Some(image) = image(&slot)

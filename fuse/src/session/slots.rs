@@ -1,12 +1,16 @@
 //! The places of layers in the session.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 
 use larder_proto::erofs::Image;
 
+use super::counts::{Count, Counts};
 use crate::fetch::Fetcher;
 use crate::sys::Mapping;
 
@@ -14,11 +18,7 @@ use crate::sys::Mapping;
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(super) content: Content,
-    /// OPENs without their RELEASE.
-    opens: AtomicI64,
-    /// Lookups without their FORGET: above 0, the kernel knows a file of the tree.
-    lookups: AtomicI64,
-    retired: AtomicU64,
+    retired: AtomicBool,
 }
 
 /// Of what kind.
@@ -40,25 +40,97 @@ pub(crate) struct Faulty {
     pub(crate) fails: Range<u64>,
 }
 
-/// All slots in use.
-#[derive(Debug, Default)]
-pub(crate) struct Slots(RwLock<HashMap<u32, Arc<Slot>>>);
+/// A layer of a daemon before that is opened when it is first asked for: containers wait for those they
+/// use, not for all.
+pub(crate) struct Unopened {
+    once: Once,
+    open: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Unopened {
+    /// `open` puts the layer's slots into their places, unless it cannot be opened.
+    pub(crate) fn new(open: impl Fn() + Send + Sync + 'static) -> Self {
+        let (once, open) = (Once::new(), Box::new(open));
+        Self { once, open }
+    }
+
+    /// Opens the layer, or waits until somebody else has.
+    pub(crate) fn open(&self) {
+        self.once.call_once(&self.open);
+    }
+}
+
+impl fmt::Debug for Unopened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unopened").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Served(Arc<Slot>),
+    Unopened(Arc<Unopened>),
+}
+
+/// All slots that are served, and what the kernel holds of them.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    places: RwLock<HashMap<u32, Place>>,
+    counts: Counts,
+}
 
 impl Slots {
+    /// Slots of new sessions.
+    pub(crate) fn new() -> io::Result<Self> {
+        Counts::new().map(Self::counted_by)
+    }
+
+    /// Slots of sessions that were counted before.
+    pub(crate) fn counted_by(counts: Counts) -> Self {
+        let places = RwLock::default();
+        Self { places, counts }
+    }
+
+    /// The memory of the counts, for the daemon after this one.
+    pub(crate) fn counts(&self) -> BorrowedFd<'_> {
+        self.counts.as_fd()
+    }
+
     pub(crate) fn put(&self, number: u32, content: Content) {
         let slot = Slot {
             content,
-            opens: AtomicI64::new(0),
-            lookups: AtomicI64::new(0),
-            retired: AtomicU64::new(0),
+            retired: AtomicBool::new(false),
         };
-        let mut slots = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        slots.insert(number, Arc::new(slot));
+        self.place(number, Place::Served(Arc::new(slot)));
+    }
+
+    /// The slot is put into its place by `layer`, when it is asked for.
+    pub(crate) fn put_unopened(&self, number: u32, layer: Arc<Unopened>) {
+        self.place(number, Place::Unopened(layer));
+    }
+
+    fn place(&self, number: u32, place: Place) {
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        places.insert(number, place);
     }
 
     pub(super) fn get(&self, number: u32) -> Option<Arc<Slot>> {
-        let slots = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        slots.get(&number).cloned()
+        match self.find(number)? {
+            Place::Served(slot) => Some(slot),
+            Place::Unopened(layer) => {
+                // A matter of the local disk, as reading from the store is.
+                layer.open();
+                match self.find(number)? {
+                    Place::Served(slot) => Some(slot),
+                    Place::Unopened(_) => None,
+                }
+            }
+        }
+    }
+
+    fn find(&self, number: u32) -> Option<Place> {
+        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        places.get(&number).cloned()
     }
 
     /// Whether the slot is served; a layer's trees are put here when they are first mounted.
@@ -66,39 +138,47 @@ impl Slots {
         self.get(number).is_some()
     }
 
+    /// Whether the kernel has a file of the slot open, or knows one: its bytes may be asked for. Also
+    /// right after a takeover.
+    pub(crate) fn in_use(&self, number: u32) -> bool {
+        self.counts.in_use(number)
+    }
+
     /// Lets go of the slot as soon as the kernel has no file of it open and knows none.
     pub(crate) fn retire(&self, number: u32) {
         if let Some(slot) = self.get(number) {
-            slot.retired.store(1, Ordering::Release);
-            self.drop_if_unused(number, &slot);
+            slot.retired.store(true, Ordering::Release);
+            self.drop_if_unused(number);
         }
     }
 
-    pub(super) fn opened(&self, number: u32, change: i64) {
-        if let Some(slot) = self.get(number) {
-            slot.opens.fetch_add(change, Ordering::AcqRel);
-            if change < 0 {
-                self.drop_if_unused(number, &slot);
-            }
-        }
+    /// A file of the slot is about to be open.
+    pub(super) fn opened(&self, number: u32) {
+        self.counts.up(number, Count::Opens, 1);
     }
 
-    pub(super) fn looked_up(&self, number: u32, change: i64) {
-        if let Some(slot) = self.get(number) {
-            slot.lookups.fetch_add(change, Ordering::AcqRel);
-            if change < 0 {
-                self.drop_if_unused(number, &slot);
-            }
-        }
+    /// The kernel was told that a file is closed.
+    pub(super) fn released(&self, number: u32) {
+        self.counts.down(number, Count::Opens, 1);
+        self.drop_if_unused(number);
     }
 
-    fn drop_if_unused(&self, number: u32, slot: &Slot) {
-        let unused = slot.retired.load(Ordering::Acquire) != 0
-            && slot.opens.load(Ordering::Acquire) <= 0
-            && slot.lookups.load(Ordering::Acquire) <= 0;
-        if unused {
-            let mut slots = self.0.write().unwrap_or_else(PoisonError::into_inner);
-            slots.remove(&number);
+    /// The kernel is about to know `files` more files of the slot.
+    pub(super) fn looked_up(&self, number: u32, files: u64) {
+        self.counts.up(number, Count::Lookups, files);
+    }
+
+    /// The kernel forgot a file it had looked up so many times.
+    pub(super) fn forgotten(&self, number: u32, lookups: u64) {
+        self.counts.down(number, Count::Lookups, lookups);
+        self.drop_if_unused(number);
+    }
+
+    fn drop_if_unused(&self, number: u32) {
+        let is_retired = |slot: &Arc<Slot>| slot.retired.load(Ordering::Acquire);
+        if !self.in_use(number) && self.get(number).as_ref().is_some_and(is_retired) {
+            let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+            places.remove(&number);
         }
     }
 }

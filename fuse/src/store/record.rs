@@ -60,6 +60,12 @@ struct Raw {
 }
 
 impl Record {
+    /// The slots the layer is served under.
+    pub(crate) fn slots(&self) -> Vec<u32> {
+        let patches = self.patches.iter().map(|patch| patch.slot);
+        patches.chain([self.slot]).collect()
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let raw = Raw {
             version: VERSION,

@@ -1,8 +1,9 @@
 //! The root directory: its lock, its layers, its counter of slots.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,6 +13,7 @@ use tracing::warn;
 
 use super::disk::Disk;
 use super::floor::{CachingStopped, Floor};
+use super::record::Record;
 use super::stored::{Ended, LayerStoreError, NewLayer, StoredLayer};
 use crate::private::private_directory;
 
@@ -70,7 +72,7 @@ pub(crate) struct StoreRoot {
     floor: Arc<Floor>,
     slots: Mutex<Slots>,
     ended: Ended,
-    _lock: File,
+    lock: File,
 }
 
 #[derive(Debug)]
@@ -87,18 +89,27 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenStoreError + '_ {
 }
 
 impl StoreRoot {
-    /// Creates what is missing below `root`, and locks it for this process.
+    /// Creates what is missing below `root`, and locks it for this process. `lock` is that of a daemon
+    /// before this one, which nobody else could take in between.
     pub(crate) fn open(
         root: &Path,
         disk: Arc<dyn Disk>,
         min_free_percent: u8,
+        held: Option<OwnedFd>,
     ) -> Result<Self, OpenStoreError> {
-        for directory in [root.to_owned(), root.join("store")] {
-            private_directory(&directory).map_err(at(&directory))?;
+        // The daemon before looked at them. What looks through a root would enter its mounts.
+        if held.is_none() {
+            for directory in [root.to_owned(), root.join("store")] {
+                private_directory(&directory).map_err(at(&directory))?;
+            }
         }
         // Mount targets below may be given out by absolute path only.
         let root = &root.canonicalize().map_err(at(root))?;
-        let lock = lock(&root.join("lock"))?;
+        let path = root.join("lock");
+        let lock = match held.map(File::from) {
+            Some(held) if is_at(&held, &path) => held,
+            _ => lock(&path)?,
+        };
         let ended = take_mark(&root.join(ENDED));
         let next_slot = read_state(&root.join("state.json"))?;
         let floor = Arc::new(Floor::new(
@@ -115,10 +126,15 @@ impl StoreRoot {
                 reserved: next_slot,
             }),
             ended,
-            _lock: lock,
+            lock,
         };
         store.remove_unfinished();
         Ok(store)
+    }
+
+    /// The lock, for the daemon after this one.
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// Leaves the mark that everything was written down: the next start need not look for more.
@@ -184,6 +200,30 @@ impl StoreRoot {
         self.open_layer(directory)
     }
 
+    /// The layers of a run that ended a moment ago, not opened: their names and records. Slots they have
+    /// are taken.
+    pub(crate) fn records(&self) -> Vec<(Digest, Record)> {
+        let Ok(entries) = std::fs::read_dir(self.root.join("store")) else {
+            return Vec::new();
+        };
+        let record = |entry: std::fs::DirEntry| {
+            let name = entry.file_name();
+            let id = format!("sha256:{}", name.to_str()?).parse().ok()?;
+            let bytes = std::fs::read(entry.path().join("layer.json")).ok()?;
+            Some((id, Record::decode(&bytes).ok()?))
+        };
+        let records: Vec<_> = entries.flatten().filter_map(record).collect();
+        if let Some(last) = records.iter().flat_map(|(_, record)| record.slots()).max() {
+            self.skip_slots(last);
+        }
+        records
+    }
+
+    /// Opens one of [`StoreRoot::records`]. One that cannot be opened stays as it is: it is mounted.
+    pub(crate) fn open_one(&self, id: &Digest) -> Result<StoredLayer, LayerStoreError> {
+        self.open_layer(self.directory(id))
+    }
+
     /// Opens every layer of former runs. What cannot be used is removed: it will be fetched again.
     pub(crate) fn layers(&self) -> Vec<(Digest, StoredLayer)> {
         let Ok(entries) = std::fs::read_dir(self.root.join("store")) else {
@@ -215,11 +255,7 @@ impl StoreRoot {
                 }
             }
         }
-        let used = layers.iter().flat_map(|(_, layer)| {
-            let record = layer.record();
-            let patches = record.patches.into_iter().map(|patch| patch.slot);
-            patches.chain([record.slot]).collect::<Vec<_>>()
-        });
+        let used = layers.iter().flat_map(|(_, layer)| layer.record().slots());
         if let Some(last) = used.max() {
             self.skip_slots(last);
         }
@@ -269,6 +305,13 @@ impl StoreRoot {
             }
         }
     }
+}
+
+/// Whether `file` is the one at `path`: the root may be another one by now.
+fn is_at(file: &File, path: &Path) -> bool {
+    let number = |found: Metadata| (found.dev(), found.ino());
+    let ours = file.metadata().map(number).ok();
+    ours.is_some() && ours == std::fs::metadata(path).map(number).ok()
 }
 
 fn lock(path: &Path) -> Result<File, OpenStoreError> {

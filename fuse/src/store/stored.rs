@@ -32,6 +32,7 @@ pub(crate) struct StoredLayer {
     presence: Presence,
     disk: Arc<dyn Disk>,
     floor: Arc<Floor>,
+    ended: Ended,
 }
 
 /// How the run before this one ended.
@@ -171,7 +172,13 @@ impl StoredLayer {
             device,
             disk,
             floor,
+            ended,
         })
+    }
+
+    /// Whether claims are guesses, from what the device file holds, since the run before ended badly.
+    pub(crate) fn is_guessed(&self) -> bool {
+        self.ended == Ended::Badly
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -307,6 +314,21 @@ impl StoredLayer {
         self.save(&record)?;
         let image = Image::open(map(&path)?, self.index.tar_len())?;
         Ok((path, image, slot))
+    }
+
+    /// The patched images that are there, with their slots: for a daemon that takes over, and so must
+    /// serve each before it knows who wants it.
+    pub(crate) fn patches(&self) -> Vec<(u32, Image<Mapping>)> {
+        let record = self.record();
+        let open = |patch: &Patch| {
+            let path = self.directory.join(format!("meta-{}", patch.key));
+            let meta = map(&path)
+                .ok()
+                .filter(|meta| sum(meta.as_ref()) == patch.sum)?;
+            let image = Image::open(meta, self.index.tar_len()).ok()?;
+            Some((patch.slot, image))
+        };
+        record.patches.iter().filter_map(open).collect()
     }
 
     fn save(&self, record: &Record) -> Result<(), LayerStoreError> {

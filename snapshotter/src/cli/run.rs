@@ -1,74 +1,247 @@
-//! `run`: the daemon.
+//! `run`: the supervisor, and the daemon it keeps alive.
 
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use larder_fuse::supervisor::{self, Bidding, Handover};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use super::{RunArgs, block_on};
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::control::Control;
 use crate::lazy::Lazy;
+use crate::log;
 use crate::metrics::{self, Metrics};
 use crate::plane::{MountingPlane, Plane};
 use crate::registries::Registries;
 use crate::reporter::Reporter;
 use crate::service::Service;
 use crate::snapshots::Snapshots;
-use crate::store::Store;
-use crate::{notify, socket};
+use crate::socket::{self, Bound};
+use crate::store::{Store, StoreError};
 
 /// How long running requests may take to end after a signal. Each is short; what hangs is cut off.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Serves until SIGTERM or SIGINT.
-pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+/// How long a daemon before this one may take to let go of the database. It is being killed: that is
+/// a matter of milliseconds, unless a thread of it waits for an answer that this daemon gives first.
+const RELEASE: Duration = Duration::from_secs(3);
+
+/// How often that is looked for.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// What the supervisor calls the sockets.
+const GRPC: &str = "grpc";
+const CONTROL: &str = "control";
+
+/// Supervises, and returns the exit code in the end; `None` in the daemon itself.
+pub(super) fn supervise() -> Option<ExitCode> {
+    if supervisor::is_supervised() {
+        return None;
+    }
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let supervised = std::env::current_exe()
+        .map_err(supervisor::SuperviseError::from)
+        .and_then(|program| supervisor::supervise(&program, &arguments));
+    Some(match supervised {
+        Ok(code) => code.into(),
+        Err(error) => {
+            eprintln!("larder-snapshotter: {error}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Serves until the supervisor or a signal ends it.
+pub(super) fn daemon(args: RunArgs) -> anyhow::Result<()> {
+    let handover = Handover::receive().context("hear from the supervisor")?;
+    let handover = Arc::new(handover.context("the supervisor is gone")?);
+    let config = args.load()?;
+    log::start(config.log_level, config.log_format);
+    for note in handover.notes() {
+        tracing::warn!("{note}");
+    }
+    let ended = block_on(run(config, Arc::clone(&handover)));
+    if handover.takes_over() {
+        // What is left is for the next daemon; an orderly end would answer requests with errors.
+        if let Err(error) = &ended {
+            tracing::error!("{error:#}");
+        }
+        std::process::exit(i32::from(ended.is_err()));
+    }
+    ended
+}
+
+async fn run(config: Config, handover: Arc<Handover>) -> anyhow::Result<()> {
     // Before anything else, so that a signal during the start ends in order, too.
     let signals = Signals::new()?;
+    let stop = bidding(Arc::clone(&handover));
     // Before anything is written there.
     config.check_disk()?;
-    // The store's lock comes first: it is what makes this the only process on the root directory.
-    let store = Store::open(&config.root)?;
-    // Requests queue on the socket while the state is restored.
-    let (listener, _bound) = socket::bind(&config.address)?;
-    let (control, _control) = socket::bind(&Config::control(&config.root))?;
-    let registries = Registries::for_layers(&config.registry)?;
-    let requests = Arc::clone(registries.counts());
     let containerd = Containerd::new(config.containerd.clone());
     let reporter = Arc::new(Reporter::new(containerd.clone()));
-    let observer = Arc::clone(&reporter);
-    let plane = MountingPlane::start(&config, registries, Some(containerd), Some(observer)).await?;
-    let plane = Arc::new(plane);
+    let mut store = None;
+    if !handover.takes_over() {
+        // The store's lock comes first: it is what makes this the only process on the root directory.
+        store = Some(open(&config).await?);
+    }
+    // After a death containers wait, and the supervisor held the root's lock all the while.
+    let (given, observer) = (Arc::clone(&handover), Arc::clone(&reporter));
+    let plane = MountingPlane::open(&config, Some(given), Some(observer)).await?;
+    let store = match store {
+        Some(store) => store,
+        None => open(&config).await?,
+    };
+    // Requests queue on the sockets while the state is restored.
+    let activated = handover.take_activated();
+    let sockets = Sockets::of(&config, &handover, activated)?;
+    let registries = Registries::for_layers(&config.registry)?;
+    let requests = Arc::clone(registries.counts());
+    let plane = Arc::new(MountingPlane::on(
+        plane,
+        &config,
+        registries,
+        Some(containerd),
+    ));
     let lazy = Lazy::new(Arc::clone(&plane) as Arc<dyn Plane>, &config);
     let snapshots = Snapshots::start(store, Some(Arc::new(lazy))).await?;
     reporter.know(Arc::clone(snapshots.store()));
-    let (stop, mut stopped) = tokio::sync::watch::channel(false);
-    let mut drained = stopped.clone();
-    let serving = Server::builder()
-        .add_service(Service::server(snapshots.clone()))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
-            drop(stopped.wait_for(|stop| *stop).await);
-        });
-    let control = Server::builder()
-        .add_service(Control::server(snapshots.clone()))
-        .serve_with_incoming(UnixListenerStream::new(control));
-    let control = tokio::spawn(control);
     let metrics = config.metrics.clone().map(|address| {
         let published = Arc::clone(reporter.published());
         let figures = Metrics::new(snapshots.clone(), requests, published);
         tokio::spawn(metrics::serve(address, figures))
     });
-    notify::ready();
+    handover.ready();
     tracing::info!(
         address = %config.address.display(),
         root = %config.root.display(),
+        after = ?handover.began().elapsed(),
         "ready for containerd"
     );
-    let signals = async {
-        signals.received().await;
+    let end = async {
+        tokio::select! {
+            () = signals.received() => End::HandOver,
+            _ = stop => End::Stop,
+        }
+    };
+    let (bound, end) = serve(snapshots, sockets, end).await?;
+    metrics.inspect(tokio::task::JoinHandle::abort);
+    match end {
+        End::Stop => {
+            // What is in the store is written down; the next start mounts everything at the same paths.
+            plane.shutdown().await;
+            drop(bound);
+            tracing::info!("stopped");
+            Ok(())
+        }
+        End::HandOver => {
+            plane.hand_over().await;
+            tracing::info!("leaving everything to the next daemon");
+            std::process::exit(0);
+        }
+    }
+}
+
+/// How this daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With everything it mounted.
+    Stop,
+    /// For another one.
+    HandOver,
+}
+
+/// Resolves when the supervisor wants the end.
+fn bidding(handover: Arc<Handover>) -> oneshot::Receiver<()> {
+    let (told, stop) = oneshot::channel();
+    std::thread::spawn(move || match handover.bidding() {
+        Bidding::Stop => drop(told.send(())),
+        // Being killed already; nothing is left to anybody.
+        Bidding::Gone => std::process::exit(1),
+    });
+    stop
+}
+
+/// Opens the store, once nobody else has it.
+async fn open(config: &Config) -> Result<Store, StoreError> {
+    let until = Instant::now() + RELEASE;
+    loop {
+        match Store::open(&config.root) {
+            Err(error) if error.is_in_use() && Instant::now() < until => {
+                tokio::time::sleep(LOOK).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// The sockets requests come in by.
+struct Sockets {
+    grpc: UnixListener,
+    control: UnixListener,
+    bound: Vec<Bound>,
+}
+
+impl Sockets {
+    /// Those of a daemon before, or new ones, which the supervisor keeps from now on.
+    fn of(
+        config: &Config,
+        handover: &Handover,
+        activated: Option<OwnedFd>,
+    ) -> anyhow::Result<Self> {
+        let mut bound = Vec::new();
+        let mut listen = |name, path: &std::path::Path| -> anyhow::Result<UnixListener> {
+            let held = handover.take(name);
+            let (listener, file) = match held.and_then(|held| socket::held(held, path)) {
+                Some(held) => held,
+                None => socket::bind(path)?,
+            };
+            handover.hold(name, &listener);
+            bound.push(file);
+            Ok(listener)
+        };
+        let control = listen(CONTROL, &Config::control(&config.root))?;
+        let grpc = match activated {
+            // systemd's, file and all.
+            Some(socket) => socket::listen(socket)?,
+            None => listen(GRPC, &config.address)?,
+        };
+        Ok(Self {
+            grpc,
+            control,
+            bound,
+        })
+    }
+}
+
+/// Serves until `end`, and for what is under way then a little longer.
+async fn serve(
+    snapshots: Snapshots,
+    sockets: Sockets,
+    end: impl Future<Output = End>,
+) -> anyhow::Result<(Vec<Bound>, End)> {
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
+    let mut drained = stopped.clone();
+    let serving = Server::builder()
+        .add_service(Service::server(snapshots.clone()))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(sockets.grpc), async move {
+            drop(stopped.wait_for(|stop| *stop).await);
+        });
+    let control = Server::builder()
+        .add_service(Control::server(snapshots))
+        .serve_with_incoming(UnixListenerStream::new(sockets.control));
+    let control = tokio::spawn(control);
+    let mut ends = End::Stop;
+    let ended = async {
+        ends = end.await;
         stop.send_replace(true);
         anyhow::Ok(())
     };
@@ -76,18 +249,15 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         drop(drained.wait_for(|stop| *stop).await);
         tokio::time::sleep(DRAIN).await;
     };
+    let serving = async { serving.await.context("serve containerd") };
     tokio::select! {
-        served = async { tokio::try_join!(async { serving.await.context("serve containerd") }, signals) } => {
+        served = async { tokio::try_join!(serving, ended) } => {
             served?;
         }
         () = cut_off => tracing::warn!("some requests did not end in time"),
     }
     control.abort();
-    metrics.inspect(tokio::task::JoinHandle::abort);
-    // What is in the store is written down; the next start mounts everything at the same paths.
-    plane.shutdown().await;
-    tracing::info!("stopped");
-    Ok(())
+    Ok((sockets.bound, ends))
 }
 
 /// The signals that end the program.

@@ -58,6 +58,13 @@ fn text(status: &StatusResponse) -> String {
             status.caching_stopped
         ));
     }
+    if status.containers_lost > 0 {
+        let when = moment(status.containers_lost);
+        lines.push(format!(
+            "containers: restart those that have run since before {when}: the daemon and its supervisor \
+             had both died, and with them their files"
+        ));
+    }
     for image in &status.mounted {
         lines.push(format!("mounted: {} at {}", image.reference, image.target));
     }
@@ -170,6 +177,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
     let caching_stopped = (!status.caching_stopped.is_empty()).then(
         || json!({"why": status.caching_stopped, "since": moment(status.caching_stopped_since)}),
     );
+    let lost = (status.containers_lost > 0).then(|| moment(status.containers_lost));
     let layer = |layer: &Layer| {
         let sources: Vec<_> = layer
             .sources
@@ -200,6 +208,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
         "driver": status.driver,
         "driver_reason": status.driver_reason,
         "caching_stopped": caching_stopped,
+        "containers_lost": lost,
         "mounted": status.mounted.iter().map(mounted).collect::<Vec<_>>(),
         "layers": status.layers.iter().map(layer).collect::<Vec<_>>(),
     })
@@ -244,6 +253,19 @@ mod tests {
         let stopped = &object(&status)["caching_stopped"];
         assert_eq!(stopped["why"], "the disk is full: free some");
         assert_eq!(stopped["since"], "2027-01-15T08:00:00Z");
+    }
+
+    /// Promise: that containers have to be restarted is told with the moment, to people and programs;
+    /// and nothing of it otherwise.
+    #[test]
+    fn containers_that_must_be_restarted_are_told() {
+        let mut status = StatusResponse::default();
+        assert!(!text(&status).contains("containers:"));
+        assert!(object(&status)["containers_lost"].is_null());
+        status.containers_lost = 1_800_000_000;
+        let said = "restart those that have run since before 2027-01-15T08:00:00Z";
+        assert!(text(&status).contains(said), "{}", text(&status));
+        assert_eq!(object(&status)["containers_lost"], "2027-01-15T08:00:00Z");
     }
 
     #[test]

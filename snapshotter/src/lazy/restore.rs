@@ -57,6 +57,7 @@ impl Lazy {
             tracing::warn!(snapshot = name, %error, "a layer is not back; fetching its index again");
             tokio::spawn(Arc::clone(self).refetch(Arc::clone(store), record));
         }
+        self.plane.settle().await;
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
+use larder_fuse::supervisor::Handover;
 use larder_fuse::{
     CachingStopped, Counts, DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory,
     Layer, LayerId, LayerSpec, LayerState, Observer, RegistrySource, Source, StartError,
@@ -29,6 +30,9 @@ pub struct MountingPlane {
     /// The sources of layers that are being added, by index.
     adding: Adding,
 }
+
+/// Has a daemon do without the kernel's sending requests again, as before 6.9: for tests.
+const NO_RESEND: &str = "LARDER_DEBUG_NO_RESEND";
 
 type Adding = Mutex<HashMap<Digest, Vec<Arc<dyn Source>>>>;
 
@@ -73,6 +77,17 @@ impl MountingPlane {
         containerd: Option<Containerd>,
         observer: Option<Arc<dyn Observer>>,
     ) -> Result<Self, StartPlaneError> {
+        let plane = Self::open(config, None, observer).await?;
+        Ok(Self::on(plane, config, registries, containerd))
+    }
+
+    /// Starts the data plane alone, or goes on with that of a daemon before: then mounts are served
+    /// when this returns, from the store, and what is not there waits for [`MountingPlane::on`].
+    pub async fn open(
+        config: &Config,
+        handover: Option<Arc<Handover>>,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<DataPlane, StartPlaneError> {
         config.check_disk().map_err(StartPlaneError::Config)?;
         let mut settings = DataPlaneConfig::new(&config.root);
         settings.driver = match config.fs_driver {
@@ -86,15 +101,31 @@ impl MountingPlane {
         if let Some(observer) = observer {
             settings.observer = observer;
         }
-        let plane = DataPlane::start(settings).await?;
+        settings.handover = handover;
+        settings.resend = std::env::var_os(NO_RESEND).is_none();
+        Ok(DataPlane::start(settings).await?)
+    }
+
+    /// Loads layers for `plane` from `registries`.
+    pub fn on(
+        plane: DataPlane,
+        config: &Config,
+        registries: Registries,
+        containerd: Option<Containerd>,
+    ) -> Self {
         let ports = &config.registry.ports;
         let lookup = containerd.map(|one| Arc::new(Lookup::new(one, ports.clone())));
-        Ok(Self {
+        Self {
             plane,
             registries,
             lookup,
             adding: Mutex::default(),
-        })
+        }
+    }
+
+    /// Writes down what is in the store, and leaves all mounts to the next daemon.
+    pub async fn hand_over(&self) {
+        self.plane.clone().hand_over().await;
     }
 
     /// Writes down what is in the store, and unmounts everything.
@@ -268,6 +299,14 @@ impl Plane for MountingPlane {
             quarantined: status.quarantined,
             sources: sources.collect(),
         })
+    }
+
+    fn settle(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.plane.settle())
+    }
+
+    fn lost(&self) -> Option<u64> {
+        self.plane.lost()
     }
 
     fn caching_stopped(&self) -> Option<CachingStopped> {

@@ -67,6 +67,11 @@ impl StoreError {
         !matches!(self, Self::Database(_))
     }
 
+    /// Whether another process has the database, which may be about to end.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::InUse(_))
+    }
+
     pub(super) fn open(path: &Path, error: redb::DatabaseError) -> Self {
         match error {
             redb::DatabaseError::DatabaseAlreadyOpen => Self::InUse(path.to_owned()),

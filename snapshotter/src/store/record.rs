@@ -112,6 +112,9 @@ pub struct Record {
     /// Why a layer of an image is unpacked here and not loaded lazily; `None` for everything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eager: Option<Eager>,
+    /// The active snapshot it was committed from: whoever did not hear the answer asks again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed_from: Option<String>,
 }
 
 /// A layer that is unpacked in the ordinary way.
@@ -150,6 +153,7 @@ impl Record {
             labels,
             usage: None,
             eager: None,
+            committed_from: None,
         }
     }
 

@@ -151,6 +151,23 @@ fn commit_refuses_views_taken_names_and_exchanged_parents() {
     assert_eq!(commit("n", "key", "base").unwrap().parent, "base");
 }
 
+/// Promise: who did not hear the answer, because the daemon died, may ask again; nobody else gets that
+/// name.
+#[test]
+fn a_commit_whose_answer_was_lost_succeeds_again() {
+    let world = World::new();
+    let done = world.committed("name", "");
+    let world = world.restart();
+    let again = |name, key| world.store.commit(name, key, BTreeMap::new(), "");
+    assert_eq!(again("name", "name-active").unwrap(), done);
+    for (name, key) in [("name", "other"), ("other", "name-active")] {
+        assert!(
+            matches!(again(name, key), Err(StoreError::Missing(_))),
+            "{name} {key}"
+        );
+    }
+}
+
 /// Promise: containerd 2.2's Commit may set the parent of a snapshot made without one.
 #[test]
 fn commit_may_give_a_parent_to_a_snapshot_without_one() {

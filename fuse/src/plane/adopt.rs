@@ -1,0 +1,170 @@
+//! Mounts that a daemon before made, and that containers go on using.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::Plane;
+use super::mounts::{Base, Target, slots};
+use crate::layer::LayerId;
+use crate::mount::{Mount, SOURCE};
+
+/// A place where an image is mounted, by the table of mounts alone: looking into it would ask the
+/// daemon that looks.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    target: PathBuf,
+    /// The slot of the image.
+    slot: u32,
+    base: Option<Base>,
+}
+
+impl Plane {
+    /// Takes the mounts in `table` that are those of its layers for its own, until somebody claims
+    /// them by mounting, or [`Plane::unmount_unclaimed`].
+    pub(super) fn adopt(&self, table: &[Mount]) {
+        let owners: HashMap<u32, LayerId> = self
+            .lock_layers()
+            .values()
+            .flat_map(|layer| slots(layer).into_iter().map(|slot| (slot, layer.id())))
+            .collect();
+        let root = self.store.root();
+        let mut mounts = self.lock_mounts();
+        for base in bases(table, root).into_values() {
+            mounts.bases.entry(base).or_default();
+        }
+        for found in images(table, root) {
+            let Some(&layer) = owners.get(&found.slot) else {
+                tracing::warn!(
+                    target = %found.target.display(),
+                    "a mount of a layer that is not in the store any more; it stays"
+                );
+                continue;
+            };
+            if let Some(base) = found.base {
+                *mounts.bases.entry(base).or_default() += 1;
+            }
+            let target = Target {
+                layer,
+                slot: found.slot,
+                base: found.base,
+                unclaimed: true,
+                // Known once somebody claims it.
+                asked_tree: None,
+            };
+            mounts.targets.insert(found.target, target);
+        }
+    }
+
+    /// Unmounts what nobody claimed: a change that was killed half way left it.
+    pub(super) fn unmount_unclaimed(&self) {
+        let mut mounts = self.lock_mounts();
+        let unclaimed = mounts.targets.iter().filter(|(_, found)| found.unclaimed);
+        let unclaimed: Vec<_> = unclaimed.map(|(target, _)| target.clone()).collect();
+        for target in unclaimed {
+            tracing::info!(target = %target.display(), "unmounting what a killed change left");
+            if let Err(error) = self.unmount_known(&mut mounts, &target) {
+                tracing::warn!(%error, "a mount stays");
+            }
+        }
+        let bases: Vec<_> = mounts.bases.keys().copied().collect();
+        for base in bases {
+            self.drop_unused(&mut mounts, base);
+        }
+    }
+}
+
+/// The EROFS file systems of a plane, by the number of the file system.
+fn bases<'a>(table: &'a [Mount], root: &Path) -> HashMap<&'a str, Base> {
+    let place = root.join("erofs");
+    let is_base = |mount: &&Mount| mount.kind == "erofs" && mount.target.parent() == Some(&place);
+    let bases = table.iter().filter(is_base).filter_map(|mount| {
+        let base = Base::of_name(mount.target.file_name()?.to_str()?)?;
+        Some((&*mount.device, base))
+    });
+    bases.collect()
+}
+
+/// Where images of the plane are mounted.
+fn images(table: &[Mount], root: &Path) -> Vec<Found> {
+    let bases = bases(table, root);
+    let is_session = |mount: &&Mount| {
+        mount.kind == "fuse"
+            && mount.source == SOURCE
+            && mount.root == Path::new("/")
+            && mount.target.parent() == Some(root)
+    };
+    let sessions: Vec<_> = table
+        .iter()
+        .filter(is_session)
+        .map(|m| &*m.device)
+        .collect();
+    let place = root.join("erofs");
+    let found = table.iter().filter_map(|mount| {
+        if let Some(&base) = bases.get(&*mount.device) {
+            return (mount.target.parent() != Some(&place)).then(|| Found {
+                target: mount.target.clone(),
+                slot: base.slot,
+                base: Some(base),
+            });
+        }
+        let slot = mount.root.strip_prefix("/tree").ok()?;
+        let slot = slot.to_str()?.parse().ok()?;
+        sessions.contains(&&*mount.device).then(|| Found {
+            target: mount.target.clone(),
+            slot,
+            base: None,
+        })
+    });
+    found.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(target: &str, root: &str, device: &str, kind: &str) -> Mount {
+        Mount {
+            target: target.into(),
+            root: root.into(),
+            device: device.into(),
+            kind: kind.into(),
+            source: "larder".into(),
+            layers: Vec::new(),
+        }
+    }
+
+    /// Promise: images are found on both drivers by what the kernel says of them; mounts of others
+    /// are not.
+    #[test]
+    fn the_mounts_of_a_plane_are_found_in_the_table() {
+        let table = [
+            mount("/r/session", "/", "0:50", "fuse"),
+            mount("/r/session-plain", "/", "0:51", "fuse"),
+            mount("/r/erofs/3-lazy", "/", "0:60", "erofs"),
+            mount("/r/erofs/9-direct", "/", "0:61", "erofs"),
+            mount("/r/snapshots/1/fs", "/", "0:60", "erofs"),
+            mount("/r/snapshots/2/fs", "/tree/7", "0:51", "fuse"),
+            mount("/elsewhere", "/tree/8", "0:50", "fuse"),
+            mount("/r/snapshots/4/fs", "/tree/7", "0:52", "fuse"),
+            mount("/r/snapshots/5/fs", "/tree/x", "0:50", "fuse"),
+            mount("/r/snapshots/6/fs", "/", "0:62", "erofs"),
+            mount("/r2/erofs/4-lazy", "/", "0:63", "erofs"),
+        ];
+        let root = Path::new("/r");
+        let [lazy, direct] = ["3-lazy", "9-direct"].map(|name| Base::of_name(name).unwrap());
+        let bases = bases(&table, root);
+        assert_eq!(bases.len(), 2);
+        assert_eq!((bases["0:60"], bases["0:61"]), (lazy, direct));
+        let found = |target: &str, slot, base| Found {
+            target: target.into(),
+            slot,
+            base,
+        };
+        let expected = [
+            found("/r/snapshots/1/fs", 3, Some(lazy)),
+            found("/r/snapshots/2/fs", 7, None),
+            found("/elsewhere", 8, None),
+        ];
+        assert_eq!(images(&table, root), expected);
+    }
+}

@@ -1,0 +1,52 @@
+//! A small process that keeps what must outlive the daemon: `docs/adr/0008-supervisor.md`.
+//!
+//! ```text
+//! supervisor                          daemon (the same program)
+//!   item NAME + descriptor   ─────▶     takes over what the one before had
+//!   begin                    ─────▶
+//!                            ◀─────   hold NAME + descriptor: keep this for the next one
+//!                            ◀─────   drop NAME
+//!                            ◀─────   serving: containers, that is, mounts
+//!                            ◀─────   ready: for containerd as well
+//!   stop                     ─────▶     unmounts everything and ends
+//! ```
+//!
+//! The supervisor knows nothing of what it holds. Words and items are only ever added, and unknown
+//! ones are passed over, since either side may be the older one.
+
+mod channel;
+mod handover;
+mod keep;
+mod restarts;
+mod systemd;
+
+pub use handover::{Bidding, Handover};
+pub use keep::{SuperviseError, supervise};
+
+/// Tells a process that it is the daemon, and that its standard input is the socket to its
+/// supervisor.
+const SUPERVISED: &str = "LARDER_SUPERVISED";
+
+/// The item by which a daemon knows that another served before it: it is handed over last.
+pub(crate) const MAIN_SESSION: &str = "fuse-main";
+
+/// Whether this process is a daemon that a supervisor started.
+pub fn is_supervised() -> bool {
+    std::env::var_os(SUPERVISED).is_some()
+}
+
+/// Items held at once: two sessions with a device and a state each, counters, a journal, the lock
+/// and a few sockets; four times that for builds to come.
+const ITEMS_MAX: usize = 64;
+
+/// What the two say to each other.
+mod word {
+    pub(super) const ITEM: &str = "item";
+    pub(super) const BEGIN: &str = "begin";
+    pub(super) const NOTE: &str = "note";
+    pub(super) const STOP: &str = "stop";
+    pub(super) const HOLD: &str = "hold";
+    pub(super) const DROP: &str = "drop";
+    pub(super) const SERVING: &str = "serving";
+    pub(super) const READY: &str = "ready";
+}
