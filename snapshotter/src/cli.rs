@@ -80,6 +80,9 @@ enum Command {
         /// For programs.
         #[arg(long)]
         json: bool,
+        /// Tell every layer in full, however many there are.
+        #[arg(short, long, conflicts_with = "json")]
+        verbose: bool,
     },
     /// Look at this machine and at containerd: what is missing, and the line to add.
     Doctor {
@@ -351,13 +354,18 @@ impl Cli {
             Command::FetchBlobs { image, containerd } => {
                 block_on(fetch_blobs::fetch_blobs(containerd, image))
             }
-            Command::Status { root, config, json } => {
+            Command::Status {
+                root,
+                config,
+                json,
+                verbose,
+            } => {
                 let overrides = Overrides {
                     root,
                     ..Overrides::default()
                 };
                 let config = Config::load(config.as_deref(), &overrides)?;
-                block_on(status::status(&config.root, json))
+                block_on(status::status(&config.root, json, verbose))
             }
             Command::Doctor {
                 config,

@@ -1,5 +1,6 @@
 //! `status`: what the daemon does, layer by layer.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::bail;
@@ -19,8 +20,15 @@ const STATUS_BYTES_MAX: usize = 64 << 20;
 /// The last second of the year 9999: what another process says is not believed further.
 const MOMENT_MAX: u64 = 253_402_300_799;
 
+/// Version of what `--json` prints. Fields are added without a new one; it grows when one goes or
+/// means something else.
+const FORMAT: u32 = 1;
+
+/// Layers up to which each is told in full without being asked: two screens.
+const TOLD_IN_FULL: usize = 12;
+
 /// Asks the process that owns `root`, and prints what it says.
-pub(super) async fn status(root: &Path, as_json: bool) -> anyhow::Result<()> {
+pub(super) async fn status(root: &Path, as_json: bool, verbose: bool) -> anyhow::Result<()> {
     let socket = Config::control(root);
     let mut control = ControlClient::new(Connector::channel(socket.clone()))
         .max_decoding_message_size(STATUS_BYTES_MAX);
@@ -41,12 +49,19 @@ pub(super) async fn status(root: &Path, as_json: bool) -> anyhow::Result<()> {
     };
     if as_json {
         print_json(&object(&status))
+    } else if verbose {
+        print(&in_words(&status, usize::MAX))
     } else {
         print(&text(&status))
     }
 }
 
 fn text(status: &StatusResponse) -> String {
+    in_words(status, TOLD_IN_FULL)
+}
+
+/// What people read. Of more than `in_full` layers, those that are well get a line each.
+fn in_words(status: &StatusResponse, in_full: usize) -> String {
     let mut lines = vec![
         format!("larder-snapshotter {}", status.version),
         format!("driver: {} ({})", status.driver, status.driver_reason),
@@ -80,7 +95,10 @@ fn text(status: &StatusResponse) -> String {
         .map(|(state, count)| format!("{count} {state}"))
         .collect();
     lines.push(format!("layers: {}", counts.join(", ")));
-    for layer in &status.layers {
+    let detailed = status.layers.len() <= in_full;
+    let layers = status.layers.iter();
+    let (full, short): (Vec<_>, Vec<_>) = layers.partition(|layer| detailed || wants_a_look(layer));
+    for layer in full {
         // Images mounted by hand have no snapshots, hence no chains.
         let name = [&layer.chain_id, &layer.blob, &layer.snapshot];
         let name = name.into_iter().find(|name| !name.is_empty());
@@ -96,7 +114,47 @@ fn text(status: &StatusResponse) -> String {
             }
         }
     }
+    lines.extend(short.iter().map(|layer| in_a_line(layer)));
+    lines.extend(brought(&short));
     lines.join("\n") + "\n"
+}
+
+/// Whether something about a layer is not as it should be.
+fn wants_a_look(layer: &Layer) -> bool {
+    let failed = layer.sources.iter().any(|one| !one.failure.is_empty());
+    failed || !matches!(layer.state.as_str(), "lazy" | "complete")
+}
+
+fn in_a_line(layer: &Layer) -> String {
+    let present = size(layer.bytes_present);
+    let total = size(layer.bytes_total);
+    let name = if layer.blob.is_empty() {
+        &layer.snapshot
+    } else {
+        &layer.blob
+    };
+    format!("{:<8} {present:>10} of {total:>10}  {name}", layer.state)
+}
+
+/// Who delivered how much to all of `layers`, the most first.
+fn brought(layers: &[&Layer]) -> Vec<String> {
+    let mut sums: BTreeMap<&str, Source> = BTreeMap::new();
+    for source in layers.iter().flat_map(|layer| &layer.sources) {
+        let sum = sums.entry(&source.name).or_insert_with(|| Source {
+            name: source.name.clone(),
+            ..Source::default()
+        });
+        sum.bytes_fetched += source.bytes_fetched;
+        for sender in &source.senders {
+            match sum.senders.iter_mut().find(|one| one.host == sender.host) {
+                Some(known) => known.bytes_fetched += sender.bytes_fetched,
+                None => sum.senders.push(sender.clone()),
+            }
+        }
+    }
+    let mut sums: Vec<_> = sums.into_values().collect();
+    sums.sort_by_key(|sum| std::cmp::Reverse(sum.bytes_fetched));
+    sums.iter().flat_map(deliveries).collect()
 }
 
 /// Who delivered how much: the registry itself, and each mirror that stood in for it.
@@ -204,6 +262,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
     };
     let mounted = |image: &Mounted| json!({"reference": image.reference, "target": image.target});
     json!({
+        "format": FORMAT,
         "version": status.version,
         "driver": status.driver,
         "driver_reason": status.driver_reason,
@@ -232,7 +291,7 @@ mod tests {
     #[tokio::test]
     async fn a_daemon_that_is_not_there_is_told_in_a_sentence() {
         let dir = tempfile::tempdir().unwrap();
-        let refused = status(dir.path(), false).await.unwrap_err();
+        let refused = status(dir.path(), false, false).await.unwrap_err();
         let words = super::super::in_words(&refused);
         assert!(words.contains("control.sock"), "{words}");
         assert!(words.contains("--root"), "{words}");
@@ -266,6 +325,83 @@ mod tests {
         let said = "restart those that have run since before 2027-01-15T08:00:00Z";
         assert!(text(&status).contains(said), "{}", text(&status));
         assert_eq!(object(&status)["containers_lost"], "2027-01-15T08:00:00Z");
+    }
+
+    /// Promise: of many layers, each that is well takes a line, and those that are not are told in
+    /// full; who delivered is told in sum; `--verbose` tells everything.
+    #[test]
+    fn a_hundred_layers_take_a_line_each() {
+        let source = |failure: &str| Source {
+            name: "r.test/team/app".into(),
+            bytes_fetched: 1_000_000,
+            failure: failure.into(),
+            ..Source::default()
+        };
+        let mut layers: Vec<_> = (0..100)
+            .map(|number| Layer {
+                chain_id: format!("sha256:chain{number}"),
+                blob: format!("sha256:blob{number}"),
+                sources: vec![source("")],
+                ..layer("lazy", "", 1_250_000)
+            })
+            .collect();
+        layers.push(layer("eager", "no index", 0));
+        layers.push(Layer {
+            sources: vec![source("it is on fire")],
+            ..layer("lazy", "", 0)
+        });
+        let status = StatusResponse {
+            layers,
+            ..StatusResponse::default()
+        };
+        let told = text(&status);
+        assert!(
+            told.contains("\nlayers: 101 lazy, 0 complete, 1 eager\n"),
+            "{told}"
+        );
+        assert!(
+            told.contains("\nlazy         1.2 MB of     2.5 MB  sha256:blob7\n"),
+            "{told}"
+        );
+        assert!(told.contains("(no index)\n"), "{told}");
+        assert!(told.contains("its last failure: it is on fire\n"), "{told}");
+        assert!(
+            told.contains(" 100.0 MB from r.test/team/app since the start\n"),
+            "{told}"
+        );
+        assert!(told.lines().count() < 112, "{told}");
+        let everything = in_words(&status, usize::MAX);
+        assert!(everything.contains("layer sha256:blob7\n"), "{everything}");
+        assert!(everything.lines().count() > 300, "{everything}");
+    }
+
+    /// Promise: every field that is documented is printed, and says which form it is of.
+    #[test]
+    fn documented_fields_are_printed() {
+        let status = StatusResponse {
+            caching_stopped: "the disk is full".into(),
+            mounted: vec![Mounted::default()],
+            layers: vec![Layer {
+                sources: vec![Source {
+                    senders: vec![Sender::default()],
+                    ..Source::default()
+                }],
+                ..Layer::default()
+            }],
+            ..StatusResponse::default()
+        };
+        let object = object(&status);
+        assert_eq!(object["format"], FORMAT);
+        let document = include_str!("../../../docs/OPERATIONS.md");
+        let section = document.split("## `status --json`").nth(1).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let fields = section.lines().filter_map(|line| line.strip_prefix("| `"));
+        let fields: Vec<_> = fields.filter_map(|line| line.split('`').next()).collect();
+        assert!(fields.len() > 15, "{fields:?}");
+        for field in fields {
+            let pointer = format!("/{}", field.replace("[]", "/0").replace('.', "/"));
+            assert!(object.pointer(&pointer).is_some(), "{field} in {object}");
+        }
     }
 
     #[test]
