@@ -15,3 +15,5 @@ mod local;
 mod operator;
 #[cfg(test)]
 mod registry;
+#[cfg(test)]
+mod secrets;
