@@ -124,11 +124,17 @@ impl Supervisor {
             let mut running = self.start()?;
             gone.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
             self.attend(&mut running)?;
-            // Threads that are left wait for the next daemon's answers, and then die.
-            drop(running.child.kill());
-            let hurry = self.has_served && !self.wants_end;
-            let patience = if hurry { REAP_MAX } else { REAP_UNHURRIED };
-            let status = reap(&mut running.child, patience);
+            let status = if self.has_served && !self.wants_end {
+                // Threads that are left wait for the next daemon's answers, and then die.
+                drop(running.child.kill());
+                reap(&mut running.child, REAP_MAX)
+            } else {
+                // It has closed its socket and is about to end by itself, and its exit code matters.
+                reap(&mut running.child, REAP_UNHURRIED).or_else(|| {
+                    drop(running.child.kill());
+                    reap(&mut running.child, REAP_MAX)
+                })
+            };
             if self.wants_end {
                 for name in self.items.keys() {
                     self.systemd.remove(name);

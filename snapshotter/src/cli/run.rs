@@ -70,12 +70,16 @@ pub(super) fn daemon(args: RunArgs) -> anyhow::Result<()> {
         tracing::warn!("{note}");
     }
     let ended = block_on(run(config, Arc::clone(&handover)));
+    if ended.is_ok() {
+        // The supervisor takes the end of the connection for that of the process.
+        std::process::exit(0);
+    }
     if handover.takes_over() {
         // What is left is for the next daemon; an orderly end would answer requests with errors.
         if let Err(error) = &ended {
             tracing::error!("{error:#}");
         }
-        std::process::exit(i32::from(ended.is_err()));
+        std::process::exit(1);
     }
     ended
 }
