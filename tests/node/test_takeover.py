@@ -1,11 +1,14 @@
 """Daemons die, are replaced, and containers do not notice."""
 
 import contextlib
+import json
 import os
 import re
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import load
@@ -21,6 +24,10 @@ UPGRADES = int(os.environ.get("LARDER_COUNT", 100))
 COLD_KILLS = 20
 # The promise is 2 s; this only tells a stall from a hang on a busy machine, and the figures are printed.
 STALL_SECONDS_MAX = 15
+KINDS_OF_READERS = ["import hashlib, sys; " + text + "; print(hashlib.sha256(data).hexdigest())" for text in (
+    "data = open(sys.argv[1], 'rb').read()",
+    "import mmap; file = open(sys.argv[1]); data = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)[:]",
+)]
 EXPECTED = (
     "the daemon before was killed by signal 9",
     "the daemon before ended with exit code 0",
@@ -136,6 +143,44 @@ class Takeover(world.Case):
             rig.wait_for(lambda: not keeper.held, "the store to be empty")
             node.start_snapshotter()
             log.wait("ready for containerd", node.daemon)
+
+    @once_per(driver=DRIVERS)
+    def test_what_was_begun_is_answered_where_the_kernel_sends_nothing_again(self, driver):
+        """Promise: as before 6.9, reads that wait for the registry through three deaths are answered by the daemon after them."""
+        folder = self.folder()
+        layout = os.path.join(folder, "layout")
+        tars = load.image(layout, SEED)
+        _, converted = world.publish_layout(f"journal-{driver}-{secrets.token_hex(4)}", layout)
+        link = rig.Link(folder, "1gbit", world.registry())
+        self.addCleanup(link.close)
+        link.start_registry(folder)
+        reference = converted.replace(world.REGISTRY, link.address)
+        os.environ["LARDER_DEBUG_NO_RESEND"] = "1"
+        self.addCleanup(os.environ.pop, "LARDER_DEBUG_NO_RESEND", None)
+        with self.node("2", lazy=True, driver=driver, registry=link.address) as node, trees.mounted_by_containerd(node, reference) as place:
+            log = load.Log(os.path.join(node.work, "larder.log"))
+            with open(load.sums(folder, tars, {})) as file:
+                files = sorted(json.load(file)["files"].items())[::len(KINDS_OF_READERS) * 4]
+            link.registry.send_signal(signal.SIGSTOP)
+            readers = [subprocess.Popen([sys.executable, "-c", KINDS_OF_READERS[number % len(KINDS_OF_READERS)], os.path.join(place, name)],
+                                        stdout=subprocess.PIPE, text=True) for number, (name, _) in enumerate(files)]
+            try:
+                time.sleep(1)  # until they wait
+                for _ in range(3):
+                    [daemon] = rig.daemons(node.daemon.pid)
+                    os.kill(daemon, signal.SIGKILL)
+                    log.wait("answering what the daemon before had begun", node.daemon)
+                    log.wait("ready for containerd", node.daemon)
+                link.registry.send_signal(signal.SIGCONT)
+                for reader, (name, (_, digest)) in zip(readers, files):
+                    said, _ = reader.communicate(timeout=60)
+                    self.assertEqual((reader.returncode, said.strip()), (0, digest), name)
+            finally:
+                link.registry.send_signal(signal.SIGCONT)
+                for reader in readers:
+                    reader.kill()
+                    reader.wait()
+            self.assertEqual([line for line in log.lines if " ERROR " in line], [])
 
     def mounts(self, node):
         with open("/proc/self/mountinfo") as table:
