@@ -121,7 +121,7 @@ impl Attempts {
         let policy = &self.repository.shared().options.retry;
         let clock = &self.repository.shared().options.clock;
         let again = cause.is_transient() && self.failed < policy.attempts_max;
-        if !again || !self.plan.budget.pay(clock.now()) {
+        if !again || !self.plan.budget.pay(clock.uptime()) {
             return Err(self.give_up(cause));
         }
         let delay = policy.delay(self.failed, cause.retry_after(), clock.fraction());

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderValue};
 
@@ -82,8 +82,9 @@ struct Session {
 struct State {
     challenge: Option<Challenge>,
     grant: Option<Grant>,
-    expires: Option<SystemTime>,
-    failure: Option<(SystemTime, Cause)>,
+    /// These two by the clock's uptime.
+    expires: Option<Duration>,
+    failure: Option<(Duration, Cause)>,
     refusal: Option<Refusal>,
 }
 
@@ -141,7 +142,7 @@ impl Sessions {
             repository,
             access,
         };
-        let expired = state.expires.is_some_and(|end| end <= self.clock.now());
+        let expired = state.expires.is_some_and(|end| end <= self.clock.uptime());
         if state.grant.is_none() {
             return lookup.still_welcome(&state).await.map(|()| None);
         }
@@ -158,7 +159,7 @@ impl Sessions {
     /// that will not end otherwise so soon.
     fn shared_failure(&self, session: &Session, asked: u64, state: &State) -> Option<Cause> {
         let (at, cause) = state.failure.as_ref()?;
-        let age = self.clock.now().duration_since(*at).unwrap_or_default();
+        let age = self.clock.uptime().saturating_sub(*at);
         let waited = session.asked.load(Ordering::Acquire) != asked;
         (age < FAILURE_MEMORY && (waited || !cause.is_transient())).then(|| cause.clone())
     }
@@ -195,7 +196,7 @@ impl Sessions {
         let grant = lookup.renew(&session, &mut state).await?;
         // Only a token can be better than the last; the same password will be refused again.
         if used.is_some_and(|used| used.header == grant.header) {
-            return Err(state.refuse(&grant, self.clock.now(), unauthorized(endpoint, "")));
+            return Err(state.refuse(&grant, self.clock.uptime(), unauthorized(endpoint, "")));
         }
         Ok(grant)
     }
@@ -203,7 +204,7 @@ impl Sessions {
 
 impl State {
     /// Remembers that the registry refused what `grant` shows.
-    fn refuse(&mut self, grant: &Grant, now: SystemTime, cause: Cause) -> Cause {
+    fn refuse(&mut self, grant: &Grant, now: Duration, cause: Cause) -> Cause {
         let Some(shown) = grant.shows else {
             return cause;
         };

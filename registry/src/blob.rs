@@ -242,23 +242,16 @@ impl Repository {
         }
         let place = self.place(endpoint, digest);
         let targets = &self.shared().targets;
-        if let Some(target) = targets.get(&place) {
-            let host = host_of(&target.url).to_owned();
-            let mut call = call.clone();
-            call.url = target.url;
-            call.bare = !target.own;
-            match self.send(endpoint, &call).await {
-                Ok(answer) if answer.status().is_redirection() => {}
-                Ok(answer) if STALE.contains(&answer.status().as_u16()) => {}
-                Ok(answer) => return Ok((answer, host)),
-                Err(cause) if cause.is_transient() => {
-                    targets.forget(&place);
-                    return Err(cause);
-                }
-                Err(cause) => return Err(cause),
+        if let Some(answer) = self.fetch_target(endpoint, &place, &call).await? {
+            return Ok(answer);
+        }
+        // However many readers found the target expired, one asks for the next.
+        let mut turn = targets.turn(&place).await;
+        if turn.is_some() && targets.get(&place).is_some() {
+            turn = None;
+            if let Some(answer) = self.fetch_target(endpoint, &place, &call).await? {
+                return Ok(answer);
             }
-            // Back to the registry for a fresh target; this is not about credentials.
-            targets.forget(&place);
         }
         let (response, target) = self.read(endpoint, call).await?;
         let status = response.status().as_u16();
@@ -266,13 +259,50 @@ impl Repository {
             return Err(cause);
         }
         let Some(target) = target else {
+            targets.forget(&place);
             return Ok((response, endpoint.host.clone()));
         };
         let host = host_of(&target.url).to_owned();
         if matches!(status, 200 | 206) {
             targets.remember(place, target);
         }
+        drop(turn);
         Ok((response, host))
+    }
+
+    /// Sends `call` to where `place` was last found; nothing if that is not known or no longer good.
+    async fn fetch_target(
+        &self,
+        endpoint: &Endpoint,
+        place: &Place,
+        call: &Call,
+    ) -> Result<Option<(Response, String)>, Cause> {
+        let targets = &self.shared().targets;
+        let Some(target) = targets.get(place) else {
+            return Ok(None);
+        };
+        let host = host_of(&target.url).to_owned();
+        let mut call = call.clone();
+        call.url = target.url.clone();
+        call.bare = !target.own;
+        match self.send(endpoint, &call).await {
+            // Back to the registry for a fresh target; this is not about credentials.
+            Ok(answer) if STALE.contains(&answer.status().as_u16()) => {
+                targets.expired(place, &target);
+                Ok(None)
+            }
+            Ok(answer) if answer.status().is_redirection() => {
+                targets.drop_target(place, &target);
+                Ok(None)
+            }
+            Ok(answer) => Ok(Some((answer, host))),
+            Err(cause) => {
+                if cause.is_transient() {
+                    targets.drop_target(place, &target);
+                }
+                Err(cause)
+            }
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Cause, RegistryError};
 use crate::exchange::{self, Call, Payload};
 use crate::hosts::Hosts;
+use crate::names::Resolver;
 use crate::options::ClientOptions;
 use crate::plan::{Plan, Plans};
 use crate::redirect::{self, Target, Targets};
@@ -47,7 +48,7 @@ impl Client {
         let targets = Targets::new(Arc::clone(&clock));
         let sessions = Sessions::new(credentials, clock, options.timeouts.answer);
         let hosts = Hosts::new(&options).map_err(ClientError)?;
-        let plans = Plans::new(hosts);
+        let plans = Plans::new(hosts, Resolver::new(Arc::clone(&options.names)));
         Ok(Self(Arc::new(Shared {
             options,
             sessions,
@@ -191,7 +192,7 @@ impl Repository {
 
     /// The cause that `response`, whose status is no success, stands for.
     pub(crate) async fn refusal(&self, endpoint: &Endpoint, response: Response) -> Cause {
-        exchange::refusal(response, &endpoint.host, endpoint.clock.now()).await
+        exchange::refusal(response, &endpoint.host, &*endpoint.clock).await
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher as _, RandomState};
-use std::time::{Duration, SystemTime};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
 
@@ -10,8 +11,13 @@ use futures_util::future::BoxFuture;
 ///
 /// Tests pass a clock of their own, so that expiry and back-off are exact and cost no waiting.
 pub trait Clock: Debug + Send + Sync {
-    /// The wall-clock time, by which tokens and redirects expire.
+    /// The wall-clock time: what dates on the wire are compared with where their sender does not say
+    /// what time it is there.
     fn now(&self) -> SystemTime;
+
+    /// The time since some beginning, which no step of the wall clock changes. Tokens, redirects and
+    /// everything that is remembered for a while live by it.
+    fn uptime(&self) -> Duration;
 
     /// Waits for `delay` before a retry.
     fn sleep(&self, delay: Duration) -> BoxFuture<'static, ()>;
@@ -27,6 +33,11 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> SystemTime {
         SystemTime::now()
+    }
+
+    fn uptime(&self) -> Duration {
+        static BEGINNING: OnceLock<Instant> = OnceLock::new();
+        BEGINNING.get_or_init(Instant::now).elapsed()
     }
 
     fn sleep(&self, delay: Duration) -> BoxFuture<'static, ()> {

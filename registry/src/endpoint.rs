@@ -1,7 +1,7 @@
 //! One address that answers for a registry: the registry itself, or a mirror of it.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use url::Url;
@@ -40,7 +40,7 @@ pub(crate) struct Endpoint {
     pub(crate) timeouts: Timeouts,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) counts: Arc<RequestCounts>,
-    pub(crate) passed_over_until: Mutex<Option<SystemTime>>,
+    pub(crate) passed_over_until: Mutex<Option<Duration>>,
 }
 
 impl Endpoint {
@@ -59,17 +59,17 @@ impl Endpoint {
     }
 
     /// Until when the endpoint is passed over; `None` if it is in good health.
-    pub(crate) fn passed_over(&self) -> Option<SystemTime> {
+    pub(crate) fn passed_over(&self) -> Option<Duration> {
         let until = *self
             .passed_over_until
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        until.filter(|until| self.clock.now() < *until)
+        until.filter(|until| self.clock.uptime() < *until)
     }
 
     /// Passes the endpoint over for a while.
     pub(crate) fn pass_over(&self) {
-        let until = self.clock.now() + PASS_OVER;
+        let until = self.clock.uptime() + PASS_OVER;
         *self
             .passed_over_until
             .lock()

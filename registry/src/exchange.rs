@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, HeaderMap, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use rustls::CertificateError;
 use url::Url;
 
-use crate::auth::{Access, Sessions};
+use crate::auth::{Access, Grant, Sessions};
 use crate::authority::host_of;
+use crate::calendar;
+use crate::clock::Clock;
 use crate::echo::Sent;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
@@ -76,23 +78,38 @@ pub(crate) async fn call(
         return once(endpoint, call, own, None).await;
     }
     let used = sessions.grant(endpoint, repository, &call.access).await?;
-    let header = used.as_ref().map(|grant| &grant.header);
-    let response = once(endpoint, call, own, header).await?;
+    let response = match &used {
+        Some(grant) => showing(sessions, endpoint, repository, call, grant).await?,
+        None => once(endpoint, call, own, None).await?,
+    };
     if response.status() != StatusCode::UNAUTHORIZED {
         return Ok(response);
     }
     let headers = response.headers().clone();
     // Reading the body lets the connection be used again.
     let _ = read_refusal(response).await;
-    let access = &call.access;
     let grant = sessions
-        .challenged(endpoint, repository, access, used.as_ref(), &headers)
+        .challenged(endpoint, repository, &call.access, used.as_ref(), &headers)
         .await?;
-    let shown = sessions.show(endpoint, repository, access, &grant).await?;
-    let response = once(endpoint, call, own, Some(&grant.header)).await?;
+    showing(sessions, endpoint, repository, call, &grant).await
+}
+
+/// Sends `call` to its own endpoint with `grant`: one at a time, as long as that is a password which the
+/// registry has not taken yet.
+async fn showing(
+    sessions: &Sessions,
+    endpoint: &Endpoint,
+    repository: &str,
+    call: &Call,
+    grant: &Grant,
+) -> Result<Response, Cause> {
+    let shown = sessions
+        .show(endpoint, repository, &call.access, grant)
+        .await?;
+    let response = once(endpoint, call, true, Some(&grant.header)).await?;
     match shown {
         Some(shown) if response.status() == StatusCode::UNAUTHORIZED => {
-            let cause = refusal(response, &endpoint.host, endpoint.clock.now()).await;
+            let cause = refusal(response, &endpoint.host, &*endpoint.clock).await;
             Err(shown.refused(cause).await)
         }
         Some(shown) => {
@@ -194,6 +211,16 @@ pub(crate) fn broken(error: &reqwest::Error, host: &str) -> Cause {
             let detail = unacceptable(why, &host);
             Cause::Untrusted { host, detail }
         }
+        Some(
+            rustls::Error::PeerIncompatible(_)
+            | rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion),
+        ) => {
+            let detail = "it speaks no version of TLS that is safe: it needs 1.2 or 1.3";
+            Cause::Untrusted {
+                host,
+                detail: detail.into(),
+            }
+        }
         Some(other) => Cause::Untrusted {
             host,
             detail: other.to_string(),
@@ -218,6 +245,10 @@ fn unacceptable(why: &CertificateError, host: &str) -> String {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
             "its certificate comes from nobody who is trusted here; if it has a private CA, \
              put ca.crt into certs.d/{host}/ ({HOSTS_DIR}, or --certs-dir)"
+        ),
+        other if format!("{other:?}").contains("CaUsedAsEndEntity") => format!(
+            "it signed its certificate itself; if that is meant, \
+             put the certificate of its CA into certs.d/{host}/ ({HOSTS_DIR}, or --certs-dir)"
         ),
         other => format!("its certificate is not acceptable: {other}"),
     }
@@ -249,9 +280,18 @@ pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
         && a.port_or_known_default() == b.port_or_known_default()
 }
 
+/// What the time was where an answer with `headers` comes from: dates in it mean that clock, which may
+/// be years away from ours.
+pub(crate) fn sent_at(headers: &HeaderMap, clock: &dyn Clock) -> SystemTime {
+    let date = headers.get(DATE).and_then(|value| value.to_str().ok());
+    date.and_then(calendar::http_date)
+        .unwrap_or_else(|| clock.now())
+}
+
 /// Names a refusal by its status and by what the registry says about it.
-pub(crate) async fn refusal(response: Response, host: &str, now: SystemTime) -> Cause {
+pub(crate) async fn refusal(response: Response, host: &str, clock: &dyn Clock) -> Cause {
     let status = response.status().as_u16();
+    let now = sent_at(response.headers(), clock);
     let asked = response
         .headers()
         .get(RETRY_AFTER)

@@ -8,6 +8,7 @@ use reqwest::header::HeaderMap;
 use url::Url;
 
 use crate::endpoint::{Capabilities, Endpoint};
+use crate::names::Resolver;
 use crate::options::ClientOptions;
 use crate::plan::Plan;
 use crate::reference::Reference;
@@ -159,7 +160,12 @@ impl Setup {
     }
 
     /// Makes the endpoints, for a registry whose retries `budget` pays.
-    pub(crate) fn plan(&self, options: &ClientOptions, budget: Arc<Budget>) -> Plan {
+    pub(crate) fn plan(
+        &self,
+        options: &ClientOptions,
+        resolver: &Resolver,
+        budget: Arc<Budget>,
+    ) -> Plan {
         let endpoint = |setup: &EndpointSetup| {
             Arc::new(Endpoint {
                 base: setup.base.clone(),
@@ -167,7 +173,7 @@ impl Setup {
                 namespace: setup.namespace.clone(),
                 headers: setup.headers.clone(),
                 capabilities: setup.capabilities,
-                transport: Transport::new(setup.trust.clone(), setup.connect),
+                transport: Transport::new(setup.trust.clone(), setup.connect, resolver.clone()),
                 timeouts: options.timeouts.clone(),
                 clock: Arc::clone(&options.clock),
                 counts: Arc::clone(&options.counts),

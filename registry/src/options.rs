@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
 use crate::counts::RequestCounts;
+use crate::names::{Names, SystemNames};
 use crate::retry::RetryPolicy;
 
 /// Where containerd's own settings per registry are: mirrors, private CAs, client certificates.
@@ -35,6 +36,8 @@ pub struct ClientOptions {
     pub clock: Arc<dyn Clock>,
     /// Where requests are counted; clients may share it.
     pub counts: Arc<RequestCounts>,
+    /// The addresses of hosts.
+    pub names: Arc<dyn Names>,
 }
 
 impl Default for ClientOptions {
@@ -49,6 +52,7 @@ impl Default for ClientOptions {
             upload_piece: None,
             clock: Arc::new(SystemClock),
             counts: Arc::default(),
+            names: Arc::new(SystemNames),
         }
     }
 }

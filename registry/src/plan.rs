@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::attempts::Purpose;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
 use crate::hosts::{Hosts, Setup};
+use crate::names::Resolver;
 use crate::options::ClientOptions;
 use crate::retry::Budget;
 
@@ -57,6 +58,7 @@ impl Plan {
 #[derive(Debug)]
 pub(crate) struct Plans {
     hosts: Hosts,
+    resolver: Resolver,
     known: Mutex<HashMap<String, Known>>,
 }
 
@@ -64,13 +66,15 @@ pub(crate) struct Plans {
 struct Known {
     setup: Setup,
     plan: Arc<Plan>,
-    read: SystemTime,
+    /// When, by the client's uptime.
+    read: Duration,
 }
 
 impl Plans {
-    pub(crate) fn new(hosts: Hosts) -> Self {
+    pub(crate) fn new(hosts: Hosts, resolver: Resolver) -> Self {
         Self {
             hosts,
+            resolver,
             known: Mutex::default(),
         }
     }
@@ -81,7 +85,7 @@ impl Plans {
         registry: &str,
         options: &ClientOptions,
     ) -> Result<Arc<Plan>, Cause> {
-        let now = options.clock.now();
+        let now = options.clock.uptime();
         if let Some(plan) = self.fresh(registry, now) {
             return Ok(plan);
         }
@@ -111,7 +115,7 @@ impl Plans {
             .get(registry)
             .map(|before| Arc::clone(&before.plan.budget));
         let budget = budget.unwrap_or_else(|| Arc::new(Budget::new(&*options.clock)));
-        let plan = Arc::new(setup.plan(options, budget));
+        let plan = Arc::new(setup.plan(options, &self.resolver, budget));
         let entry = Known {
             setup,
             plan: Arc::clone(&plan),
@@ -121,10 +125,9 @@ impl Plans {
         Ok(plan)
     }
 
-    fn fresh(&self, registry: &str, now: SystemTime) -> Option<Arc<Plan>> {
+    fn fresh(&self, registry: &str, now: Duration) -> Option<Arc<Plan>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.get(registry)?;
-        let age = now.duration_since(known.read).unwrap_or_default();
-        (age < REREAD).then(|| Arc::clone(&known.plan))
+        (now.saturating_sub(known.read) < REREAD).then(|| Arc::clone(&known.plan))
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use larder_proto::digest::Digest;
 use reqwest::Response;
@@ -22,7 +22,7 @@ mod expiry;
 /// The parser of expiries, for [`crate::fuzzing`].
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing {
-    pub(crate) use super::expiry::of as expires;
+    pub(crate) use super::expiry::life;
 }
 
 /// Redirects followed for one request: a registry, its balancer, its store, and two to spare.
@@ -31,13 +31,37 @@ const HOPS_MAX: usize = 5;
 /// Targets remembered, each about 2 KiB with its signed URL: the layers of a hundred images.
 const TARGETS_MAX: usize = 4096;
 
+/// How long one reader waits for another to learn where a place leads to now; then it asks itself.
+const TURN_MAX: Duration = Duration::from_secs(2);
+
+/// The shortest life that is believed of a target that was refused: one that is refused at once was not
+/// refused for its age.
+const OUTLIVED_MIN: Duration = Duration::from_millis(500);
+
+/// How long what was learned of the life of targets is believed, if nothing confirms it: perhaps they were
+/// revoked once, for a reason.
+const OUTLIVED_MEMORY: Duration = Duration::from_hours(1);
+
 /// Where a blob's bytes were last found.
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) url: Url,
     /// Whether the way there never left the endpoint, so that its credentials may be sent.
     pub(crate) own: bool,
-    expires: SystemTime,
+    /// When it was had, and how long it may be used; by the clock's uptime.
+    since: Duration,
+    life: Duration,
+}
+
+impl Target {
+    const fn expires(&self) -> Duration {
+        self.since.saturating_add(self.life)
+    }
+
+    /// Whether it is the very same, not another one with the same address.
+    fn is(&self, other: &Self) -> bool {
+        self.since == other.since && self.url == other.url
+    }
 }
 
 impl fmt::Debug for Target {
@@ -47,7 +71,7 @@ impl fmt::Debug for Target {
             f,
             "Target({}, until {:?})",
             host_of(&self.url),
-            self.expires
+            self.expires()
         )
     }
 }
@@ -56,8 +80,24 @@ impl fmt::Debug for Target {
 #[derive(Debug)]
 pub(crate) struct Targets {
     clock: Arc<dyn Clock>,
-    known: Mutex<HashMap<Place, Target>>,
+    known: Mutex<HashMap<Place, Known>>,
 }
+
+/// What is known of a place that redirects.
+#[derive(Debug)]
+struct Known {
+    target: Target,
+    /// Whether the target is no longer to be used.
+    spent: bool,
+    /// The shortest time after which a target was refused that should have lived longer, and when that
+    /// was seen last.
+    outlived: Option<(Duration, Duration)>,
+    /// Held by who asks for the next target.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// The right to ask for the next target of a place; others wait for it.
+pub(crate) type Turn = tokio::sync::OwnedMutexGuard<()>;
 
 /// A blob of a repository at one endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -77,39 +117,91 @@ impl Targets {
 
     /// Where `place` leads to, if that is known and has not expired.
     pub(crate) fn get(&self, place: &Place) -> Option<Target> {
-        let now = self.clock.now();
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known
+        let now = self.clock.uptime();
+        let known = self.lock();
+        let known = known.get(place)?;
+        (!known.spent && known.target.expires() > now).then(|| known.target.clone())
+    }
+
+    /// Waits until nobody else asks where `place` leads to now. `None` for a place that is not known to
+    /// redirect, which has nothing to be waited for, and where the wait would take too long.
+    pub(crate) async fn turn(&self, place: &Place) -> Option<Turn> {
+        let turn = self
+            .lock()
             .get(place)
-            .filter(|target| target.expires > now)
-            .cloned()
+            .map(|known| Arc::clone(&known.turn))?;
+        let turn = tokio::time::timeout(TURN_MAX, turn.lock_owned()).await;
+        turn.ok()
     }
 
     /// Remembers a target that worked.
-    pub(crate) fn remember(&self, place: Place, target: Target) {
-        let now = self.clock.now();
-        if target.expires <= now {
+    pub(crate) fn remember(&self, place: Place, mut target: Target) {
+        let now = self.clock.uptime();
+        let mut known = self.lock();
+        if let Some(before) = known.get_mut(&place) {
+            before.outlived = before
+                .outlived
+                .filter(|(_, seen)| now - *seen < OUTLIVED_MEMORY);
+            if let Some((lived, _)) = before.outlived {
+                target.life = target.life.min(expiry::early(lived));
+            }
+            before.spent = false;
+            before.target = target;
             return;
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= TARGETS_MAX {
-            known.retain(|_, target| target.expires > now);
+        if target.expires() <= now {
+            return;
         }
         if known.len() >= TARGETS_MAX {
-            let soonest = known.iter().min_by_key(|(_, target)| target.expires);
+            known.retain(|_, known| known.target.expires() > now);
+        }
+        if known.len() >= TARGETS_MAX {
+            let soonest = known.iter().min_by_key(|(_, known)| known.target.expires());
             if let Some(place) = soonest.map(|(place, _)| place.clone()) {
                 known.remove(&place);
             }
         }
-        known.insert(place, target);
+        let fresh = Known {
+            target,
+            spent: false,
+            outlived: None,
+            turn: Arc::default(),
+        };
+        known.insert(place, fresh);
     }
 
-    /// Forgets a target that failed.
+    /// Notes that `target` was refused as if it had expired: those after it are used for a shorter time.
+    pub(crate) fn expired(&self, place: &Place, target: &Target) {
+        let now = self.clock.uptime();
+        let mut known = self.lock();
+        // Perhaps another reader had a better one meanwhile.
+        if let Some(known) = known.get_mut(place).filter(|known| known.target.is(target)) {
+            let lived = now.saturating_sub(target.since);
+            known.spent = true;
+            if lived >= OUTLIVED_MIN {
+                let shortest = known
+                    .outlived
+                    .map_or(lived, |(before, _)| before.min(lived));
+                known.outlived = Some((shortest, now));
+            }
+        }
+    }
+
+    /// No longer uses `target`, which failed.
+    pub(crate) fn drop_target(&self, place: &Place, target: &Target) {
+        let mut known = self.lock();
+        if let Some(known) = known.get_mut(place).filter(|known| known.target.is(target)) {
+            known.spent = true;
+        }
+    }
+
+    /// Forgets all about a place: it answers itself, or its answers cannot be trusted.
     pub(crate) fn forget(&self, place: &Place) {
-        self.known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(place);
+        self.lock().remove(place);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -131,11 +223,13 @@ pub(crate) async fn follow(
         }
         let next = next_hop(&call.url, &response, endpoint)?;
         call.bare |= !same_origin(&next, &endpoint.base);
-        let expires = expiry::of(&next, response.headers(), endpoint.clock.now());
+        let now = exchange::sent_at(response.headers(), &*endpoint.clock);
+        let life = expiry::life(&next, response.headers(), now);
         target = Some(Target {
             url: next.clone(),
             own: !call.bare,
-            expires,
+            since: endpoint.clock.uptime(),
+            life,
         });
         call.url = next;
     }

@@ -90,14 +90,15 @@ pub(crate) struct Budget(Mutex<Account>);
 #[derive(Debug)]
 struct Account {
     retries: f64,
-    settled: SystemTime,
+    /// When time was last credited, by the client's uptime.
+    settled: Duration,
 }
 
 impl Budget {
     pub(crate) fn new(clock: &dyn Clock) -> Self {
         Self(Mutex::new(Account {
             retries: BUDGET_MAX,
-            settled: clock.now(),
+            settled: clock.uptime(),
         }))
     }
 
@@ -111,15 +112,12 @@ impl Budget {
     }
 
     /// Pays for one retry; `false` if there is nothing left to pay with.
-    pub(crate) fn pay(&self, now: SystemTime) -> bool {
+    pub(crate) fn pay(&self, now: Duration) -> bool {
         let mut account = self
             .0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let seconds = now
-            .duration_since(account.settled)
-            .unwrap_or_default()
-            .as_secs_f64();
+        let seconds = now.saturating_sub(account.settled).as_secs_f64();
         account.retries = (account.retries + seconds * BUDGET_PER_SECOND).min(BUDGET_MAX);
         account.settled = now;
         if account.retries < 1.0 {
@@ -173,7 +171,7 @@ mod tests {
     #[test]
     fn the_budget_bounds_the_amplification() {
         let budget = Budget::new(&SystemClock);
-        let now = SystemTime::now();
+        let now = SystemClock.uptime();
         let paid = (0..1_000).filter(|_| budget.pay(now)).count();
         assert_eq!(paid, 16);
         for _ in 0..21 {

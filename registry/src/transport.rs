@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::redirect;
@@ -13,6 +13,7 @@ use url::Url;
 
 use crate::bounded;
 use crate::error::Cause;
+use crate::names::Resolver;
 
 /// Idle connections kept for each host: as many as one start-up uses at once.
 const IDLE_CONNECTIONS_MAX: usize = 8;
@@ -58,6 +59,7 @@ impl fmt::Debug for Trust {
 pub(crate) struct Transport {
     trust: Trust,
     connect_timeout: Duration,
+    resolver: Resolver,
     /// For the endpoint itself.
     own: OnceLock<Client>,
     /// For hosts the endpoint sends us to: same authorities, but never our identity, and never
@@ -70,10 +72,11 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    pub(crate) const fn new(trust: Trust, connect_timeout: Duration) -> Self {
+    pub(crate) const fn new(trust: Trust, connect_timeout: Duration, resolver: Resolver) -> Self {
         Self {
             trust,
             connect_timeout,
+            resolver,
             own: OnceLock::new(),
             foreign: OnceLock::new(),
             plain: OnceLock::new(),
@@ -104,6 +107,7 @@ impl Transport {
             .redirect(redirect::Policy::none())
             .referer(false)
             .connect_timeout(self.connect_timeout)
+            .dns_resolver(Arc::new(self.resolver.clone()))
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .pool_idle_timeout(Duration::from_secs(IDLE_SECONDS_MAX))
             .http2_initial_stream_window_size(STREAM_WINDOW)

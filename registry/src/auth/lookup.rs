@@ -1,13 +1,13 @@
 //! Obtaining one grant: the credentials there are, shown to whoever the challenge names.
 
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use reqwest::header::HeaderValue;
 
 use super::challenge::Challenge;
 use super::refusal::Refusal;
-use super::{Access, Grant, SKEW, Session, Sessions, State, token, unauthorized};
+use super::{Access, Grant, SKEW, Session, Sessions, State, lasting, token, unauthorized};
 use crate::credentials::Credential;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
@@ -33,7 +33,7 @@ impl Lookup<'_> {
                 Ok(grant)
             }
             Err(cause) => {
-                state.failure = Some((self.sessions.clock.now(), cause.clone()));
+                state.failure = Some((self.sessions.clock.uptime(), cause.clone()));
                 Err(cause)
             }
         }
@@ -44,10 +44,10 @@ impl Lookup<'_> {
         &self,
         state: &mut State,
         generation: u64,
-    ) -> Result<(Grant, Option<SystemTime>), Cause> {
+    ) -> Result<(Grant, Option<Duration>), Cause> {
         let credential = self.credential().await?;
         let shown = self.sessions.marker.of(credential.as_ref());
-        let now = self.sessions.clock.now();
+        let now = self.sessions.clock.uptime();
         if let Some(refusal) = &state.refusal
             && let Some(cause) = refusal.of(shown, now)
         {
@@ -55,7 +55,9 @@ impl Lookup<'_> {
         }
         state.refusal = None;
         let obtained = self.obtain(state.challenge.as_ref(), credential).await;
-        if let Err(cause @ Cause::Unauthorized { refused: true, .. }) = &obtained {
+        // Also where there are no credentials at all: having none is refused like having wrong ones.
+        let obtained = obtained.map_err(lasting);
+        if let Err(cause @ Cause::Unauthorized { .. }) = &obtained {
             state.refusal = Some(Refusal::new(shown, now, cause.clone()));
             // What it was to replace is no longer good.
             state.grant = None;
@@ -72,7 +74,7 @@ impl Lookup<'_> {
 
     /// Fails if the credentials there are now were refused a while ago.
     pub(super) async fn still_welcome(&self, state: &State) -> Result<(), Cause> {
-        let now = self.sessions.clock.now();
+        let now = self.sessions.clock.uptime();
         let Some(refusal) = state.refusal.as_ref().filter(|one| one.stands(now)) else {
             return Ok(());
         };
@@ -93,7 +95,7 @@ impl Lookup<'_> {
         &self,
         challenge: Option<&Challenge>,
         credential: Option<Credential>,
-    ) -> Result<(HeaderValue, Option<SystemTime>), Cause> {
+    ) -> Result<(HeaderValue, Option<Duration>), Cause> {
         match (challenge, credential) {
             (Some(Challenge::Bearer(_)), Some(Credential::Token(token))) => {
                 Ok((token::header("Bearer ", token.expose())?, None))
@@ -109,7 +111,7 @@ impl Lookup<'_> {
                 self.endpoint.counts.token(token.is_ok());
                 let token = token?;
                 let lifetime = token.lifetime.saturating_sub(SKEW.min(token.lifetime / 4));
-                Ok((token.header, Some(self.sessions.clock.now() + lifetime)))
+                Ok((token.header, Some(self.sessions.clock.uptime() + lifetime)))
             }
             (Some(Challenge::Basic), Some(Credential::Password { username, password })) => {
                 Ok((token::basic(&username, &password)?, None))

@@ -4,7 +4,7 @@
 //! second, locks the account of whoever owns it.
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::credentials::Credential;
 use crate::error::Cause;
@@ -31,23 +31,22 @@ impl Marker {
 #[derive(Debug)]
 pub(super) struct Refusal {
     shown: Mark,
-    at: SystemTime,
+    at: Duration,
     cause: Cause,
 }
 
 impl Refusal {
-    pub(super) const fn new(shown: Mark, at: SystemTime, cause: Cause) -> Self {
+    pub(super) const fn new(shown: Mark, at: Duration, cause: Cause) -> Self {
         Self { shown, at, cause }
     }
 
-    /// Whether it still stands. A clock that was set back ends it, rather than make it last.
-    pub(super) fn stands(&self, now: SystemTime) -> bool {
-        let age = now.duration_since(self.at);
-        age.is_ok_and(|age| age < REMEMBERED)
+    /// Whether it still stands.
+    pub(super) fn stands(&self, now: Duration) -> bool {
+        now.saturating_sub(self.at) < REMEMBERED
     }
 
     /// The cause, for somebody who would show `credential` now.
-    pub(super) fn of(&self, credential: Mark, now: SystemTime) -> Option<&Cause> {
+    pub(super) fn of(&self, credential: Mark, now: Duration) -> Option<&Cause> {
         (self.shown == credential && self.stands(now)).then_some(&self.cause)
     }
 }

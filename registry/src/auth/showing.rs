@@ -32,7 +32,7 @@ impl Sessions {
         }
         if let Some(shows) = grant.shows
             && let Some(refusal) = &session.state.lock().await.refusal
-            && let Some(cause) = refusal.of(shows, self.clock.now())
+            && let Some(cause) = refusal.of(shows, self.clock.uptime())
         {
             return Err(cause.clone());
         }
@@ -64,6 +64,6 @@ impl Shown<'_> {
     /// The registry did not.
     pub(crate) async fn refused(self, cause: Cause) -> Cause {
         let mut state = self.session.state.lock().await;
-        state.refuse(self.grant, self.sessions.clock.now(), cause)
+        state.refuse(self.grant, self.sessions.clock.uptime(), cause)
     }
 }

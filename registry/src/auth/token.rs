@@ -86,7 +86,7 @@ impl Request<'_> {
             });
         }
         if !status.is_success() {
-            return Err(exchange::refusal(response, &host, endpoint.clock.now()).await);
+            return Err(exchange::refusal(response, &host, &*endpoint.clock).await);
         }
         let bytes = body::read_all(
             response,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use larder_proto::digest::Digest;
 use reqwest::Response;
-use reqwest::header::HeaderValue;
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
 
 use super::{ContentRange, check_encoding};
 use crate::attempts::Attempts;
@@ -96,7 +96,7 @@ impl<'a> Partial<'a> {
                 check_encoding(&response, &host)?;
                 self.take_whole(response, &host, endpoint).await
             }
-            _ => Err(exchange::refusal(response, &host, endpoint.clock.now()).await),
+            _ => Err(exchange::refusal(response, &host, &*endpoint.clock).await),
         }
     }
 
@@ -129,6 +129,8 @@ impl<'a> Partial<'a> {
         host: &str,
         endpoint: &Endpoint,
     ) -> Result<(), Cause> {
+        let kind = response.headers().get(CONTENT_TYPE);
+        let is_page = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
         let read = body::read_all(
             response,
             host,
@@ -138,6 +140,13 @@ impl<'a> Partial<'a> {
         );
         let whole = read.await?;
         let found = Digest::of(&whole);
+        if found != self.digest && is_page {
+            let detail = "this is a web page; is there a login page or a proxy in between?".into();
+            return Err(Cause::Malformed {
+                host: host.into(),
+                detail,
+            });
+        }
         if found != self.digest {
             return Err(Cause::WrongDigest {
                 host: host.into(),

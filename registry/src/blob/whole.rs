@@ -272,7 +272,7 @@ async fn open(
             })?;
             (found.total, 0)
         }
-        _ => return Err(exchange::refusal(response, &host, endpoint.clock.now()).await),
+        _ => return Err(exchange::refusal(response, &host, &*endpoint.clock).await),
     };
     if let (Some(known), Some(size)) = (known, size)
         && known != size
@@ -296,7 +296,7 @@ pub(super) async fn small(
         let attempt = async {
             let (response, host) = repository.fetch(&endpoint, &digest, None).await?;
             if response.status() != 200 {
-                return Err(exchange::refusal(response, &host, endpoint.clock.now()).await);
+                return Err(exchange::refusal(response, &host, &*endpoint.clock).await);
             }
             check_encoding(&response, &host)?;
             let read = body::read_all(response, &host, "a blob", limit, &endpoint.timeouts);

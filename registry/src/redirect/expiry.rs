@@ -14,14 +14,21 @@ const LIFE_DEFAULT: Duration = Duration::from_mins(1);
 /// The longest use of any target: whatever it says, the registry may revoke access.
 const LIFE_MAX: Duration = Duration::from_hours(1);
 
-/// How long before its end a target is given up, so that it does not expire on its way.
-const MARGIN: Duration = Duration::from_secs(5);
+/// How long before its end a target is given up, so that it does not expire on its way; a quarter of a
+/// life that is shorter than four times this, or what lives for seconds would never be used twice.
+const MARGIN_MAX: Duration = Duration::from_secs(5);
 
-/// The end of `target`, reached through an answer with `headers` at `now`.
-pub(crate) fn of(target: &Url, headers: &HeaderMap, now: SystemTime) -> SystemTime {
-    let end = signed(target).map(|end| end.checked_sub(MARGIN).unwrap_or(now));
-    let end = end.or_else(|| cached(headers).map(|life| now + life.min(LIFE_MAX)));
-    end.unwrap_or(now + LIFE_DEFAULT).min(now + LIFE_MAX)
+/// How long `target` may be used, which was reached through an answer with `headers`; `now` is what the
+/// time is where the answer comes from.
+pub(crate) fn life(target: &Url, headers: &HeaderMap, now: SystemTime) -> Duration {
+    let told = signed(target).map(|end| early(end.duration_since(now).unwrap_or_default()));
+    let told = told.or_else(|| cached(headers));
+    told.unwrap_or(LIFE_DEFAULT).min(LIFE_MAX)
+}
+
+/// A life without the time that the way takes.
+pub(super) fn early(life: Duration) -> Duration {
+    life.saturating_sub(MARGIN_MAX.min(life / 4))
 }
 
 /// The end that a signed URL of the usual object stores carries.
@@ -97,7 +104,9 @@ mod tests {
                 3_600,
             ),
             (&format!("Expires={}", s + 100), "", 95),
-            (&format!("Expires={}", s - 100), "", -105),
+            (&format!("Expires={}", s - 100), "", 0),
+            (&format!("Expires={}", s + 2), "", 1),
+            ("X-Amz-Date=20261120T120000Z&X-Amz-Expires=8", "", 6),
             ("se=2026-11-20T12%3A10%3A00Z&sig=x", "", 595),
             ("se=never", "", 60),
             (
@@ -113,14 +122,8 @@ mod tests {
             let url = Url::parse(&format!("https://cdn.io/b?{query}")).unwrap();
             let mut headers = HeaderMap::new();
             headers.insert(CACHE_CONTROL, cache.parse().unwrap());
-            let end = of(&url, &headers, now)
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap();
-            assert_eq!(
-                end.as_secs().cast_signed() - s.cast_signed(),
-                life,
-                "{query} {cache}"
-            );
+            let found = super::life(&url, &headers, now);
+            assert_eq!(found.as_secs(), life, "{query} {cache}");
         }
     }
 }

@@ -122,7 +122,7 @@ async fn a_lasting_fault_fails_at_once_and_says_why() {
         ),
         (Fault::Multipart, "sends something else"),
         (Fault::Gzip, "compressed on its way"),
-        (Fault::Portal, "other content"),
+        (Fault::Portal, "is there a login page"),
         (Fault::RedirectLoop, "redirects more than 5 times"),
         (
             Fault::RedirectTo("ftp://127.0.0.1/x".into()),

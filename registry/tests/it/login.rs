@@ -197,6 +197,8 @@ async fn refused_credentials_are_not_shown_again_for_thirty_seconds() {
 }
 
 /// Promise: a crowd of readers shows a wrong password once, and a right one as often as needed.
+///
+/// Regression: who asked while the first answer was awaited got the password, too, and showed it at once.
 #[tokio::test]
 async fn a_crowd_shows_a_wrong_password_once() {
     for auth in [basic(), tokens()] {

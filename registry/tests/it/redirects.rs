@@ -240,3 +240,97 @@ async fn existence_is_learned_behind_a_redirect_too() {
     let error = repository.blob_exists(&digest).await.unwrap_err();
     assert!(error.to_string().contains("has just signed"), "{error}");
 }
+
+/// Regression: what was learned of time by a clock that was wrong outlived its correction by years: a
+/// mirror that had failed once was passed over, and a refusal stood, until the old time came again.
+#[tokio::test]
+async fn a_step_of_the_clock_makes_nothing_live_longer() {
+    const TEN_YEARS: i64 = 10 * 365 * 86_400;
+    for step in [TEN_YEARS, -TEN_YEARS, -3600] {
+        let cdn = Cdn {
+            lifetime: Some(Duration::from_mins(5)),
+            told: true,
+            ..Cdn::default()
+        };
+        let (registry, digest, bytes, repository, clock) = world(cdn, basic()).await;
+        let read = async || {
+            registry.clear_requests();
+            let part = repository.blob_range(&digest, 5..10).await.unwrap();
+            assert_eq!(part, bytes[5..10], "{step}");
+            counts(&registry.requests())
+        };
+        read().await;
+        clock.step(step);
+        // The target is as good as before, and no longer: its end is told by the registry's clock.
+        assert_eq!(read().await, (0, 1), "{step}");
+        clock.advance(Duration::from_secs(290));
+        assert_eq!(read().await, (0, 1), "{step}");
+        clock.advance(Duration::from_secs(20));
+        assert_eq!(read().await, (1, 1), "{step}");
+        // Nor is a refusal.
+        registry.fault(On::Blobs, Fault::Status(404, None));
+        registry.fault(On::Path("GET", "/manifests/"), Fault::Status(401, None));
+        let refused = repository.manifest("v1").await.unwrap_err();
+        assert!(refused.is_unauthorized(), "{refused}");
+        clock.step(-step);
+        registry.clear_faults();
+        clock.advance(Duration::from_secs(31));
+        let missing = repository.manifest("v1").await.unwrap_err();
+        assert!(missing.is_not_found(), "{step}: {missing}");
+    }
+}
+
+/// A wait that the registry asks for by a date is measured by the registry's own clock.
+#[tokio::test]
+async fn a_date_to_wait_for_is_of_the_registrys_clock() {
+    let (registry, digest, _, repository, clock) = world(Cdn::default(), basic()).await;
+    clock.step(-10 * 365 * 86_400);
+    let past = "Sun, 06 Nov 1994 08:49:37 GMT".to_owned();
+    registry.fault_times(1, On::Blobs, Fault::Status(503, Some(past)));
+    repository.blob_range(&digest, 5..10).await.unwrap();
+    // By the clock here, that date is two years from now.
+    assert!(
+        clock.waits()[0] < Duration::from_secs(1),
+        "{:?}",
+        clock.waits()
+    );
+}
+
+/// Regression: URLs that live for seconds were never used twice, and each reader that found one expired
+/// asked for a new one of its own.
+#[tokio::test]
+async fn a_crowd_renews_a_short_lived_url_once() {
+    for told in [true, false] {
+        let cdn = Cdn {
+            lifetime: Some(Duration::from_secs(2)),
+            told,
+            ..Cdn::default()
+        };
+        let settings = Settings {
+            cdn: Some(cdn),
+            ..Settings::default()
+        };
+        let registry = FakeRegistry::start_with(settings).await;
+        let digest = registry.push_blob(noise(100_000));
+        let clock = larder_registry::clock::SystemClock;
+        let options = ClientOptions {
+            clock: std::sync::Arc::new(clock),
+            ..options(&TestClock::new())
+        };
+        let repository = repository(&registry, options);
+        repository.blob_range(&digest, 0..10).await.unwrap();
+        registry.clear_requests();
+        let mut own = Vec::new();
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(2100)).await;
+            let crowd = (0..64).map(|at| repository.blob_range(&digest, at..at + 10));
+            let read = futures_util::future::join_all(crowd).await;
+            assert!(read.iter().all(Result::is_ok), "{told}");
+            own.push(counts(&registry.requests()).0);
+            registry.clear_requests();
+        }
+        // The first end of a URL that did not tell it costs those on their way a request each at the
+        // store, never at the registry.
+        assert_eq!(own, [1, 1, 1], "{told}");
+    }
+}

@@ -10,32 +10,63 @@ use larder_test_support::registry::FakeRegistry;
 
 /// A clock that tests move: sleeping takes no time, and is noted.
 #[derive(Debug, Clone)]
-pub(crate) struct TestClock(Arc<Mutex<(SystemTime, Vec<Duration>)>>);
+pub(crate) struct TestClock(Arc<Mutex<Times>>);
+
+#[derive(Debug)]
+struct Times {
+    wall: SystemTime,
+    uptime: Duration,
+    waits: Vec<Duration>,
+}
+
+impl Times {
+    fn pass(&mut self, time: Duration) {
+        self.wall += time;
+        self.uptime += time;
+    }
+}
 
 impl TestClock {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new((SystemTime::now(), Vec::new()))))
+        Self(Arc::new(Mutex::new(Times {
+            wall: SystemTime::now(),
+            uptime: Duration::ZERO,
+            waits: Vec::new(),
+        })))
     }
 
+    /// Lets time pass.
     pub(crate) fn advance(&self, time: Duration) {
-        self.0.lock().unwrap().0 += time;
+        self.0.lock().unwrap().pass(time);
+    }
+
+    /// Sets the wall clock by so many seconds, as an operator or a broken time server does.
+    pub(crate) fn step(&self, seconds: i64) {
+        let mut times = self.0.lock().unwrap();
+        let by = Duration::from_secs(seconds.unsigned_abs());
+        let wall = times.wall;
+        times.wall = if seconds < 0 { wall - by } else { wall + by };
     }
 
     /// How long the client has waited before each retry.
     pub(crate) fn waits(&self) -> Vec<Duration> {
-        self.0.lock().unwrap().1.clone()
+        self.0.lock().unwrap().waits.clone()
     }
 }
 
 impl Clock for TestClock {
     fn now(&self) -> SystemTime {
-        self.0.lock().unwrap().0
+        self.0.lock().unwrap().wall
+    }
+
+    fn uptime(&self) -> Duration {
+        self.0.lock().unwrap().uptime
     }
 
     fn sleep(&self, delay: Duration) -> BoxFuture<'static, ()> {
-        let mut state = self.0.lock().unwrap();
-        state.0 += delay;
-        state.1.push(delay);
+        let mut times = self.0.lock().unwrap();
+        times.pass(delay);
+        times.waits.push(delay);
         Box::pin(tokio::task::yield_now())
     }
 

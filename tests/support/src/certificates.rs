@@ -10,6 +10,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tempfile::TempDir;
 
+use crate::registry::Flaw;
+
 /// An authority, a server's certificate for 127.0.0.1 and localhost, and a client's certificate.
 #[derive(Debug, Clone)]
 pub struct Certificates {
@@ -23,13 +25,15 @@ impl Certificates {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("make a directory for certificates");
         let path = dir.path();
+        std::fs::write(path.join("ca.cnf"), AUTHORITY).expect("write the authority's settings");
+        std::fs::write(path.join("index.txt"), "").expect("write an empty register");
         let authority = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
              -keyout ca.key -out ca.crt -subj /CN=larder-test-ca -addext basicConstraints=critical,CA:TRUE";
         openssl(path, authority);
         sign(
             path,
             "server",
-            "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth",
+            &names("IP:127.0.0.1,DNS:localhost,DNS:registry.test"),
         );
         sign(path, "client", "extendedKeyUsage=clientAuth");
         Self {
@@ -72,7 +76,37 @@ impl Certificates {
 
     /// What a TLS server needs.
     pub fn server_config(&self) -> Arc<ServerConfig> {
-        let (certificate, key) = self.server();
+        self.config("server")
+    }
+
+    /// What a TLS server needs to show a certificate with this flaw.
+    pub(crate) fn flawed_config(&self, flaw: Flaw) -> Arc<ServerConfig> {
+        let path = self.dir.path();
+        let good = names("DNS:registry.test,IP:127.0.0.1");
+        let name = match flaw {
+            Flaw::Expired => {
+                sign_for(path, "expired", &good, "20200101000000Z", "20210101000000Z");
+                "expired"
+            }
+            Flaw::NotYetValid => {
+                sign_for(path, "early", &good, "20900101000000Z", "20910101000000Z");
+                "early"
+            }
+            Flaw::OtherName => {
+                sign(path, "other", &names("DNS:other.test"));
+                "other"
+            }
+            Flaw::SelfSigned => {
+                self_sign(path, "own", "DNS:registry.test,IP:127.0.0.1");
+                "own"
+            }
+            Flaw::OldProtocol | Flaw::Plain => "server",
+        };
+        self.config(name)
+    }
+
+    fn config(&self, name: &str) -> Arc<ServerConfig> {
+        let (certificate, key) = self.pair(name);
         let chain = CertificateDer::pem_file_iter(certificate).expect("open the certificate");
         let chain = chain
             .collect::<Result<_, _>>()
@@ -102,6 +136,39 @@ impl Default for Certificates {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The settings of `openssl ca`, which signs for any time.
+const AUTHORITY: &str = "[ca]\ndefault_ca = d\n[d]\ndatabase = index.txt\nnew_certs_dir = .\n\
+    rand_serial = yes\ndefault_md = sha256\npolicy = p\nunique_subject = no\n\
+    [p]\ncommonName = supplied\n";
+
+/// The extensions of a server's certificate for these names.
+fn names(names: &str) -> String {
+    format!("subjectAltName={names}\nextendedKeyUsage=serverAuth")
+}
+
+/// A certificate for another time than now.
+fn sign_for(dir: &Path, name: &str, extensions: &str, begin: &str, end: &str) {
+    sign(dir, name, extensions);
+    openssl(
+        dir,
+        &format!(
+            "ca -config ca.cnf -batch -notext -cert ca.crt -keyfile ca.key -in {name}.csr \
+             -out {name}.crt -extfile {name}.ext -startdate {begin} -enddate {end}"
+        ),
+    );
+}
+
+/// A certificate that nobody but its owner vouches for.
+fn self_sign(dir: &Path, name: &str, names: &str) {
+    openssl(
+        dir,
+        &format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout {name}.key \
+             -out {name}.crt -subj /CN=larder-test-{name} -addext subjectAltName={names}"
+        ),
+    );
 }
 
 fn sign(dir: &Path, name: &str, extensions: &str) {

@@ -14,6 +14,7 @@ mod answer;
 mod blobs;
 mod fault;
 mod manifests;
+mod network;
 mod real;
 mod settings;
 mod state;
@@ -21,13 +22,13 @@ mod tokens;
 mod uploads;
 mod wire;
 
-pub use fault::{Fault, On};
+pub use fault::{BadNames, Fault, Flaw, On};
+pub use network::{LookedUp, Network};
 pub use real::{RealOptions, RealRegistry};
 pub use settings::{Auth, Cdn, Settings};
 pub use state::Seen;
 
-use state::{Rule, Shared, State};
-use wire::Gate;
+use state::{OneIn, Rule, Shared, State};
 
 /// A registry in memory. Dropping it closes its ports.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub struct FakeRegistry {
     state: Shared,
     address: SocketAddr,
     servers: Vec<JoinHandle<()>>,
-    gate: Gate,
+    network: Network,
 }
 
 impl FakeRegistry {
@@ -55,31 +56,42 @@ impl FakeRegistry {
     /// block while it waits for an answer.
     pub fn start_now(settings: Settings) -> Self {
         let tls = settings.tls.clone();
-        let gate = Gate::default();
-        let listener = wire::bind(tls.as_ref(), &gate);
+        let listener = wire::bind();
         let address = listener.address();
+        let network = Network::new(address, tls.clone());
         let mut state = State::new(settings);
-        state.origin = listener.origin();
+        state.origin = listener.origin(tls.is_some());
         let mut listeners = vec![(listener, false)];
         if state.settings.cdn.is_some() {
-            let cdn = wire::bind(tls.as_ref(), &gate);
-            state.cdn_origin = cdn.origin();
+            let cdn = wire::bind();
+            state.cdn_origin = cdn.origin(tls.is_some());
             listeners.push((cdn, true));
         }
         let state: Shared = Arc::new(std::sync::Mutex::new(state));
-        let serve = |(listener, cdn)| answer::serve(listener, Arc::clone(&state), cdn);
+        let serve =
+            |(listener, cdn)| answer::serve(listener, network.clone(), Arc::clone(&state), cdn);
         let servers = listeners.into_iter().map(serve).collect();
         Self {
             state,
             address,
             servers,
-            gate,
+            network,
         }
     }
 
     /// Breaks all connections and lets nobody in, until told otherwise.
     pub fn set_down(&self, down: bool) {
-        self.gate.set_down(down);
+        self.network.set(down.then_some(Fault::HangUp));
+    }
+
+    /// Breaks all connections there are.
+    pub fn break_connections(&self) {
+        self.network.throw_out();
+    }
+
+    /// The network on the way to it, as its faults have it.
+    pub fn network(&self) -> Network {
+        self.network.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -164,26 +176,46 @@ impl FakeRegistry {
     }
 
     /// Answers the requests that `on` names with `fault`, until [`FakeRegistry::clear_faults`].
+    ///
+    /// Those of the network are for all requests, whatever `on` says, and one at a time.
     pub fn fault(&self, on: On, fault: Fault) {
-        self.state().rules.push(Rule {
-            on,
-            fault,
-            left: None,
-        });
+        if fault.is_of_the_network() {
+            self.network.set(Some(fault));
+            return;
+        }
+        self.push_rule(on, fault, None, None);
     }
 
     /// Answers the next `times` requests that `on` names with `fault`.
     pub fn fault_times(&self, times: u32, on: On, fault: Fault) {
+        self.push_rule(on, fault, Some(times), None);
+    }
+
+    /// Answers one of `many` requests that `on` names with `fault`: one of each `many` that follow each
+    /// other, at a place that `seed` decides.
+    pub fn fault_one_in(&self, many: u64, seed: u64, on: On, fault: Fault) {
+        self.push_rule(on, fault, None, Some(OneIn::new(many, seed)));
+    }
+
+    /// How many requests got a fault since the faults were last cleared.
+    pub fn faults_done(&self) -> usize {
+        self.state().rules.iter().map(|rule| rule.done).sum()
+    }
+
+    fn push_rule(&self, on: On, fault: Fault, left: Option<u32>, some: Option<OneIn>) {
         self.state().rules.push(Rule {
             on,
             fault,
-            left: Some(times),
+            left,
+            some,
+            done: 0,
         });
     }
 
     /// Is honest from now on.
     pub fn clear_faults(&self) {
         self.state().rules.clear();
+        self.network.heal();
     }
 
     /// Refuses all tokens given out so far.
@@ -193,8 +225,7 @@ impl FakeRegistry {
 
     /// Refuses all signed URLs given out so far.
     pub fn expire_urls(&self) {
-        let mut state = self.state();
-        state.oldest_signature = state.last_signature + 1;
+        self.state().expire_urls();
     }
 
     /// Everything it was asked, in order, the CDN included.
@@ -220,6 +251,6 @@ impl Drop for FakeRegistry {
         for server in &self.servers {
             server.abort();
         }
-        self.gate.set_down(true);
+        self.network.set(Some(Fault::HangUp));
     }
 }

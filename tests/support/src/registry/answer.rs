@@ -15,6 +15,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio::task::JoinHandle;
 
 use super::fault::Fault;
+use super::network::Network;
 use super::state::{Asked, Seen, Shared, State};
 use super::wire::Connection;
 use super::{blobs, manifests, tokens, uploads, wire};
@@ -69,7 +70,12 @@ impl Reply {
     }
 }
 
-pub(super) fn serve(listener: wire::Bound, state: Shared, cdn: bool) -> JoinHandle<()> {
+pub(super) fn serve(
+    listener: wire::Bound,
+    network: Network,
+    state: Shared,
+    cdn: bool,
+) -> JoinHandle<()> {
     let service = move |ConnectInfo(connection): ConnectInfo<Connection>, request: Request| {
         let state = Shared::clone(&state);
         async move { Ok::<_, Infallible>(answer(&state, &connection, cdn, request).await) }
@@ -86,7 +92,7 @@ pub(super) fn serve(listener: wire::Bound, state: Shared, cdn: bool) -> JoinHand
     let router = Router::new().fallback(handler);
     let router = router.into_make_service_with_connect_info::<Connection>();
     wire::threads().spawn(async move {
-        let listener = listener.listen();
+        let listener = listener.listen(network);
         // Ends when the registry is dropped.
         let _ = axum::serve(listener, router).await;
     })
@@ -207,6 +213,18 @@ async fn before(fault: Option<&Fault>, asked: &mut Asked, state: &Shared) -> Opt
             let number = lock(state).next();
             let place = format!("{}?loop={number}", asked.path);
             return Some(Reply::new(307).header("location", place));
+        }
+        Fault::Xml(status) => return Some(blobs::denied(*status)),
+        Fault::RevokeTokens => lock(state).tokens.clear(),
+        Fault::ExpireUrls => lock(state).expire_urls(),
+        Fault::NoHead if asked.method == "HEAD" => return Some(Reply::new(405)),
+        Fault::RedirectChain(statuses) => {
+            let at = asked.parameter("chain").and_then(|text| text.parse().ok());
+            let at: usize = at.unwrap_or_default();
+            if let Some(status) = statuses.get(at) {
+                let place = format!("?chain={}", at + 1);
+                return Some(Reply::new(*status).header("location", place));
+            }
         }
         Fault::RedirectTo(url) => return Some(Reply::new(307).header("location", url)),
         Fault::Portal => {

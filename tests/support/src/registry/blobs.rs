@@ -1,6 +1,7 @@
 //! Blobs, at the registry and at its CDN.
 
-use std::time::Instant;
+use std::fmt::Write as _;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use larder_proto::digest::Digest;
@@ -35,7 +36,13 @@ fn redirect(state: &mut State, repository: &str, digest: &str) -> Reply {
     }
     let hops = cdn.hops.max(1) - 1;
     let origin = &state.cdn_origin;
-    let query = format!("sig={signature}&hops={hops}&{}", cdn.query);
+    let mut query = format!("sig={signature}&hops={hops}&{}", cdn.query);
+    if let Some(lifetime) = cdn.lifetime.filter(|_| cdn.told) {
+        // By an end in seconds, rounded down: earlier than the truth, as honest stores are.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let end = now.unwrap_or_default() + lifetime;
+        let _ = write!(query, "&Expires={}", end.as_secs());
+    }
     let url = format!("{origin}/cdn/{repository}/{digest}?{query}");
     let reply = Reply::new(307).header("location", url);
     match cdn.cache_control {
@@ -55,10 +62,7 @@ pub(super) fn cdn(state: &mut State, asked: &Asked) -> Reply {
         .get(&signature)
         .is_some_and(|end| *end <= Instant::now());
     if expired || asked.method == "HEAD" || signature < state.oldest_signature || signature == 0 {
-        let text = "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>";
-        return Reply::new(403)
-            .header("content-type", "application/xml")
-            .body(text);
+        return denied(cdn_status(state));
     }
     let hops = asked
         .parameter("hops")
@@ -82,6 +86,19 @@ pub(super) fn cdn(state: &mut State, asked: &Asked) -> Reply {
         Some(bytes) => send(asked, &bytes),
         None => Reply::new(404),
     }
+}
+
+fn cdn_status(state: &State) -> u16 {
+    let cdn = state.settings.cdn.as_ref();
+    cdn.and_then(|cdn| cdn.expired_status).unwrap_or(403)
+}
+
+/// How an object store says that it does not accept a signature.
+pub(super) fn denied(status: u16) -> Reply {
+    let text = "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>";
+    Reply::new(status)
+        .header("content-type", "application/xml")
+        .body(text)
 }
 
 /// A blob, or the part of it that is asked for.

@@ -1,4 +1,4 @@
-//! The ways in which a registry fails.
+//! The ways in which a registry, and the network on the way to it, fail.
 
 use std::time::Duration;
 
@@ -36,12 +36,22 @@ pub enum Fault {
     Status(u16, Option<String>),
     /// Answers with a status, and repeats in its error what it was asked: headers, query, body.
     Echo(u16),
+    /// Answers with a status and an XML document, as object stores do.
+    Xml(u16),
     /// Answers 401 with this challenge.
     Challenge(String),
+    /// Takes back all tokens before it looks at the request.
+    RevokeTokens,
+    /// Takes back all signed URLs before it looks at the request.
+    ExpireUrls,
     /// Redirects to itself, for ever.
     RedirectLoop,
     /// Redirects to this URL.
     RedirectTo(String),
+    /// Redirects with these statuses, one after the other and by relative URLs, before it answers.
+    RedirectChain(&'static [u16]),
+    /// Refuses HEAD.
+    NoHead,
     /// Says that the body is gzip.
     Gzip,
     /// Leaves out `Content-Length`.
@@ -56,6 +66,131 @@ pub enum Fault {
     DropAnswer,
     /// Sends this body with status 200.
     Body(Bytes),
+    /// Does not listen: connections are refused. For all requests, until the faults are cleared.
+    Refuse,
+    /// Accepts connections and resets them at once. For all requests.
+    HangUp,
+    /// Shows a bad certificate, or speaks a protocol that nobody does any more. For all requests.
+    Tls(Flaw),
+    /// Its name cannot be looked up. For all requests, of clients that ask
+    /// [`super::FakeRegistry::addresses`].
+    Names(BadNames),
+    /// The wall clock of the client is wrong by so many seconds; see
+    /// [`super::FakeRegistry::clock_error`].
+    Clock(i64),
+}
+
+/// What is wrong with a TLS server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// Its certificate has expired.
+    Expired,
+    /// Its certificate is not valid yet.
+    NotYetValid,
+    /// Its certificate is for another name.
+    OtherName,
+    /// Its certificate is signed by itself.
+    SelfSigned,
+    /// It speaks TLS 1.0 and nothing newer.
+    OldProtocol,
+    /// It speaks no TLS at all.
+    Plain,
+}
+
+/// What is wrong with a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadNames {
+    /// There is no such name.
+    Unknown,
+    /// The name servers do not answer.
+    Silent,
+    /// Of several addresses the first refuses connections.
+    FirstRefuses,
+    /// Of several addresses the first swallows connections.
+    FirstIsDead,
+}
+
+impl Fault {
+    /// What it is called, whatever its figures.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::StallBeforeHeaders => "stall before headers",
+            Self::StallMidBody => "stall mid-body",
+            Self::Delay(_) => "delay",
+            Self::Drip(..) => "drip",
+            Self::ShortBody => "short body",
+            Self::LongBody => "long body",
+            Self::Reset => "reset mid-body",
+            Self::IgnoreRange => "range ignored",
+            Self::WrongContentRange => "wrong Content-Range",
+            Self::Multipart => "multipart",
+            Self::FlippedBit => "flipped bit",
+            Self::OtherBlob => "other blob",
+            Self::Status(..) => "status",
+            Self::Echo(_) => "echo",
+            Self::Xml(_) => "XML",
+            Self::Challenge(_) => "challenge",
+            Self::RevokeTokens => "token expired",
+            Self::ExpireUrls => "URL expired",
+            Self::RedirectLoop => "redirect loop",
+            Self::RedirectTo(_) => "redirect elsewhere",
+            Self::RedirectChain(_) => "redirect chain",
+            Self::NoHead => "HEAD refused",
+            Self::Gzip => "gzip",
+            Self::Chunked => "no Content-Length",
+            Self::Portal => "portal page",
+            Self::Header(..) => "header",
+            Self::CutUpload(_) => "cut upload",
+            Self::DropAnswer => "answer dropped",
+            Self::Body(_) => "body",
+            Self::Refuse => "connection refused",
+            Self::HangUp => "connection reset",
+            Self::Tls(_) => "TLS",
+            Self::Names(_) => "names",
+            Self::Clock(_) => "clock",
+        }
+    }
+
+    /// The names of all faults that a reader can meet; the others are about pushing, or building blocks.
+    pub const READ: [&'static str; 29] = [
+        "stall before headers",
+        "stall mid-body",
+        "delay",
+        "drip",
+        "short body",
+        "long body",
+        "reset mid-body",
+        "range ignored",
+        "wrong Content-Range",
+        "multipart",
+        "flipped bit",
+        "other blob",
+        "status",
+        "XML",
+        "challenge",
+        "token expired",
+        "URL expired",
+        "redirect loop",
+        "redirect elsewhere",
+        "redirect chain",
+        "HEAD refused",
+        "gzip",
+        "no Content-Length",
+        "portal page",
+        "answer dropped",
+        "connection refused",
+        "connection reset",
+        "TLS",
+        "names",
+    ];
+
+    /// Whether it is met below HTTP, where requests cannot be told apart.
+    pub(super) const fn is_of_the_network(&self) -> bool {
+        matches!(
+            self,
+            Self::Refuse | Self::HangUp | Self::Tls(_) | Self::Names(_) | Self::Clock(_)
+        )
+    }
 }
 
 /// Which requests a fault is for.

@@ -84,4 +84,8 @@ pub struct Cdn {
     /// Signed URLs live so long; `None` for ever, or until
     /// [`super::FakeRegistry::expire_urls`].
     pub lifetime: Option<Duration>,
+    /// Whether the URLs say when they end, as S3's do; else clients find out.
+    pub told: bool,
+    /// With which status URLs that have ended are refused; 403 unless said otherwise.
+    pub expired_status: Option<u16>,
 }

@@ -42,6 +42,44 @@ pub(super) struct Rule {
     pub(super) on: On,
     pub(super) fault: Fault,
     pub(super) left: Option<u32>,
+    /// Which of the requests, if not all.
+    pub(super) some: Option<OneIn>,
+    /// Requests it was done to.
+    pub(super) done: usize,
+}
+
+/// One request of so many, at a place that a seed decides.
+#[derive(Debug)]
+pub(super) struct OneIn {
+    many: u64,
+    random: u64,
+    asked: u64,
+    chosen: u64,
+}
+
+impl OneIn {
+    pub(super) const fn new(many: u64, seed: u64) -> Self {
+        Self {
+            many,
+            random: seed,
+            asked: 0,
+            chosen: 0,
+        }
+    }
+
+    /// Whether this request is the one.
+    fn is_next(&mut self) -> bool {
+        let place = self.asked % self.many;
+        if place == 0 {
+            self.random = self
+                .random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            self.chosen = (self.random >> 33) % self.many;
+        }
+        self.asked += 1;
+        place == self.chosen
+    }
 }
 
 /// An upload on its way.
@@ -125,11 +163,20 @@ impl State {
         self.counter
     }
 
+    /// Refuses all signed URLs given out so far.
+    pub(super) fn expire_urls(&mut self) {
+        self.oldest_signature = self.last_signature + 1;
+    }
+
     /// The fault for a request, counting it off.
     pub(super) fn fault_for(&mut self, method: &str, path: &str, cdn: bool) -> Option<Fault> {
         let fits = |rule: &Rule| rule.left != Some(0) && rule.on.fits(method, path, cdn);
         let rule = self.rules.iter_mut().find(|rule| fits(rule))?;
+        if rule.some.as_mut().is_some_and(|some| !some.is_next()) {
+            return None;
+        }
         rule.left = rule.left.map(|left| left - 1);
+        rule.done += 1;
         Some(rule.fault.clone())
     }
 }

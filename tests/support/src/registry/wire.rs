@@ -4,18 +4,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, Runtime};
-use tokio_rustls::TlsAcceptor;
 
-use crate::certificates::Certificates;
+use super::network::{Network, Service};
 
 /// How long a TLS handshake may take before the next connection is accepted.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
@@ -33,84 +32,53 @@ pub(super) fn threads() -> &'static Runtime {
     THREADS.get_or_init(start)
 }
 
-/// Whether anybody is let in, and who is inside.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Gate(Arc<GateState>);
-
-#[derive(Debug, Default)]
-struct GateState {
-    down: AtomicBool,
-    inside: Mutex<Vec<Weak<Lever>>>,
-}
-
-impl Gate {
-    /// Opens or closes the gate; closing it throws everybody out.
-    pub(super) fn set_down(&self, down: bool) {
-        self.0.down.store(down, Ordering::Release);
-        if down {
-            let inside = self.0.inside.lock().unwrap_or_else(PoisonError::into_inner);
-            for lever in inside.iter().filter_map(Weak::upgrade) {
-                Connection(lever).reset();
-            }
-        }
-    }
-
-    /// Lets a connection in, unless the gate is closed.
-    fn admit(&self, connection: &Connection) -> bool {
-        let mut inside = self.0.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.retain(|lever| lever.strong_count() > 0);
-        inside.push(Arc::downgrade(&connection.0));
-        !self.0.down.load(Ordering::Acquire)
-    }
-}
-
 /// A bound socket on which nobody is answered yet.
 pub(super) struct Bound {
     socket: std::net::TcpListener,
+    /// Never listens; keeps the port while the registry refuses connections.
+    holder: TcpSocket,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    gate: Gate,
 }
 
 /// A listener that answers.
 pub(super) struct Listening {
-    listener: TcpListener,
+    listener: Option<TcpListener>,
+    _holder: TcpSocket,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    gate: Gate,
+    network: Network,
 }
 
 /// A listener on a free loopback port.
-pub(super) fn bind(tls: Option<&Certificates>, gate: &Gate) -> Bound {
-    let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind a loopback port");
+pub(super) fn bind() -> Bound {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let holder = TcpSocket::new_v4().expect("make a socket");
+    holder.set_reuseaddr(true).expect("an option of sockets");
+    holder.bind(any).expect("bind a loopback port");
+    let address = holder.local_addr().expect("a bound socket has an address");
+    Bound {
+        socket: listen_at(address),
+        holder,
+        address,
+    }
+}
+
+fn listen_at(address: SocketAddr) -> std::net::TcpListener {
+    let socket = std::net::TcpListener::bind(address).expect("bind a port that is ours");
     socket
         .set_nonblocking(true)
         .expect("a socket can be non-blocking");
-    let address = socket.local_addr().expect("a bound socket has an address");
-    let tls = tls.map(|certificates| TlsAcceptor::from(certificates.server_config()));
-    Bound {
-        socket,
-        address,
-        tls,
-        gate: gate.clone(),
-    }
+    socket
 }
 
 impl Bound {
     /// Begins to answer, on the runtime that calls.
-    pub(super) fn listen(self) -> Listening {
-        let Self {
-            socket,
-            address,
-            tls,
-            gate,
-        } = self;
-        let listener = TcpListener::from_std(socket).expect("listen on a bound socket");
+    pub(super) fn listen(self, network: Network) -> Listening {
+        let listener = TcpListener::from_std(self.socket).expect("listen on a bound socket");
         Listening {
-            listener,
-            address,
-            tls,
-            gate,
+            listener: Some(listener),
+            _holder: self.holder,
+            address: self.address,
+            network,
         }
     }
 
@@ -119,8 +87,8 @@ impl Bound {
     }
 
     /// `http://127.0.0.1:<port>`, or https.
-    pub(super) fn origin(&self) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+    pub(super) fn origin(&self, tls: bool) -> String {
+        let scheme = if tls { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
 }
@@ -136,10 +104,11 @@ pub(super) struct Stream {
 
 /// The lever on a connection.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Connection(Arc<Lever>);
+pub(super) struct Connection(pub(super) Arc<Lever>);
 
+/// Ends a connection once it is pulled.
 #[derive(Debug, Default)]
-struct Lever {
+pub(super) struct Lever {
     pulled: AtomicBool,
     reader: Mutex<Option<Waker>>,
 }
@@ -159,11 +128,38 @@ impl Connection {
         }
     }
 
-    fn check(&self) -> io::Result<()> {
+    pub(super) fn check(&self) -> io::Result<()> {
         if self.0.pulled.load(Ordering::Acquire) {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         Ok(())
+    }
+}
+
+impl Listening {
+    /// The next connection, while connections are not refused.
+    async fn next(&mut self) -> TcpStream {
+        loop {
+            let network = self.network.clone();
+            let mut changed = std::pin::pin!(network.changed());
+            changed.as_mut().enable();
+            if network.is_refusing() {
+                self.listener = None;
+                changed.await;
+                continue;
+            }
+            let address = self.address;
+            let open = || TcpListener::from_std(listen_at(address)).expect("listen again");
+            let listener = self.listener.get_or_insert_with(open);
+            tokio::select! {
+                accepted = TcpListener::accept(listener) => {
+                    if let Ok((tcp, _)) = accepted {
+                        return tcp;
+                    }
+                }
+                () = &mut changed => {}
+            }
+        }
     }
 }
 
@@ -173,46 +169,54 @@ impl Listener for Listening {
 
     async fn accept(&mut self) -> (Stream, SocketAddr) {
         loop {
-            let Ok((tcp, peer)) = self.listener.accept().await else {
-                continue;
-            };
+            let tcp = self.next().await;
             let _ = tcp.set_nodelay(true);
+            let peer = tcp.peer_addr().unwrap_or(self.address);
             let connection = Connection::default();
-            if !self.gate.admit(&connection) {
+            let service = self.network.admit(&connection);
+            if matches!(service, Service::Reset) {
                 connection.reset();
             }
-            let plain = Resettable {
+            let mut plain = Resettable {
                 tcp,
                 connection: connection.clone(),
             };
-            if plain.connection.check().is_err() {
-                continue;
-            }
-            let Some(tls) = &self.tls else {
-                return (
-                    Stream {
-                        io: Box::new(plain),
-                        connection,
-                    },
-                    peer,
-                );
+            let io: Box<dyn Io> = match service {
+                Service::Plain => Box::new(plain),
+                Service::Reset => continue,
+                Service::OldTls => {
+                    let _ = tokio::time::timeout(HANDSHAKE_MAX, say_old_hello(&mut plain)).await;
+                    continue;
+                }
+                Service::Tls(acceptor) => {
+                    let handshake = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(plain));
+                    match handshake.await {
+                        Ok(Ok(encrypted)) => Box::new(encrypted),
+                        _ => continue,
+                    }
+                }
             };
-            let handshake = tokio::time::timeout(HANDSHAKE_MAX, tls.accept(plain));
-            if let Ok(Ok(encrypted)) = handshake.await {
-                return (
-                    Stream {
-                        io: Box::new(encrypted),
-                        connection,
-                    },
-                    peer,
-                );
-            }
+            return (Stream { io, connection }, peer);
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(self.address)
     }
+}
+
+/// Answers a client's greeting as a server that knows TLS 1.0 only, and hangs up.
+async fn say_old_hello(stream: &mut Resettable) -> io::Result<()> {
+    let mut greeting = [0; 4096];
+    let _ = stream.read(&mut greeting).await?;
+    // Record, handshake message, version; a random number, no session, AES-128 with SHA-1.
+    let mut hello = vec![0x16, 3, 1, 0, 42, 2, 0, 0, 38, 3, 1];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 0x2f, 0]);
+    stream.write_all(&hello).await?;
+    // Time for the client to take offence before the connection ends.
+    let _ = stream.read(&mut greeting).await?;
+    Ok(())
 }
 
 impl Connected<IncomingStream<'_, Listening>> for Connection {
