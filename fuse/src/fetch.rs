@@ -11,6 +11,7 @@
 mod decode;
 mod error;
 mod flight;
+mod outage;
 mod recent;
 mod run;
 mod sources;
@@ -52,6 +53,14 @@ const BACKGROUND_REQUESTS: usize = 2;
 /// Most bytes of the blob in one range request: 30 ms at 1 Gbit/s, and with [`DEMAND_REQUESTS`]
 /// at most 64 MiB of one layer's bodies in memory.
 const RUN_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes of the first requests that complete a layer: 400 kbit/s bring them in a third of the default
+/// deadline. They grow and shrink with the link, between an eighth of this and [`RUN_BYTES_MAX`].
+const BATCH_BYTES_FIRST: u64 = 512 << 10;
+
+/// Requests that follow each other grow while so many of them fit into a deadline, and shrink when a
+/// quarter of it does not.
+const BATCHES_PER_DEADLINE: f64 = 60.0;
 
 /// Most bytes of the tar in one range request. All of them are decompressed and verified within one
 /// deadline, and what compresses well would otherwise make a request of gigabytes: 10 GB of zeros
@@ -197,20 +206,30 @@ impl Fetcher {
     pub(crate) async fn fetch_all(self: &Arc<Self>) -> Result<(), Arc<FetchError>> {
         let count = self.layer.index().chunk_count();
         let mut waiting = std::collections::VecDeque::new();
+        let mut bytes_max = BATCH_BYTES_FIRST;
         let mut next = 0;
-        while next < count {
-            let end = self.batch_end(next);
-            waiting.push_back(self.request(next..end, Priority::Background));
-            next = end;
+        while next < count || !waiting.is_empty() {
             // One more than can be in flight keeps the link busy, and memory bounded.
-            if waiting.len() > BACKGROUND_REQUESTS
-                && let Some(first) = waiting.pop_front()
-            {
-                first.stored().await?;
+            if next < count && waiting.len() <= BACKGROUND_REQUESTS {
+                let end = self.batch_end(next, bytes_max);
+                let landing = self.request(next..end, Priority::Background);
+                waiting.push_back((Instant::now(), landing));
+                next = end;
+                continue;
             }
-        }
-        for landing in waiting {
-            landing.stored().await?;
+            let Some((begun, first)) = waiting.pop_front() else {
+                break;
+            };
+            first.stored().await?;
+            // What takes longer than an attempt may is thrown away, so that a slow link would never see
+            // the end of large batches.
+            let tries =
+                self.context.deadline.as_secs_f64() / begun.elapsed().as_secs_f64().max(1e-3);
+            if tries > BATCHES_PER_DEADLINE {
+                bytes_max = (bytes_max * 2).min(RUN_BYTES_MAX);
+            } else if tries < BATCHES_PER_DEADLINE / 4.0 {
+                bytes_max = (bytes_max / 2).max(BATCH_BYTES_FIRST / 8);
+            }
         }
         if self.layer.presence().all_verified() {
             Ok(())
@@ -219,15 +238,15 @@ impl Fetcher {
         }
     }
 
-    /// The row after `first` and its neighbours of one range request.
-    fn batch_end(&self, first: usize) -> usize {
+    /// The row after `first` and its neighbours of one range request of at most `bytes_max`.
+    fn batch_end(&self, first: usize, bytes_max: u64) -> usize {
         let index = self.layer.index();
         let (mut bytes, mut content) = (0, 0);
         let mut row = first;
         while let Some(chunk) = index.chunk(row) {
             bytes += u64::from(chunk.stored_len);
             content += u64::from(chunk.len);
-            if row > first && (bytes > RUN_BYTES_MAX || content > RUN_CONTENT_MAX) {
+            if row > first && (bytes > bytes_max || content > RUN_CONTENT_MAX) {
                 break;
             }
             row += 1;
@@ -241,7 +260,9 @@ impl Fetcher {
         let mut runs: Vec<Range<usize>> = Vec::new();
         for &row in rows {
             match runs.last_mut() {
-                Some(run) if run.end == row && self.batch_end(run.start) > row => run.end += 1,
+                Some(run) if run.end == row && self.batch_end(run.start, RUN_BYTES_MAX) > row => {
+                    run.end += 1;
+                }
                 _ => runs.push(row..row + 1),
             }
         }

@@ -104,8 +104,17 @@ pub enum FailureKind {
     Passing,
     /// Our credentials were refused: nothing comes before somebody changes them.
     Refused,
+    /// It does not give it to us, whoever we say we are.
+    Forbidden,
     /// It does not have the blob.
     Absent,
+}
+
+impl FailureKind {
+    /// Whether asking again soon changes nothing, and is not to be done: the source says no.
+    pub(crate) const fn is_lasting(self) -> bool {
+        matches!(self, Self::Forbidden | Self::Absent)
+    }
 }
 
 /// Asks `source` for `range`; exactly so many bytes, or why there are none.

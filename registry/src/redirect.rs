@@ -141,7 +141,7 @@ impl Targets {
         if let Some(before) = known.get_mut(&place) {
             before.outlived = before
                 .outlived
-                .filter(|(_, seen)| now - *seen < OUTLIVED_MEMORY);
+                .filter(|(_, seen)| now.saturating_sub(*seen) < OUTLIVED_MEMORY);
             if let Some((lived, _)) = before.outlived {
                 target.life = target.life.min(expiry::early(lived));
             }

@@ -9,19 +9,14 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::decode::open_frame;
+use super::outage::{PAUSE_MAX, PAUSE_MIN};
+use super::sources::Door;
 use super::spent::Spent;
 use super::troubles::Troubles;
 use super::{FetchError, Fetcher, Landed, Priority, Tracked};
 use crate::counts::{Delay, Outcome};
 use crate::source::{Delivery, FailureKind, SourceFailure, ask, no_answer};
 use crate::store::{ChunkState, Published};
-
-/// First pause after all sources failed; doubled each time, up to [`PAUSE_MAX`].
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-
-/// Longest pause between two rounds: an application waits, so the registry's return must be seen
-/// soon; six rounds per default deadline bound what a dead registry is asked.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// One source may take this part of the deadline before the next one is asked, or the same again
 /// on a new connection.
@@ -46,6 +41,8 @@ struct Round {
     refused: bool,
     /// Whether asking again soon may help.
     may_pass: bool,
+    /// When one that says no is asked a second time.
+    second_look: Option<Instant>,
 }
 
 impl Run {
@@ -122,6 +119,7 @@ impl Run {
     /// be expected to change its mind.
     async fn fetch(&self) {
         let mut pause = PAUSE_MIN;
+        let mut turn = None;
         while !self.rows().is_empty() {
             let changed = self.fetcher.sources.changed();
             let sources = self.fetcher.sources.in_order();
@@ -129,19 +127,29 @@ impl Run {
             if self.rows().is_empty() || self.fetcher.sources.look_elsewhere(sources.len()).await {
                 continue;
             }
-            if round.refused && !round.may_pass {
-                self.refused();
-                return;
+            if !round.may_pass {
+                match round.second_look.filter(|_| !round.refused) {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => return self.refused(),
+                }
+                continue;
             }
+            let outage = &self.fetcher.sources.outage;
+            outage.failed(round.retry_after, turn.is_some());
+            drop(turn.take());
+            // Its own pauses, too: where others get what they ask for, there is no outage.
             let wish = round.retry_after.unwrap_or_default();
-            let rest = wish.clamp(pause, PAUSE_MAX);
-            let begun = Instant::now();
+            let paused = Instant::now();
+            let wait = async {
+                tokio::time::sleep(wish.clamp(pause, PAUSE_MAX)).await;
+                outage.turn().await
+            };
             tokio::select! {
-                () = tokio::time::sleep(rest) => {}
+                mine = wait => turn = mine,
                 () = changed => {}
             }
-            self.spent_on(Delay::Retry, begun.elapsed());
             pause = (pause * 2).min(PAUSE_MAX);
+            self.spent_on(Delay::Retry, paused.elapsed());
         }
     }
 
@@ -149,28 +157,26 @@ impl Run {
         let mut round = Round {
             retry_after: None,
             refused: false,
-            may_pass: false,
+            // Nobody is known yet, as in the first moments of a start.
+            may_pass: sources.is_empty(),
+            second_look: None,
         };
         for tracked in sources {
             // What another source delivered is not asked for again.
             for rows in neighbours(&self.rows()) {
-                match self.fetch_from(tracked, rows).await {
-                    Some(failure) => {
-                        round.retry_after = round.retry_after.max(failure.retry_after);
-                        round.refused |= failure.kind == FailureKind::Refused;
-                        round.may_pass |= failure.kind == FailureKind::Passing;
-                    }
-                    None => round.may_pass = true,
-                }
+                self.fetch_from(tracked, rows, &mut round).await;
             }
         }
         round
     }
 
-    /// Asks one source for the neighbours `rows`; its failure, if it tells one.
-    async fn fetch_from(&self, tracked: &Tracked, rows: Range<usize>) -> Option<SourceFailure> {
+    /// Asks one source for the neighbours `rows`, and notes in `round` what came of it.
+    async fn fetch_from(&self, tracked: &Tracked, rows: Range<usize>, round: &mut Round) {
         let index = self.fetcher.layer.index();
-        let (first, last) = (index.chunk(rows.start)?, index.chunk(rows.end - 1)?);
+        let ends = (index.chunk(rows.start), index.chunk(rows.end - 1));
+        let (Some(first), Some(last)) = ends else {
+            return;
+        };
         let range = first.stored_range().start..last.stored_range().end;
         let attempt = self.fetcher.context.deadline / ATTEMPTS_PER_DEADLINE;
         let (queued, asked);
@@ -180,9 +186,16 @@ impl Run {
                 Priority::Background => &self.fetcher.background,
             };
             queued = Instant::now();
-            let _permit = permits.acquire().await.ok()?;
+            let Ok(_permit) = permits.acquire().await else {
+                return;
+            };
             asked = Instant::now();
             self.spent_on(Delay::Queued, asked - queued);
+            if let Door::Shut(failure, second_look) = tracked.door() {
+                round.second_look = earlier(round.second_look, second_look);
+                lock(&self.troubles).failed(tracked.source.name(), failure.kind, failure.reason);
+                return;
+            }
             lock(&self.spent).asked(tracked.source.name());
             lock(&self.troubles).asking(tracked);
             timeout(attempt, ask(tracked.source.as_ref(), range)).await
@@ -199,15 +212,19 @@ impl Run {
         match answer {
             Ok(Ok(delivery)) => {
                 self.open(tracked, rows, delivery).await;
-                None
+                round.may_pass = true;
             }
             Ok(Err(failure)) => {
-                self.failed(tracked, failure.kind, failure.reason.clone());
-                Some(failure)
+                round.retry_after = round.retry_after.max(failure.retry_after);
+                round.refused |= failure.kind == FailureKind::Refused;
+                round.may_pass |= failure.kind == FailureKind::Passing;
+                let second_look = tracked.failed_with(&failure, self.fetcher.context.deadline);
+                round.second_look = earlier(round.second_look, second_look);
+                self.tell(tracked, failure.kind, failure.reason);
             }
             Err(_) => {
                 self.silent(tracked, attempt);
-                None
+                round.may_pass = true;
             }
         }
     }
@@ -241,6 +258,7 @@ impl Run {
                     );
                     tracked.delivered(host, chunk.stored_len.into());
                     counts.fetched(tracked.source.name(), host, chunk.stored_len.into());
+                    self.fetcher.sources.outage.end();
                     let landed = match published {
                         Published::Stored => Landed::Stored,
                         Published::NotStored => Landed::Held(Arc::new(content)),
@@ -251,7 +269,8 @@ impl Run {
                     counts.rejected(tracked.source.name(), host);
                     delivery.distrust();
                     let reason = format!("chunk {row} is wrong: {lie}");
-                    self.failed(tracked, FailureKind::Passing, reason);
+                    tracked.failed(reason.clone());
+                    self.tell(tracked, FailureKind::Passing, reason);
                 }
                 Err(_) => return,
             }
@@ -279,10 +298,9 @@ impl Run {
         self.fetcher.lock_flights().land(row, landed);
     }
 
-    fn failed(&self, tracked: &Tracked, kind: FailureKind, reason: String) {
+    fn tell(&self, tracked: &Tracked, kind: FailureKind, reason: String) {
         let source = tracked.source.name();
         debug!(layer = %self.fetcher.blob(), source, reason, "trying the next source");
-        tracked.failed(reason.clone());
         lock(&self.troubles).failed(source, kind, reason);
     }
 
@@ -405,11 +423,16 @@ fn outcome(
         Ok(Ok(_)) => Outcome::Delivered,
         Ok(Err(failure)) => match failure.kind {
             FailureKind::Absent => Outcome::Absent,
-            FailureKind::Refused => Outcome::Refused,
+            FailureKind::Refused | FailureKind::Forbidden => Outcome::Refused,
             FailureKind::Passing => Outcome::Failed,
         },
         Err(_) => Outcome::Silent,
     }
+}
+
+/// The earlier of two moments, of which either may be missing.
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
 }
 
 /// Groups ascending rows that follow each other.

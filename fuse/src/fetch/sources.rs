@@ -7,11 +7,20 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-use crate::source::{Elsewhere, Source};
+use super::outage::Outage;
+use crate::source::{Elsewhere, Source, SourceFailure};
 
 /// How long a source that failed is asked after the others: one slow read in this time, not one
 /// in each. As long as the registry client passes over a mirror.
 const PASSED_OVER: Duration = Duration::from_secs(30);
+
+/// How long a source that says no (it has no such blob, or does not give it to us) is not asked again, but
+/// for a second look: what is gone stays gone, and a container reads all the time.
+const REFUSAL_REMEMBERED: Duration = Duration::from_secs(30);
+
+/// How soon it is asked a second time, as a part of the deadline: after 2 s of 30. Registries that restart
+/// say no for a moment, too.
+const SECOND_LOOKS_PER_DEADLINE: u32 = 15;
 
 /// How often further sources are looked for. An image pulled meanwhile may bring one; looking
 /// costs a listing of containerd's content, and a dead registry fails reads all the time.
@@ -46,9 +55,54 @@ pub(crate) struct Tally {
     /// The latest of them.
     pub(crate) last_failure: Option<String>,
     passed_over_until: Option<Instant>,
+    refusal: Option<Refusal>,
+}
+
+/// That a source said no.
+#[derive(Debug, Clone)]
+struct Refusal {
+    failure: SourceFailure,
+    since: Instant,
+    second_look: SecondLook,
+}
+
+/// Whether a source that said no was asked once more.
+#[derive(Debug, Clone, Copy)]
+enum SecondLook {
+    At(Instant),
+    UnderWay,
+    Over,
+}
+
+/// How often those who wait for somebody else's second look see whether it is over.
+const SECOND_LOOK_POLL: Duration = Duration::from_millis(100);
+
+impl SecondLook {
+    /// When to come again.
+    fn due(self, now: Instant) -> Option<Instant> {
+        match self {
+            Self::At(at) => Some(at),
+            Self::UnderWay => Some(now + SECOND_LOOK_POLL),
+            Self::Over => None,
+        }
+    }
+}
+
+/// Whether a source is asked now.
+#[derive(Debug)]
+pub(super) enum Door {
+    Open,
+    /// It said no a while ago. At that moment, if there is one, more is known.
+    Shut(SourceFailure, Option<Instant>),
 }
 
 impl Tally {
+    fn fail(&mut self, reason: String) {
+        self.failures += 1;
+        self.last_failure = Some(reason);
+        self.passed_over_until = Some(Instant::now() + PASSED_OVER);
+    }
+
     fn count(&mut self, host: &str, bytes: u64) {
         if let Some((_, count)) = self.hosts.iter_mut().find(|(known, _)| known == host) {
             *count += bytes;
@@ -80,13 +134,65 @@ impl Tracked {
             tally.count(host, bytes);
         }
         tally.passed_over_until = None;
+        tally.refusal = None;
     }
 
+    /// Notes that it did not deliver: in silence, or what came was wrong.
     pub(super) fn failed(&self, reason: String) {
         let mut tally = self.lock();
-        tally.failures += 1;
-        tally.last_failure = Some(reason);
-        tally.passed_over_until = Some(Instant::now() + PASSED_OVER);
+        tally.fail(reason);
+        tally.refusal = None;
+    }
+
+    /// Notes what it failed with; the moment at which one that says no is asked a second time, if that is
+    /// still to be done. `deadline` is that of reads.
+    pub(super) fn failed_with(
+        &self,
+        failure: &SourceFailure,
+        deadline: Duration,
+    ) -> Option<Instant> {
+        if !failure.kind.is_lasting() {
+            self.failed(failure.reason.clone());
+            return None;
+        }
+        let mut tally = self.lock();
+        tally.fail(failure.reason.clone());
+        let now = Instant::now();
+        match &mut tally.refusal {
+            Some(refusal) if now - refusal.since < REFUSAL_REMEMBERED => {
+                refusal.failure = failure.clone();
+                if matches!(refusal.second_look, SecondLook::UnderWay) {
+                    refusal.second_look = SecondLook::Over;
+                }
+                refusal.second_look.due(now)
+            }
+            fresh => {
+                let second_look = SecondLook::At(now + deadline / SECOND_LOOKS_PER_DEADLINE);
+                *fresh = Some(Refusal {
+                    failure: failure.clone(),
+                    since: now,
+                    second_look,
+                });
+                second_look.due(now)
+            }
+        }
+    }
+
+    /// Whether to ask it now. Who is let in for the second look must ask.
+    pub(super) fn door(&self) -> Door {
+        let mut tally = self.lock();
+        let now = Instant::now();
+        let Some(refusal) = &mut tally.refusal else {
+            return Door::Open;
+        };
+        if now - refusal.since >= REFUSAL_REMEMBERED {
+            return Door::Open;
+        }
+        if matches!(refusal.second_look, SecondLook::At(at) if at <= now) {
+            refusal.second_look = SecondLook::UnderWay;
+            return Door::Open;
+        }
+        Door::Shut(refusal.failure.clone(), refusal.second_look.due(now))
     }
 
     fn lock(&self) -> MutexGuard<'_, Tally> {
@@ -98,6 +204,7 @@ impl Tracked {
 #[derive(Debug)]
 pub(crate) struct Sources {
     known: RwLock<Arc<[Tracked]>>,
+    pub(super) outage: Outage,
     elsewhere: RwLock<Option<Arc<dyn Elsewhere>>>,
     /// When further ones were last looked for; held while looking.
     looked: tokio::sync::Mutex<Option<Instant>>,
@@ -108,6 +215,7 @@ impl Sources {
     pub(super) fn new(known: Vec<Arc<dyn Source>>, elsewhere: Option<Arc<dyn Elsewhere>>) -> Self {
         Self {
             known: RwLock::new(known.into_iter().map(Tracked::new).collect()),
+            outage: Outage::default(),
             elsewhere: RwLock::new(elsewhere),
             looked: tokio::sync::Mutex::default(),
             changed: Notify::new(),

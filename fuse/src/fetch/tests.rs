@@ -269,6 +269,7 @@ async fn refused_credentials_fail_reads_at_once() {
     );
     assert_eq!((own.asked().len(), other.asked().len()), (1, 1));
     other.set(Mood::Fails(None));
+    tokio::time::advance(Duration::from_secs(31)).await;
     assert_eq!(scene.read(1).await.1, DEADLINE);
     own.set(Mood::Honest);
     assert!(scene.read(2).await.0.is_ok());
@@ -357,7 +358,7 @@ async fn retry_after_is_kept_up_to_five_seconds() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_remembered_for_a_second_for_its_chunk_alone() {
     let scene = Scene::new();
-    let source = scene.source("only", Mood::Misses);
+    let source = scene.source("only", Mood::Fails(None));
     scene.set(&[&source]);
     assert!(scene.read(0).await.0.is_err());
     source.set(Mood::Honest);
@@ -403,8 +404,9 @@ async fn further_sources_are_looked_for_when_none_delivers() {
 
     own.set(Mood::Misses);
     assert!(scene.read(1).await.0.is_err());
-    // At its beginning; the deadline came before the next look.
+    // At its beginning; who has no such blob is not asked again for a while.
     assert_eq!(looked(), 1);
+    tokio::time::advance(Duration::from_secs(31)).await;
 
     other.set(Mood::Honest);
     own.asked.lock().unwrap().clear();
@@ -463,4 +465,63 @@ async fn every_file_of_a_layer_is_for_root_alone() {
         }
     }
     assert!(files >= 4, "only {files} files");
+}
+
+/// Promise: a source that has no such blob is asked twice in thirty seconds, whoever reads; a read fails when
+/// that is certain, and afterwards at once. One that said no for a moment is believed when it says yes.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_says_no_is_asked_twice() {
+    let scene = Scene::new();
+    let source = scene.source("only", Mood::Misses);
+    scene.set(&[&source]);
+    let (a, b, c) = tokio::join!(scene.read(0), scene.read(1), scene.read(2));
+    for (read, waited) in [a, b, c] {
+        let error = read.unwrap_err().to_string();
+        assert!(error.contains("only: it does not have the blob"), "{error}");
+        assert!(waited <= Duration::from_millis(2100), "{waited:?}");
+    }
+    let looks = source.asked();
+    assert_eq!(looks.iter().filter(|at| **at > 0).count(), 1, "{looks:?}");
+    tokio::time::advance(Duration::from_secs(20)).await;
+    let (read, waited) = scene.read(0).await;
+    assert!(read.is_err());
+    assert_eq!(waited, Duration::ZERO);
+    assert_eq!(source.asked().len(), looks.len());
+    tokio::time::advance(Duration::from_secs(10)).await;
+    source.set(Mood::Honest);
+    assert!(scene.read(1).await.0.is_ok());
+
+    let scene = Scene::new();
+    let source = scene.source("only", Mood::Misses);
+    scene.set(&[&source]);
+    let heal = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        source.set(Mood::Honest);
+    };
+    let (a, b, ()) = tokio::join!(scene.read(0), scene.read(1), heal);
+    assert!(a.0.is_ok() && b.0.is_ok());
+    assert!(b.1 <= Duration::from_millis(2200), "{:?}", b.1);
+}
+
+/// Promise: however many reads wait for a dead source, it is asked once for each, and then by one of them at a
+/// time, by the schedule of one read; when it is back, all have their bytes at once.
+#[tokio::test(start_paused = true)]
+async fn reads_that_wait_share_one_schedule() {
+    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let scene = Scene::with(&names, 70_000);
+    let source = scene.source("only", Mood::Fails(None));
+    scene.set(&[&source]);
+    let reads = (1..40).map(|row| scene.read(row));
+    let heal = async {
+        tokio::time::sleep(Duration::from_secs(17)).await;
+        let asked = source.asked().len();
+        // 39 first tries; 100 ms, 300 ms, … 16.3 s.
+        assert!(asked <= 39 + 9, "{asked}");
+        source.set(Mood::Honest);
+    };
+    let (read, ()) = tokio::join!(futures_util::future::join_all(reads), heal);
+    assert!(read.iter().all(|(read, _)| read.is_ok()));
+    let last = read.iter().map(|(_, waited)| *waited).max().unwrap();
+    assert!(last < Duration::from_secs(23), "{last:?}");
 }

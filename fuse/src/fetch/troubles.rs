@@ -77,7 +77,7 @@ impl Troubles {
     pub(super) fn told(&self) -> String {
         let mut ordered: Vec<_> = self.sources.iter().collect();
         ordered.sort_by_key(|one| match &one.failure {
-            Some((FailureKind::Refused, _)) => 0,
+            Some((FailureKind::Refused | FailureKind::Forbidden, _)) => 0,
             Some((FailureKind::Passing, _)) => 1,
             None => 2,
             Some((FailureKind::Absent, _)) => 3,

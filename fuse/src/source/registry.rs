@@ -59,6 +59,8 @@ fn kind(error: &RegistryError) -> FailureKind {
         FailureKind::Refused
     } else if error.is_not_found() {
         FailureKind::Absent
+    } else if error.is_forbidden() || error.is_unauthorized() {
+        FailureKind::Forbidden
     } else {
         FailureKind::Passing
     }

@@ -1,0 +1,92 @@
+//! A layer whose sources all fail: one reader at a time finds out whether they are back.
+//!
+//! A read asks once for itself, whatever others came to. After that, the repetitions of all reads of the
+//! layer share one schedule, or a dead registry would be asked by each of them in turn.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::time::Instant;
+
+/// First pause after all sources failed; doubled each time, up to [`PAUSE_MAX`].
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// Longest pause between two rounds: an application waits, so the registry's return must be seen
+/// soon; eleven rounds per default deadline bound what a dead registry is asked.
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Whether the sources of one layer fail, and when they are asked again.
+#[derive(Debug, Default)]
+pub(super) struct Outage {
+    state: Mutex<Option<Schedule>>,
+    /// Held by who asks next.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    over: Notify,
+}
+
+/// When the sources are asked again.
+#[derive(Debug, Clone, Copy)]
+struct Schedule {
+    at: Instant,
+    pause: Duration,
+}
+
+/// The right to ask in an outage, until it is dropped.
+pub(super) type Turn = OwnedMutexGuard<()>;
+
+impl Outage {
+    /// Notes that all sources failed somebody, and when they wish to be asked again. Who asked in turn
+    /// makes the pause longer.
+    pub(super) fn failed(&self, wish: Option<Duration>, in_turn: bool) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let pause = match *state {
+            // Somebody's own first try says nothing that is not known.
+            Some(_) if !in_turn => return,
+            Some(schedule) => (schedule.pause * 2).min(PAUSE_MAX),
+            None => PAUSE_MIN,
+        };
+        let wait = wish.unwrap_or_default().clamp(pause, PAUSE_MAX);
+        *state = Some(Schedule {
+            at: now + wait,
+            pause,
+        });
+    }
+
+    /// Notes that a source delivered.
+    pub(super) fn end(&self) {
+        if self.lock().take().is_some() {
+            self.over.notify_waiters();
+        }
+    }
+
+    /// Waits until it is one's turn to ask again, or the outage is over.
+    pub(super) async fn turn(&self) -> Option<Turn> {
+        let mut over = std::pin::pin!(self.over.notified());
+        over.as_mut().enable();
+        let mine = async {
+            let turn = Arc::clone(&self.turn).lock_owned().await;
+            while let Some(at) = self.next() {
+                if at <= Instant::now() {
+                    break;
+                }
+                tokio::time::sleep_until(at).await;
+            }
+            turn
+        };
+        tokio::select! {
+            biased;
+            () = over => None,
+            turn = mine => Some(turn),
+        }
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.lock().map(|schedule| schedule.at)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Schedule>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
