@@ -70,9 +70,13 @@ pub fn unmount(target: &Path, how: Unmount) -> Result<(), MountFailed> {
 
 /// Ends a FUSE session that nobody serves. A thread of its dead daemon that waits for an answer in the
 /// kernel would keep it, and its readers with it, for ever.
-fn abort(session: &Mount) {
+fn abort(session: &Mount, root: &Path) {
+    // Not what another root shows of its own here.
+    let is_session = session.kind == "fuse"
+        && session.root == Path::new("/")
+        && session.target.parent() == Some(root);
     let minor = session.device.split_once(':').map(|(_, minor)| minor);
-    if let ("fuse", Some(minor)) = (&*session.kind, minor) {
+    if let (true, Some(minor)) = (is_session, minor) {
         // Where that is not mounted, or the session has ended, there is nothing to do.
         let path = Path::new("/sys/fs/fuse/connections").join(minor);
         let _ = std::fs::write(path.join("abort"), "1");
@@ -88,7 +92,7 @@ pub fn unmount_stale(root: &Path) -> io::Result<usize> {
     // The last mounted first, so that nothing hides what is below it.
     stale.reverse();
     for mount in &stale {
-        abort(mount);
+        abort(mount, root);
         if let Err(error) = unmount(&mount.target, Unmount::Lazy) {
             tracing::warn!(%error, "a mount of a former run stays");
         }

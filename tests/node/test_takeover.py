@@ -167,8 +167,7 @@ class Takeover(world.Case):
             try:
                 time.sleep(1)  # until they wait
                 for _ in range(3):
-                    [daemon] = rig.daemons(node.daemon.pid)
-                    os.kill(daemon, signal.SIGKILL)
+                    os.kill(self.only_daemon(node), signal.SIGKILL)
                     log.wait("answering what the daemon before had begun", node.daemon)
                     log.wait("ready for containerd", node.daemon)
                 link.registry.send_signal(signal.SIGCONT)
@@ -181,6 +180,11 @@ class Takeover(world.Case):
                     reader.kill()
                     reader.wait()
             self.assertEqual([line for line in log.lines if " ERROR " in line], [])
+
+    def only_daemon(self, node):
+        """The daemon, once one before it is gone: that may be waiting for the disk."""
+        rig.wait_for(lambda: len(rig.daemons(node.daemon.pid)) == 1, "one daemon")
+        return rig.daemons(node.daemon.pid)[0]
 
     def mounts(self, node):
         with open("/proc/self/mountinfo") as table:
@@ -199,14 +203,13 @@ class Takeover(world.Case):
                      "while :; do find / -xdev -type f -exec sha256sum {} + > /seen.new || exit 1; mv /seen.new /seen; done")
             rig.wait_for(lambda: "RUNNING" in node.ctr("tasks", "ls"), "the container to run")
             for by in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, None):
-                [daemon] = rig.daemons(node.daemon.pid)
+                daemon = self.only_daemon(node)
                 if by is None:
                     node.daemon.send_signal(signal.SIGHUP)
                 else:
                     os.kill(daemon, by)
                 log.wait("ready for containerd", node.daemon)
-                [other] = rig.daemons(node.daemon.pid)
-                self.assertNotEqual(other, daemon)
+                self.assertNotEqual(self.only_daemon(node), daemon)
                 rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", "larder", "ls"), "containerd to connect", node.log)
                 said = node.printed("run", "--rm", "--net-host", "--snapshotter", "larder", converted, name + "-other", "/bin/cat", "/etc/motd")
                 self.assertEqual(said, "six layers\n")

@@ -17,7 +17,7 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(1),
 ];
 
-/// So many of them within [`WINDOW`] are no accident any more.
+/// So many of them within [`WINDOW`], and none that served between them, are no accident any more.
 const DEATHS_MAX: usize = 20;
 
 /// See [`DEATHS_MAX`].
@@ -46,6 +46,7 @@ impl Restarts {
     pub(super) fn died(&mut self, now: Instant, served: Option<Duration>, failed: bool) -> Pause {
         if served.is_some_and(|served| !failed || served >= SERVED) {
             self.in_a_row = 0;
+            self.early.clear();
             return Pause {
                 length: Duration::ZERO,
                 is_loop: false,
@@ -97,7 +98,7 @@ mod tests {
                 (expected, false)
             );
         }
-        for _ in 7..19 {
+        for _ in 2..19 {
             assert!(!restarts.died(now, None, true).is_loop);
         }
         assert_eq!(millis(&mut restarts, now, None), (10_000, true));

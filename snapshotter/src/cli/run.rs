@@ -66,6 +66,7 @@ pub(super) fn daemon(args: RunArgs) -> anyhow::Result<()> {
     let handover = Arc::new(handover.context("the supervisor is gone")?);
     let config = args.load()?;
     log::start(config.log_level, config.log_format);
+    abort_with_fuse_threads();
     for note in handover.notes() {
         tracing::warn!("{note}");
     }
@@ -82,6 +83,19 @@ pub(super) fn daemon(args: RunArgs) -> anyhow::Result<()> {
         std::process::exit(1);
     }
     ended
+}
+
+/// Has the whole process end when a FUSE thread does: the next daemon answers what nobody here would.
+/// A panic elsewhere costs one request an error.
+fn abort_with_fuse_threads() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        let thread = std::thread::current();
+        if thread.name().is_some_and(|name| name.starts_with("fuser-")) {
+            std::process::abort();
+        }
+    }));
 }
 
 async fn run(config: Config, handover: Arc<Handover>) -> anyhow::Result<()> {
