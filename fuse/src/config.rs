@@ -15,6 +15,13 @@ const READ_DEADLINE: Duration = Duration::from_secs(30);
 /// Share of the disk that is left free by default, percent: ext4 reserves the same for root.
 const MIN_FREE_PERCENT: u8 = 5;
 
+/// A chunk's digest costs 33 µs for 256 KiB, so once an hour is not felt; most reads in between are
+/// answered by the kernel's page cache.
+const VERIFY_AGAIN_AFTER: Duration = Duration::from_hours(1);
+
+/// Disks change bits in months, not in hours; a pass reads everything.
+const SCRUB_EVERY: Duration = Duration::from_hours(24);
+
 /// Settings of a [`crate::DataPlane`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -31,8 +38,14 @@ pub struct DataPlaneConfig {
     pub slow_read: Option<Duration>,
     /// Who is told of slow reads and of layers that lied.
     pub observer: Arc<dyn Observer>,
+    /// Bytes the store may take on its disk; 0 for as many as there are.
+    pub store_bytes_max: u64,
     /// How the kernel reads the devices.
     pub device_reads: DeviceReads,
+    /// After this long, a chunk is verified again before it is used: the disk may have changed it.
+    pub verify_again_after: Duration,
+    /// How often files that the kernel reads directly are read through and verified.
+    pub scrub_every: Duration,
     /// The file operations of the store; tests put failing ones here.
     pub disk: Arc<dyn Disk>,
     /// Whether a kernel that can (6.9) is asked to send requests again after a takeover. Tests switch it
@@ -52,7 +65,10 @@ impl DataPlaneConfig {
             min_free_percent: MIN_FREE_PERCENT,
             slow_read: None,
             observer: Arc::new(Logged),
+            store_bytes_max: 0,
             device_reads: DeviceReads::default(),
+            verify_again_after: VERIFY_AGAIN_AFTER,
+            scrub_every: SCRUB_EVERY,
             disk: Arc::new(StdDisk),
             resend: true,
             handover: None,

@@ -19,7 +19,7 @@ use crate::fetch::{FetchError, Fetcher};
 use crate::mount::MountFailed;
 use crate::plane::Plane;
 use crate::source::{Elsewhere, Source};
-use crate::store::{LayerStoreError, Proof, StoredLayer};
+use crate::store::{ChunkState, LayerStoreError, Proof, StoredLayer};
 
 pub use attributes::NodeAttributes;
 pub(crate) use owner::owner;
@@ -208,10 +208,14 @@ impl Layer {
     }
 
     /// A former run proved the layer; its chunks are verified again before the store file is
-    /// mounted directly.
+    /// mounted directly. Not if some were evicted: they are fetched when they are read.
     fn verify_what_was_proven(&self) {
         let was_proven = self.stored().record().proof == Proof::Proven;
-        if was_proven && !self.0.proven.load(Ordering::Acquire) {
+        let is_whole = || {
+            let mut absent = self.stored().presence().rows(|s| s == ChunkState::Absent);
+            absent.next().is_none()
+        };
+        if was_proven && !self.0.proven.load(Ordering::Acquire) && is_whole() {
             let fetcher = self.0.fetcher.clone();
             // What is missing by now stays lazy; the next mount tries again.
             self.0.fetcher.runtime().spawn(async move {

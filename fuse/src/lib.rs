@@ -38,11 +38,11 @@ pub use layer::{
     NodeAttributes, SourceStatus,
 };
 pub use observer::{Observer, SlowRead};
-pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, UnmountError};
+pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, StoreUsage, UnmountError};
 pub use private::{check_place, create_private, private_directory};
 #[doc(hidden)]
 pub use session::write_state_as;
 pub use source::{
     Answer, BoxFuture, Delivery, Elsewhere, FailureKind, RegistrySource, Source, SourceFailure,
 };
-pub use store::{CachingStopped, Disk, OpenStoreError, Space, StdDisk};
+pub use store::{CachingStopped, Disk, OnDisk, OpenStoreError, PinError, Space, StdDisk};

@@ -3,9 +3,12 @@
 mod add;
 mod adopt;
 mod decoding;
+mod evict;
 mod mounts;
 mod remove;
+mod scrub;
 mod start;
+mod usage;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,13 +23,14 @@ use crate::driver::DriverReport;
 use crate::fetch::FetchContext;
 use crate::layer::{Layer, LayerId, LayerSpec, Proofs};
 use crate::session::{Sessions, Slots};
-use crate::store::{CachingStopped, StoreRoot};
+use crate::store::{CachingStopped, PinError, StoreRoot};
 
 pub use add::AddLayerError;
 use decoding::Decoding;
 use mounts::Mounts;
 pub use remove::{RemoveLayerError, UnmountError};
 pub use start::StartError;
+pub use usage::StoreUsage;
 
 /// One node's data plane. Clones are the same; the last one to go unmounts everything.
 #[derive(Debug, Clone)]
@@ -98,6 +102,23 @@ impl DataPlane {
         let mut layers: Vec<_> = self.0.lock_layers().values().cloned().collect();
         layers.sort_by_key(Layer::id);
         layers
+    }
+
+    /// What the store takes. Looks at every file of it.
+    pub fn usage(&self) -> StoreUsage {
+        self.0.usage()
+    }
+
+    /// Keeps the bytes of these layers until [`DataPlane::unpin`] is called with the same name. A
+    /// layer may have several names, also while it is not in the store.
+    pub fn pin(&self, layers: &[LayerId], name: &str) -> Result<(), PinError> {
+        let layers: Vec<_> = layers.iter().map(|layer| layer.0).collect();
+        self.0.store.pins().pin(&layers, name)
+    }
+
+    /// Takes away the pins called `name`, 1 to 1024 bytes; how many layers had one.
+    pub fn unpin(&self, name: &str) -> Result<usize, PinError> {
+        self.0.store.pins().unpin(name)
     }
 
     /// Removes a layer that is not mounted, and frees its place on the disk as soon as nobody has

@@ -10,7 +10,7 @@ use larder_proto::scan::{LayerScan, ScanOptions};
 use larder_proto::tree;
 use sha2::{Digest as _, Sha256};
 
-use crate::store::StoredLayer;
+use crate::store::{Checked, StoredLayer};
 
 /// Bytes read at a time: large enough for the disk, small enough for the background.
 const PIECE: usize = 256 << 10;
@@ -22,21 +22,27 @@ pub(crate) enum Verdict {
     True,
     /// It does not, in the way told.
     Lie(String),
+    /// Not known: some chunks were evicted meanwhile.
+    Evicted,
     /// Not known: the disk failed, or some chunks were damaged and have to come again.
     Unknown(String),
 }
 
 /// Reads the whole layer. Takes seconds for large layers; for a background thread.
 pub(crate) fn prove(layer: &StoredLayer) -> Verdict {
-    let lie = match examine(layer) {
+    let before = layer.evictions();
+    let examined = examine(layer);
+    let lie = match examined {
         Ok(Ok(())) => return Verdict::True,
+        // Holes read as zeros.
+        _ if layer.evictions() != before => return Verdict::Evicted,
         Ok(Err(lie)) => lie,
         Err(error) => return Verdict::Unknown(format!("cannot read the device: {error}")),
     };
     // A disk that changed bytes after they were verified looks the same; the chunks tell.
     let mut damaged = 0;
     for (row, chunk) in layer.index().chunks().enumerate() {
-        damaged += usize::from(!layer.verify(row, &chunk));
+        damaged += usize::from(layer.verify(row, &chunk) != Checked::Intact);
     }
     if damaged > 0 {
         return Verdict::Unknown(format!("{damaged} chunks were damaged on the disk"));
@@ -54,7 +60,7 @@ fn examine(layer: &StoredLayer) -> io::Result<Result<(), String>> {
     while at < index.tar_len() {
         let len = usize::try_from(index.tar_len() - at).map_or(PIECE, |left| left.min(PIECE));
         let bytes = &mut buffer[..len];
-        layer.read(bytes, at)?;
+        layer.read_unasked(bytes, at)?;
         hasher.update(&*bytes);
         cuts.clear();
         if let Err(error) = scan.feed(bytes, &mut cuts) {

@@ -7,22 +7,34 @@
 //! device      the tar, sparse: chunks appear as they are read
 //! present     which chunks the device holds, a hint: each is verified at its first use
 //! layer.json  what names the layer, and the sums of the files above
+//! direct      the kernel reads the device past us, in this boot
 //! ```
 
 mod claims;
+#[cfg(test)]
+mod crash;
 mod device;
+mod direct;
 mod disk;
+mod evict;
 mod floor;
+mod ledger;
+mod occupied;
+mod pins;
 mod presence;
 mod record;
 mod root;
 mod stored;
+mod uses;
 
-pub(crate) use device::Published;
+pub(crate) use device::{Device, Published};
 pub use disk::{Disk, Space, StdDisk};
 pub use floor::CachingStopped;
+pub(crate) use ledger::Ledger;
+pub use occupied::OnDisk;
+pub use pins::PinError;
 pub(crate) use presence::ChunkState;
 pub(crate) use record::{Proof, Record};
 pub use root::OpenStoreError;
-pub(crate) use root::StoreRoot;
-pub(crate) use stored::{LayerStoreError, NewLayer, StoredLayer};
+pub(crate) use root::{Limits, StoreRoot};
+pub(crate) use stored::{Checked, LayerStoreError, NewLayer, StoredLayer};

@@ -6,6 +6,7 @@ mod fetch_blobs;
 mod install;
 mod mount;
 mod output;
+mod pin;
 mod pull;
 mod run;
 mod status;
@@ -84,6 +85,10 @@ enum Command {
         #[arg(short, long, conflicts_with = "json")]
         verbose: bool,
     },
+    /// Keep the layers of an image, or one layer, whatever the store's limit says.
+    Pin(pin::PinArgs),
+    /// Undo `pin`.
+    Unpin(pin::PinArgs),
     /// Look at this machine and at containerd: what is missing, and the line to add.
     Doctor {
         /// Configuration file of the daemon.
@@ -336,6 +341,7 @@ impl Cli {
             Command::Pull { containerd, .. } | Command::FetchBlobs { containerd, .. } => {
                 containerd.json
             }
+            Command::Pin(pin) | Command::Unpin(pin) => pin.json,
             Command::Run(_)
             | Command::Mount(_)
             | Command::Umount { .. }
@@ -367,6 +373,8 @@ impl Cli {
                 let config = Config::load(config.as_deref(), &overrides)?;
                 block_on(status::status(&config.root, json, verbose))
             }
+            Command::Pin(args) => block_on(pin::pin(args)),
+            Command::Unpin(args) => block_on(pin::unpin(args)),
             Command::Doctor {
                 config,
                 containerd_config,

@@ -2,6 +2,7 @@
 //!
 //! Every key is described in `docs/CONFIGURATION.md`.
 
+mod bytes;
 mod disk;
 mod registry;
 mod syntax;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 use crate::metrics::MetricsAddress;
 use crate::socket;
+use bytes::Bytes;
 
 /// Where the daemon looks if no `--config` is given; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/larder/config.toml";
@@ -36,6 +38,10 @@ const SLOW_READ_MIN: Duration = Duration::from_millis(100);
 /// used, and is rather gigabytes that somebody took for percent.
 const MIN_FREE_PERCENT_MAX: u8 = 50;
 
+/// Smallest limit of the store, bytes: the largest chunks are 4 MiB, and a few of them must fit between
+/// where eviction begins and where it ends. What is smaller is rather gigabytes without their unit.
+const STORE_BYTES_MIN: u64 = 256 << 20;
+
 /// The keys of the configuration file, all optional.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -48,6 +54,8 @@ struct Written {
     min_free_percent: Option<u8>,
     metrics_address: Option<String>,
     slow_read_seconds: Option<f64>,
+    store_bytes_max: Option<Bytes>,
+    keep_removed: Option<bool>,
     log: WrittenLog,
     containerd: WrittenContainerd,
     registry: WrittenRegistry,
@@ -160,6 +168,10 @@ pub struct Config {
     pub metrics: Option<MetricsAddress>,
     /// A read that takes this long is reported; without it, none is.
     pub slow_read: Option<Duration>,
+    /// Bytes the store may take; 0 for as many as there are.
+    pub store_bytes_max: u64,
+    /// Whether the bytes of a layer stay after its last snapshot was removed, until they are evicted.
+    pub keep_removed: bool,
     /// How much is logged.
     pub log_level: LogLevel,
     /// How it is logged.
@@ -256,6 +268,8 @@ impl Config {
             metrics: metrics_address(written.metrics_address.as_deref())?,
             slow_read: slow_read(written.slow_read_seconds, read_deadline)?,
             min_free_percent: written.min_free_percent.unwrap_or(5),
+            store_bytes_max: written.store_bytes_max.unwrap_or_default().0,
+            keep_removed: written.keep_removed.unwrap_or_default(),
             log_level: overrides
                 .log_level
                 .or(written.log.level)
@@ -312,6 +326,16 @@ impl Config {
             let reason = format!("must be at most {MIN_FREE_PERCENT_MAX}");
             return Err(ConfigError::Value {
                 key: "min_free_percent",
+                reason,
+            });
+        }
+        if (1..STORE_BYTES_MIN).contains(&self.store_bytes_max) {
+            let reason = format!(
+                "must be at least {STORE_BYTES_MIN} bytes (256 MiB), or 0 for no limit; is a unit \
+                 missing?"
+            );
+            return Err(ConfigError::Value {
+                key: "store_bytes_max",
                 reason,
             });
         }

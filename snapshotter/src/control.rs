@@ -2,12 +2,16 @@
 //! that owns it.
 
 mod images;
+mod pins;
 
+use std::collections::HashSet;
+
+use larder_fuse::StoreUsage;
 use larder_proto::digest::Digest;
 use larder_proto::grpc::control::control_server::{self, ControlServer};
 use larder_proto::grpc::control::{
-    Layer, MountImageRequest, MountImageResponse, Sender, Source, StatusResponse,
-    UnmountImageRequest,
+    self, Layer, MountImageRequest, MountImageResponse, PinRequest, PinResponse, Sender, Source,
+    StatusResponse, UnmountImageRequest, UnpinRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -30,12 +34,28 @@ impl Control {
     }
 
     fn report(&self) -> Result<StatusResponse, StoreError> {
-        let layers = layers(&self.snapshots)?;
-        let plane: Option<&dyn Plane> = self.snapshots.lazy().map(|lazy| lazy.plane().as_ref());
-        Ok(StatusResponse {
+        let mut layers = layers(&self.snapshots)?;
+        let store = self.snapshots.store();
+        let plane = self.plane();
+        if let Some(plane) = plane {
+            // Those of removed snapshots, and those of snapshots that come or go.
+            let used: HashSet<_> = layers.iter().map(|layer| layer.index.clone()).collect();
+            let kept = plane.layers().into_iter();
+            let kept = kept.filter(|index| !used.contains(&index.to_string()));
+            layers.extend(kept.map(|index| lazy_layer(plane, &index)));
+        }
+        let mut status = StatusResponse {
             layers,
             ..process(plane)
-        })
+        };
+        if let Some(kept) = &mut status.store {
+            kept.database = store.database_on_disk();
+        }
+        Ok(status)
+    }
+
+    fn plane(&self) -> Option<&dyn Plane> {
+        self.snapshots.lazy().map(|lazy| lazy.plane().as_ref())
     }
 }
 
@@ -91,7 +111,20 @@ fn process(plane: Option<&dyn Plane>) -> StatusResponse {
         caching_stopped: stopped.map(|stopped| stopped.why).unwrap_or_default(),
         caching_stopped_since: since.unwrap_or_default(),
         containers_lost: plane.and_then(Plane::lost).unwrap_or_default(),
+        store: plane.map(|plane| store(&plane.usage())),
         ..StatusResponse::default()
+    }
+}
+
+fn store(usage: &StoreUsage) -> control::Store {
+    control::Store {
+        limit: usage.limit.unwrap_or_default(),
+        total: usage.total,
+        data: usage.data,
+        overhead: usage.overhead,
+        evictable: usage.evictable,
+        pinned: usage.pinned,
+        database: 0,
     }
 }
 
@@ -105,6 +138,11 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         quarantined,
         sources,
         blob,
+        data_on_disk,
+        beside_on_disk,
+        in_use,
+        last_used,
+        pins,
         ..
     } = progress;
     let sources = sources.into_iter().map(|source| Source {
@@ -125,6 +163,12 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         bytes_total,
         bytes_present,
         sources: sources.collect(),
+        index: index.to_string(),
+        data_on_disk,
+        beside_on_disk,
+        in_use,
+        last_used,
+        pins,
         ..Layer::default()
     }
 }
@@ -154,6 +198,14 @@ impl control_server::Control for Control {
 
     async fn unmount(&self, _: Request<UnmountImageRequest>) -> Result<Response<()>, Status> {
         Err(elsewhere())
+    }
+
+    async fn pin(&self, request: Request<PinRequest>) -> Result<Response<PinResponse>, Status> {
+        tokio::task::block_in_place(|| pins::pin(self.plane(), &request.into_inner()))
+    }
+
+    async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<PinResponse>, Status> {
+        tokio::task::block_in_place(|| pins::unpin(self.plane(), &request.into_inner()))
     }
 }
 

@@ -118,6 +118,7 @@ pub struct Lazy {
     plane: Arc<dyn Plane>,
     lookup: Lookup,
     deadline: Duration,
+    keep_removed: bool,
     flights: Flights<(String, String)>,
     /// Held for reading while a layer is added and mounted, for writing while one is freed.
     gate: RwLock<()>,
@@ -135,6 +136,7 @@ impl Lazy {
             plane,
             lookup: Lookup::new(containerd, config.registry.ports.clone()),
             deadline: config.prepare_deadline,
+            keep_removed: config.keep_removed,
             flights: Flights::default(),
             gate: RwLock::default(),
             unused: Mutex::default(),

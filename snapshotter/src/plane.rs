@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use larder_fuse::{CachingStopped, Counts};
+use larder_fuse::{CachingStopped, Counts, StoreUsage};
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
 
@@ -81,6 +81,16 @@ pub struct Progress {
     pub proven: bool,
     /// Why its index is not believed any more, if so.
     pub quarantined: Option<String>,
+    /// Bytes its chunks take on the disk.
+    pub data_on_disk: u64,
+    /// Bytes its index, metadata images and record take on the disk.
+    pub beside_on_disk: u64,
+    /// Whether it is mounted or open.
+    pub in_use: bool,
+    /// When it was last read, seconds since 1970.
+    pub last_used: u64,
+    /// The names it is pinned by.
+    pub pins: Vec<String>,
     /// Where missing bytes come from.
     pub sources: Vec<SourceProgress>,
 }
@@ -171,6 +181,17 @@ pub trait Plane: Send + Sync + Debug {
     fn counts(&self) -> Option<&Arc<Counts>> {
         None
     }
+
+    /// What the store takes on the disk; looks at every file of it.
+    fn usage(&self) -> StoreUsage {
+        StoreUsage::default()
+    }
+
+    /// Keeps the bytes of layers until they are unpinned by the same name.
+    fn pin(&self, indexes: &[Digest], name: &str) -> Result<(), PlaneError>;
+
+    /// Takes away the pins of that name; how many layers had one.
+    fn unpin(&self, name: &str) -> Result<usize, PlaneError>;
 
     /// The driver and why it was chosen.
     fn driver(&self) -> (String, String);

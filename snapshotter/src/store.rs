@@ -19,7 +19,8 @@ mod record;
 mod tables;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -44,6 +45,7 @@ const CACHE_BYTES_MAX: usize = 4 << 20;
 /// The snapshot store of one root directory.
 #[derive(Debug)]
 pub struct Store {
+    path: PathBuf,
     database: Database,
     directories: Directories,
     next_id: AtomicU64,
@@ -99,17 +101,25 @@ impl Store {
             drop(fs::remove_file(&fresh));
             directories::private_file(&fresh)?;
             tables::prepare(&open(&fresh)?)?;
-            fs::rename(&fresh, &path).map_err(|error| StoreError::open(&path, error.into()))?;
+            let named = fs::rename(&fresh, &path).and_then(|()| File::open(root)?.sync_all());
+            named.map_err(|error| StoreError::open(&path, error.into()))?;
         }
         // Also a file that an earlier build left open to others.
         directories::private_file(&path)?;
         let database = open(&path)?;
         let next_id = tables::prepare(&database)?.max(directories.highest()? + 1);
         Ok(Self {
+            path,
             database,
             directories,
             next_id: AtomicU64::new(next_id),
         })
+    }
+
+    /// What the database takes on the disk, bytes of blocks.
+    pub fn database_on_disk(&self) -> u64 {
+        let found = fs::metadata(&self.path);
+        found.map_or(0, |found| found.blocks() * 512)
     }
 
     /// Where the directories of the snapshots are.
@@ -357,6 +367,8 @@ impl Store {
     }
 }
 
+#[cfg(test)]
+mod crash;
 #[cfg(test)]
 mod failing;
 #[cfg(test)]

@@ -1,13 +1,20 @@
 """What a node keeps on its disk."""
 
+import contextlib
 import glob
 import os
+import secrets
 import subprocess
+import time
 import unittest
 
 import world
-from world import rig
+from world import DRIVERS, RELEASES, once_per, rig
 
+SMALL = "96M"  # holds the indexes and half of what is read
+ANSWER_SECONDS_MAX = 1
+RESUME_SECONDS_MAX = 5
+READ_ALL = ("/bin/sh", "-c", "find / -xdev -type f -exec sha256sum {} + | sort")
 ZEROS = 10 * 10**9  # the test image says how many it has; never fewer than this
 
 
@@ -41,6 +48,75 @@ class Disk(world.Case):
         self.assertIn(os.path.join(root, "mount.log"), files)
         self.assertEqual(os.stat(root).st_mode & 0o777, 0o700)
         self.assertEqual([path for path in files if os.stat(path).st_mode & 0o777 != 0o600], [])
+
+
+class FullDisk(world.Case):
+    """Root directory, database and log of the daemon on one small disk, which somebody fills to the last block."""
+
+    @contextlib.contextmanager
+    def node_on_a_small_disk(self, driver):
+        node = rig.Node(world.work(), world.PROGRAMS, True, driver, RELEASES["2"])
+        disk, root = os.path.join(node.work, "disk"), os.path.join(node.work, "larder")
+        rig.run("truncate", "-s", SMALL, disk)
+        rig.run("mkfs.ext4", "-q", "-F", "-m", "0", disk)
+        os.mkdir(root)
+        rig.run("mount", "-o", "loop", disk, root)
+        os.symlink(os.path.join(root, "daemon.log"), os.path.join(node.work, "larder.log"))
+        try:
+            node.start(world.REGISTRY)
+            yield node, root
+        except Exception as error:
+            error.add_note(node.log())
+            raise
+        finally:
+            node.close()
+            rig.unmount_below(node.work)
+
+    def fill(self, path):
+        with open(path, "wb", buffering=0) as out, contextlib.suppress(OSError):
+            for size in (1 << 20, 4096, 1):
+                with contextlib.suppress(OSError):
+                    while out.write(b"x" * size):
+                        pass
+
+    def answered(self, node, *words):
+        """Whether the snapshotter agreed; in either case it answers in time."""
+        socket, began = os.path.join(node.work, "l.sock"), time.monotonic()
+        command = [os.path.join(node.directory, "ctr"), "-a", socket, "snapshots", "--snapshotter", "any", *words]
+        ended = subprocess.run(command, capture_output=True, timeout=60)
+        self.assertLess(time.monotonic() - began, ANSWER_SECONDS_MAX, words)
+        return ended.returncode == 0
+
+    @once_per(driver=DRIVERS)
+    def test_a_full_disk_costs_no_read_and_caching_resumes_by_itself(self, driver):
+        """Promise: with not a byte left for store, database and log, a container reads everything, each call is answered within a
+        second, and five seconds after space came back fetched bytes are kept again. No restart."""
+        _, converted = world.publish("tools-layers")
+        with self.node_on_a_small_disk(driver) as (node, root):
+            node.pull(converted)
+            name, filler = "full-" + secrets.token_hex(4), os.path.join(root, "filler")
+            node.ctr("run", "--detach", "--net-host", "--snapshotter", "larder", converted, name,
+                     "/bin/sh", "-c", "exec sleep 1000000")
+            present = lambda: sum(layer["bytes_present"] for layer in world.status(root)["layers"])  # noqa: E731
+            read = lambda: node.printed("tasks", "exec", "--exec-id", secrets.token_hex(4), name, *READ_ALL)  # noqa: E731
+            self.fill(filler)
+            self.assertEqual(os.statvfs(root).f_bavail, 0)
+            full, before = read(), present()
+            self.assertIn("/etc/motd", full)
+            self.assertTrue(self.answered(node, "ls"))
+            self.answered(node, "prepare", "new", "")
+            self.assertIn("free", world.status(root)["caching_stopped"]["why"])
+            os.remove(filler)
+            until = time.monotonic() + RESUME_SECONDS_MAX
+            while world.status(root)["caching_stopped"]:
+                self.assertLess(time.monotonic(), until, "caching does not resume")
+                time.sleep(0.1)
+            rig.drop_caches()
+            self.assertEqual(read(), full)
+            self.assertGreater(present(), before)
+            self.assertTrue(self.answered(node, "prepare", "after", ""))
+            node.ctr("tasks", "rm", "-f", name)
+            node.ctr("containers", "rm", name)
 
 
 if __name__ == "__main__":

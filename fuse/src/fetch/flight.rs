@@ -183,7 +183,7 @@ impl Landing {
     }
 
     /// Waits for all of them, and forgets those that are not stored.
-    pub(super) async fn stored(self) -> Result<(), Arc<FetchError>> {
+    pub(crate) async fn stored(self) -> Result<(), Arc<FetchError>> {
         self.all().await.map(drop)
     }
 }

@@ -16,7 +16,7 @@ use super::troubles::Troubles;
 use super::{FetchError, Fetcher, Landed, Priority, Tracked};
 use crate::counts::{Delay, Outcome};
 use crate::source::{Delivery, FailureKind, SourceFailure, ask, no_answer};
-use crate::store::{ChunkState, Published};
+use crate::store::{Checked, ChunkState, Published};
 
 /// One source may take this part of the deadline before the next one is asked, or the same again
 /// on a new connection.
@@ -87,29 +87,25 @@ impl Run {
             |row: &usize| self.fetcher.layer.presence().state(*row) == ChunkState::Claimed;
         for row in self.rows().into_iter().filter(is_claimed) {
             let layer = self.fetcher.layer.clone();
-            let verify = move || {
-                layer
-                    .index()
-                    .chunk(row)
-                    .is_some_and(|c| layer.verify(row, &c))
-            };
+            let verify = move || Some(layer.verify(row, &layer.index().chunk(row)?));
             let begun = Instant::now();
             let verified = tokio::task::spawn_blocking(verify).await;
             self.spent_on(Delay::Verification, begun.elapsed());
             match verified {
-                Ok(true) => self.land(row, Landed::Stored),
+                Ok(Some(Checked::Intact)) => self.land(row, Landed::Stored),
                 // A killed daemon leaves chunks that are there in part.
-                Ok(false) if self.fetcher.layer.is_guessed() => debug!(
+                Ok(Some(Checked::Damaged)) if self.fetcher.layer.is_guessed() => debug!(
                     layer = %self.fetcher.blob(), chunk = row,
                     "a chunk is not there, other than it seemed; fetching it"
                 ),
-                Ok(false) => {
+                Ok(Some(Checked::Damaged)) => {
                     self.fetcher.context.counts.damage();
                     warn!(
                         layer = %self.fetcher.blob(), chunk = row,
                         "a chunk in the store is damaged; fetching it again"
                     );
                 }
+                Ok(Some(Checked::Evicted) | None) => {}
                 Err(_) => return,
             }
         }
@@ -239,11 +235,12 @@ impl Run {
             let frame = rest.split_to(chunk.stored_len as usize);
             let layer = self.fetcher.layer.clone();
             let begun = Instant::now();
+            let is_awaited = self.priority == Priority::Demand;
             let opened = tokio::task::spawn_blocking(move || {
                 let queued = begun.elapsed();
                 let content = open_frame(&chunk, frame)?;
                 let verified = begun.elapsed().saturating_sub(queued);
-                let published = layer.publish(row, &chunk, &content);
+                let published = layer.publish(row, &chunk, &content, is_awaited);
                 Ok::<_, String>((published, content, [queued, verified]))
             });
             let host = delivery.origin.as_ref().map(Origin::host);

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::DataPlaneConfig;
 use crate::source::{Answer, BoxFuture, FailureKind, SourceFailure, ask, no_answer};
-use crate::store::{NewLayer, StoreRoot};
+use crate::store::{Limits, NewLayer, StoreRoot};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -118,7 +118,11 @@ impl Scene {
         let fixture = LayerFixture::new(tar.finish());
         let scratch = tempfile::tempdir().unwrap();
         let config = DataPlaneConfig::new(scratch.path());
-        let root = StoreRoot::open(scratch.path(), config.disk, 0, None).unwrap();
+        let limits = Limits {
+            bytes_max: 0,
+            min_free_percent: 0,
+        };
+        let root = StoreRoot::open(scratch.path(), config.disk, limits, None).unwrap();
         let tail = fixture
             .blob
             .slice(usize::try_from(fixture.index.offset).unwrap()..);

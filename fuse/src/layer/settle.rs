@@ -112,6 +112,8 @@ impl Layer {
                 }
                 true
             }
+            // It completes again when it is read, or not: no reason to fetch what had to go.
+            Verdict::Evicted => true,
             Verdict::Unknown(reason) => {
                 warn!(index = %self.id(), reason, "a layer cannot be proven now");
                 stored.presence().all_verified()

@@ -1,11 +1,12 @@
 //! What there is to tell about a layer.
 
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use larder_proto::digest::Digest;
 
 use super::{Layer, LayerId};
-use crate::store::ChunkState;
+use crate::store::{ChunkState, OnDisk};
 
 /// How much of a layer is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,14 @@ pub struct LayerStatus {
     pub proven: bool,
     /// Why there are no new mounts of it, if so.
     pub quarantined: Option<String>,
+    /// What its files take on the disk.
+    pub on_disk: OnDisk,
+    /// When it was last read.
+    pub last_used: SystemTime,
+    /// Whether it is mounted, or the kernel has anything of it open.
+    pub in_use: bool,
+    /// The names it is pinned by.
+    pub pins: Vec<String>,
     /// Its sources in order.
     pub sources: Vec<SourceStatus>,
 }
@@ -81,6 +90,7 @@ impl Layer {
                 last_failure: tally.last_failure,
             }
         });
+        let plane = self.0.plane.upgrade();
         LayerStatus {
             id: self.id(),
             blob: self.blob(),
@@ -89,6 +99,10 @@ impl Layer {
             state,
             proven: self.0.proven.load(Ordering::Acquire),
             quarantined: self.quarantine(),
+            on_disk: stored.measure(),
+            last_used: stored.last_used(),
+            in_use: plane.as_ref().is_some_and(|plane| plane.is_used(self)),
+            pins: plane.map_or_else(Vec::new, |plane| plane.pins(&self.id())),
             sources: sources.collect(),
         }
     }

@@ -21,6 +21,13 @@ pub(super) struct Mounts {
     pub(super) bases: HashMap<Base, usize>,
 }
 
+impl Mounts {
+    /// Whether the layer is mounted anywhere.
+    pub(super) fn has(&self, layer: &LayerId) -> bool {
+        self.targets.values().any(|target| target.layer == *layer)
+    }
+}
+
 /// A place a layer is mounted at.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
@@ -106,7 +113,7 @@ impl Plane {
     ) -> Result<Base, MountError> {
         let base = Base {
             slot: view.slot,
-            direct: layer.0.proven.load(Ordering::Acquire),
+            direct: layer.0.proven.load(Ordering::Acquire) && layer.stored().begin_direct(),
         };
         let place = self.base_path(base);
         let is_new = !mounts.bases.contains_key(&base);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Plane;
 use super::mounts::slots;
-use crate::layer::LayerId;
+use crate::layer::{Layer, LayerId};
 use crate::mount::MountFailed;
 
 /// A layer that was not removed.
@@ -36,7 +36,26 @@ pub enum UnmountError {
 
 impl Plane {
     pub(super) fn unmount(&self, target: &Path) -> Result<(), UnmountError> {
-        Ok(self.unmount_target(target)?)
+        let layer = self
+            .lock_mounts()
+            .targets
+            .get(target)
+            .map(|target| target.layer);
+        self.unmount_target(target)?;
+        if let Some(layer) = layer.and_then(|id| self.lock_layers().get(&id).cloned()) {
+            self.let_go(&layer);
+        }
+        Ok(())
+    }
+
+    /// Asks the kernel to forget the names of a layer that is mounted nowhere, so that it is not in use
+    /// only because the kernel remembers it.
+    fn let_go(&self, layer: &Layer) {
+        if !self.lock_mounts().has(&layer.id()) {
+            for slot in slots(layer) {
+                self.session.forget(slot);
+            }
+        }
     }
 
     pub(super) fn remove(&self, id: &LayerId) -> Result<(), RemoveLayerError> {

@@ -13,7 +13,9 @@ use tracing::{info, warn};
 
 use super::Plane;
 use super::decoding::Decoding;
+use super::evict::keep_room;
 use super::mounts::Mounts;
+use super::scrub::{expire_now_and_then, scrub_now_and_then};
 use crate::config::DataPlaneConfig;
 use crate::counts::Counts;
 use crate::driver::{self, Driver, DriverReport, SelfTest, kernel_is_safe};
@@ -25,7 +27,7 @@ use crate::session::{
     Content, FuseMount, Inherited, Manner, Sessions, Slots, TakeOverError, Unopened,
 };
 use crate::source::{Elsewhere, Source};
-use crate::store::{OpenStoreError, Record, StoreRoot, StoredLayer};
+use crate::store::{Limits, OpenStoreError, Record, StoreRoot, StoredLayer};
 use crate::supervisor::Handover;
 use crate::sys::raise_open_files;
 
@@ -82,8 +84,11 @@ impl Plane {
     pub(super) fn start(config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
         let handover = config.handover.clone();
         let held = handover.as_ref().and_then(|handover| handover.take(LOCK));
-        let percent = config.min_free_percent;
-        let store = StoreRoot::open(&config.root, config.disk.clone(), percent, held)?;
+        let limits = Limits {
+            bytes_max: config.store_bytes_max,
+            min_free_percent: config.min_free_percent,
+        };
+        let store = StoreRoot::open(&config.root, config.disk.clone(), limits, held)?;
         if let Some(handover) = &handover {
             handover.hold(LOCK, store.lock());
         }
@@ -146,8 +151,18 @@ impl Plane {
                 .hold(handover, &plane.slots, &plane.driver, lost);
             held.map_err(|error| StartError::TakeOver(error.to_string()))?;
         }
-        handle.spawn(sync_now_and_then(Arc::downgrade(&plane)));
+        plane.look_after_the_store();
         Ok(plane)
+    }
+
+    /// Starts what goes on beside the readers until the plane is gone.
+    fn look_after_the_store(self: &Arc<Self>) {
+        let (handle, plane) = (&self.context.runtime, || Arc::downgrade(self));
+        let (again, scrub) = (self.config.verify_again_after, self.config.scrub_every);
+        handle.spawn(sync_now_and_then(plane()));
+        handle.spawn(keep_room(plane()));
+        handle.spawn(expire_now_and_then(plane(), again));
+        handle.spawn(scrub_now_and_then(plane(), scrub));
     }
 
     /// Serves the sessions of the daemon before, and claims its mounts. Containers wait: what need not be

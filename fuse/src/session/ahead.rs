@@ -165,11 +165,14 @@ fn store(slot: &Arc<Slot>, number: u32, file: Nid, notices: &Notices) -> io::Res
         return Ok(());
     };
     let end = extent.tar_offset + extent.len;
-    if extent.len > FILE_BYTES_MAX || !layer.has(extent.tar_offset, end) {
+    if extent.len > FILE_BYTES_MAX {
         return Ok(());
     }
+    let rows = layer.index().rows(extent.tar_offset..end);
     let mut bytes = vec![0; usize::try_from(extent.len).map_err(io::Error::other)?];
-    layer.read(&mut bytes, extent.tar_offset)?;
-    notices.store(Node::File(number, file).number(), bytes);
+    let is_there = layer.read_there(rows, |device| device.read(&mut bytes, extent.tar_offset))?;
+    if is_there {
+        notices.store(Node::File(number, file).number(), bytes);
+    }
     Ok(())
 }

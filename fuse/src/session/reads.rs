@@ -10,8 +10,8 @@ use std::time::Instant;
 use larder_proto::verified::Verified;
 
 use crate::counts::ReadFailure;
-use crate::fetch::{FetchError, Fetcher, Priority};
-use crate::store::StoredLayer;
+use crate::fetch::{FetchError, Fetcher, Landing, Priority};
+use crate::store::{Device, StoredLayer};
 
 use super::slow;
 
@@ -57,6 +57,12 @@ impl Wanted {
         self.parts.iter().map(|part| part.device.clone())
     }
 
+    /// The chunks that hold them.
+    fn rows(&self, layer: &StoredLayer) -> impl Iterator<Item = usize> {
+        let parts = self.parts.iter();
+        parts.flat_map(|part| layer.index().rows(part.device.clone()))
+    }
+
     /// Whether no zeros stand between or behind the bytes of the device.
     fn is_one_run(&self) -> bool {
         matches!(&self.parts[..], [part] if part.device.end - part.device.start == self.len as u64)
@@ -76,6 +82,10 @@ impl Wanted {
 /// A chunk that is in memory and not in the store.
 type Held = HashMap<usize, Arc<Verified<Vec<u8>>>>;
 
+/// How often a read whose chunks went before it had them asks again. A chunk stays for a second after it
+/// came, and one that the disk cannot give back is not written there again: so once is rare.
+const ATTEMPTS: usize = 4;
+
 /// Answers with the bytes, or with the reason why they cannot be had, which is logged already.
 pub(super) fn answer<R>(fetcher: &Arc<Fetcher>, wanted: Wanted, reply: R)
 where
@@ -83,37 +93,34 @@ where
 {
     let began = Instant::now();
     let layer = fetcher.layer();
-    let is_there = |part: &Part| layer.has(part.device.start, part.device.end);
-    let mut reply = reply;
-    if wanted.parts.iter().all(is_there) {
-        let unanswered =
-            BUFFER.with_borrow_mut(|buffer| match fill(layer, &wanted, &Held::new(), buffer) {
-                Ok(()) => {
-                    reply(Ok(&buffer[..wanted.len]));
-                    None
-                }
-                Err(_) => Some(reply),
-            });
-        let Some(unanswered) = unanswered else {
-            let took = began.elapsed();
-            fetcher.context().counts.hit(took, wanted.len);
-            if fetcher.context().slow.is_slow(took) {
-                slow::report(fetcher, &wanted, took, None);
+    let filled =
+        BUFFER.with_borrow_mut(|buffer| match fill(layer, &wanted, &Held::new(), buffer) {
+            Ok(true) => {
+                reply(Ok(&buffer[..wanted.len]));
+                Ok(())
             }
-            return;
-        };
-        // The disk failed on chunks that were there: verify them again, and fetch what is lost.
+            Ok(false) => Err((reply, false)),
+            Err(_) => Err((reply, true)),
+        });
+    let Err((reply, disk_failed)) = filled else {
+        let took = began.elapsed();
+        fetcher.context().counts.hit(took, wanted.len);
+        if fetcher.context().slow.is_slow(took) {
+            slow::report(fetcher, &wanted, took, None);
+        }
+        return;
+    };
+    if disk_failed {
+        // On chunks that were there: verify them again, and fetch what is lost.
         doubt(layer, &wanted);
-        reply = unanswered;
     }
     fetch(fetcher, wanted, began, reply);
 }
 
 fn doubt(layer: &StoredLayer, wanted: &Wanted) {
-    for part in &wanted.parts {
-        for row in layer.index().rows(part.device.clone()) {
-            layer.presence().set_claimed(row);
-        }
+    layer.read_failed();
+    for row in wanted.rows(layer) {
+        layer.presence().set_claimed(row);
     }
 }
 
@@ -121,49 +128,87 @@ fn fetch<R>(fetcher: &Arc<Fetcher>, wanted: Wanted, began: Instant, reply: R)
 where
     R: FnOnce(Result<&[u8], ()>) + Send + 'static,
 {
-    let layer = fetcher.layer().clone();
     let waiting = fetcher.context().counts.wait();
-    let rows = |part: &Part| layer.index().rows(part.device.clone());
-    let landings: Vec<_> = wanted
-        .parts
-        .iter()
-        .map(|part| fetcher.request(rows(part), Priority::Demand))
-        .collect();
+    let landings = request(fetcher, &wanted);
     let fetcher = fetcher.clone();
-    fetcher.clone().runtime().spawn(async move {
-        let mut held = Held::new();
-        for landing in landings {
-            match landing.all().await {
-                Ok(chunks) => held.extend(chunks),
+    fetcher.runtime().clone().spawn(async move {
+        let (mut landings, mut asked) = (landings, (wanted, reply));
+        for _ in 0..ATTEMPTS {
+            let held = match landed(landings).await {
+                Ok(held) => held,
                 Err(error) => {
+                    let (wanted, reply) = asked;
                     reply(Err(()));
                     drop(waiting);
                     return ended(&fetcher, &wanted, began, Some(failure(&error)));
                 }
-            }
+            };
+            let layer = fetcher.layer().clone();
+            let (wanted, reply) = asked;
+            // Reading may wait for the disk, which the fetcher's own threads must not.
+            let copying = tokio::task::spawn_blocking(move || copy(&layer, wanted, &held, reply));
+            asked = match copying.await {
+                Ok(Err(again)) => again,
+                Ok(Ok(wanted)) => {
+                    drop(waiting);
+                    return ended(&fetcher, &wanted, began, None);
+                }
+                // Only a shutdown keeps it from running; the reply's own destructor answers then.
+                Err(_) => return,
+            };
+            landings = request(&fetcher, &asked.0);
         }
-        // Reading may wait for the disk, which the fetcher's own threads must not.
-        let copied = tokio::task::spawn_blocking(move || {
-            let failed =
-                BUFFER.with_borrow_mut(|buffer| match fill(&layer, &wanted, &held, buffer) {
-                    Ok(()) => {
-                        reply(Ok(&buffer[..wanted.len]));
-                        None
-                    }
-                    Err(error) => {
-                        tracing::warn!(layer = %layer.directory().display(), %error,
-                            "a read fails: the store's disk gave an error");
-                        doubt(&layer, &wanted);
-                        reply(Err(()));
-                        Some(ReadFailure::Disk)
-                    }
-                });
-            drop(waiting);
-            ended(&fetcher, &wanted, began, failed);
-        });
-        // Only a shutdown keeps it from running; the reply's own destructor answers then.
-        let _ = copied.await;
+        tracing::warn!(layer = %fetcher.blob(),
+            "a read fails: the store lost its chunks before they could be read; is its disk broken, its \
+             limit far too small, or this node overloaded?");
+        let (wanted, reply) = asked;
+        reply(Err(()));
+        drop(waiting);
+        ended(&fetcher, &wanted, began, Some(ReadFailure::Disk));
     });
+}
+
+fn request(fetcher: &Arc<Fetcher>, wanted: &Wanted) -> Vec<Landing> {
+    let rows = |part: &Part| fetcher.layer().index().rows(part.device.clone());
+    let parts = wanted.parts.iter();
+    parts
+        .map(|part| fetcher.request(rows(part), Priority::Demand))
+        .collect()
+}
+
+/// Waits for all chunks; those that are not in the store.
+async fn landed(landings: Vec<Landing>) -> Result<Held, Arc<FetchError>> {
+    let mut held = Held::new();
+    for landing in landings {
+        held.extend(landing.all().await?);
+    }
+    Ok(held)
+}
+
+/// Answers, unless chunks were evicted meanwhile or the disk failed on them: then what was asked for
+/// is given back.
+fn copy<R>(
+    layer: &StoredLayer,
+    wanted: Wanted,
+    held: &Held,
+    reply: R,
+) -> Result<Wanted, (Wanted, R)>
+where
+    R: FnOnce(Result<&[u8], ()>),
+{
+    BUFFER.with_borrow_mut(|buffer| match fill(layer, &wanted, held, buffer) {
+        Ok(true) => {
+            reply(Ok(&buffer[..wanted.len]));
+            Ok(wanted)
+        }
+        Ok(false) => Err((wanted, reply)),
+        Err(error) => {
+            tracing::warn!(layer = %layer.directory().display(), %error,
+                "the store's disk gave an error for what was just written; fetching it again");
+            doubt(layer, &wanted);
+            Err((wanted, reply))
+        }
+    })
 }
 
 /// Counts a read that had to wait, and reports it if it was slow. After its answer: nobody waits
@@ -188,28 +233,44 @@ const fn failure(error: &FetchError) -> ReadFailure {
     }
 }
 
-fn fill(layer: &StoredLayer, wanted: &Wanted, held: &Held, buffer: &mut Vec<u8>) -> io::Result<()> {
-    if buffer.len() < wanted.len {
-        buffer.resize(wanted.len, 0);
-    }
-    let buffer = &mut buffer[..wanted.len];
-    if !wanted.is_one_run() {
-        buffer.fill(0);
-    }
-    for part in &wanted.parts {
-        let len = usize::try_from(part.device.end - part.device.start).map_err(io::Error::other)?;
-        let bytes = &mut buffer[part.at..part.at + len];
-        if held.is_empty() {
-            layer.read(bytes, part.device.start)?;
-        } else {
-            fill_mixed(layer, part, held, bytes)?;
+/// Fills `buffer`; false if chunks that are not held are not in the store, or not any more.
+fn fill(
+    layer: &StoredLayer,
+    wanted: &Wanted,
+    held: &Held,
+    buffer: &mut Vec<u8>,
+) -> io::Result<bool> {
+    let from_store = wanted.rows(layer).filter(|row| !held.contains_key(row));
+    layer.read_there(from_store, |device| {
+        if buffer.len() < wanted.len {
+            buffer.resize(wanted.len, 0);
         }
-    }
-    Ok(())
+        let buffer = &mut buffer[..wanted.len];
+        if !wanted.is_one_run() {
+            buffer.fill(0);
+        }
+        for part in &wanted.parts {
+            let len = part.device.end - part.device.start;
+            let len = usize::try_from(len).map_err(io::Error::other)?;
+            let bytes = &mut buffer[part.at..part.at + len];
+            if held.is_empty() {
+                device.read(bytes, part.device.start)?;
+            } else {
+                fill_mixed(layer, device, part, held, bytes)?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Chunk by chunk, from memory or from the store.
-fn fill_mixed(layer: &StoredLayer, part: &Part, held: &Held, bytes: &mut [u8]) -> io::Result<()> {
+fn fill_mixed(
+    layer: &StoredLayer,
+    device: &Device,
+    part: &Part,
+    held: &Held,
+    bytes: &mut [u8],
+) -> io::Result<()> {
     for row in layer.index().rows(part.device.clone()) {
         let Some(chunk) = layer.index().chunk(row) else {
             continue;
@@ -222,7 +283,7 @@ fn fill_mixed(layer: &StoredLayer, part: &Part, held: &Held, bytes: &mut [u8]) -
             Some(content) => to.copy_from_slice(
                 &content.as_slice()[place(start, chunk.offset)..place(end, chunk.offset)],
             ),
-            None => layer.read(to, start)?,
+            None => device.read(to, start)?,
         }
     }
     Ok(())

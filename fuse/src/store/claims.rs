@@ -12,6 +12,7 @@ use std::ops::Range;
 use larder_proto::digest::ChunkDigest;
 use larder_proto::index::{Chunk, Index};
 use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 use super::presence::Presence;
 
@@ -35,40 +36,76 @@ pub(super) fn claim_zeros<B: AsRef<[u8]>>(presence: &Presence, index: &Index<B>)
     }
 }
 
-/// Claims every chunk of `index` that `device` has some data of, or that is all zeros.
+/// Claims every chunk of `index` that `device` has some data of, or that is all zeros. False if
+/// there may be more: the file is in too many pieces, or its file system cannot tell.
 pub(super) fn claim_what_is_there<B: AsRef<[u8]>>(
     presence: &Presence,
     index: &Index<B>,
     device: &File,
-) {
+) -> bool {
     let mut zeros = Zeros::default();
-    let mut extents = Extents { device, at: 0 }.take(EXTENTS_MAX).peekable();
+    let mut extents = Extents::of(device);
+    let mut next = extents.next();
     for (row, chunk) in index.chunks().enumerate() {
-        while extents.next_if(|data| data.end <= chunk.offset).is_some() {}
-        let has_data = extents.peek().is_some_and(|data| data.start < chunk.end());
+        while next.as_ref().is_some_and(|data| data.end <= chunk.offset) {
+            next = extents.next();
+        }
+        let has_data = next.as_ref().is_some_and(|data| data.start < chunk.end());
         if has_data || zeros.are(&chunk) {
             presence.claim(row);
         }
     }
+    extents.were_all
 }
 
 /// The parts of a sparse file that hold data, ascending.
 struct Extents<'a> {
     device: &'a File,
     at: u64,
+    found: usize,
+    were_all: bool,
+}
+
+impl<'a> Extents<'a> {
+    fn of(device: &'a File) -> Self {
+        Self {
+            device,
+            at: 0,
+            found: 0,
+            were_all: true,
+        }
+    }
 }
 
 impl Iterator for Extents<'_> {
     type Item = Range<u64>;
 
     fn next(&mut self) -> Option<Range<u64>> {
-        // An error means that there is no more, or that the file system cannot tell: then nothing
-        // is claimed.
-        let start = seek(self.device, SeekFrom::Data(self.at)).ok()?;
-        let end = seek(self.device, SeekFrom::Hole(start)).ok()?;
-        self.at = end;
-        (start < end).then_some(start..end)
+        self.found += 1;
+        let data = if self.found > EXTENTS_MAX {
+            Err(Errno::FBIG)
+        } else {
+            let start = seek(self.device, SeekFrom::Data(self.at));
+            start.and_then(|start| Ok(start..seek(self.device, SeekFrom::Hole(start))?))
+        };
+        match data {
+            Ok(data) if data.start < data.end => {
+                self.at = data.end;
+                Some(data)
+            }
+            Err(Errno::NXIO) => None,
+            _ => {
+                self.were_all = false;
+                None
+            }
+        }
     }
+}
+
+/// Whether a chunk's frame is as short as one of zeros: a header, and four bytes for each block of
+/// 128 KiB.
+pub(super) fn may_be_zeros(chunk: &Chunk) -> bool {
+    chunk.stored_len <= 32 + chunk.len / (16 << 10)
 }
 
 /// Digests of zeros, by length.
@@ -80,9 +117,7 @@ struct Zeros {
 
 impl Zeros {
     fn are(&mut self, chunk: &Chunk) -> bool {
-        // A frame of zeros is a header, and four bytes for each block of 128 KiB.
-        let frame_max = 32 + chunk.len / (16 << 10);
-        if chunk.stored_len > frame_max {
+        if !may_be_zeros(chunk) {
             return false;
         }
         let known = self.digests.get(&chunk.len);

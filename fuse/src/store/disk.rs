@@ -45,6 +45,23 @@ pub trait Disk: Send + Sync + fmt::Debug {
         options.open(path)
     }
 
+    /// The file at `path`, to be read and written, mode 0600; an empty one if there is none.
+    fn open(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.mode(0o600).open(path)
+    }
+
+    /// Takes the name `path` away; whoever has the file open keeps it.
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    /// Takes the directory `path` away with all in it.
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_dir_all(path)
+    }
+
     /// A new directory at `path`, mode 0700.
     fn make_directory(&self, path: &Path) -> io::Result<()> {
         DirBuilder::new().mode(0o700).create(path)
@@ -62,6 +79,20 @@ pub trait Disk: Send + Sync + fmt::Debug {
         self.write_at(&file, bytes, 0)?;
         drop(file);
         self.rename(&fresh, path)
+    }
+
+    /// The same, and it is there after a power cut.
+    fn replace_durably(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let fresh = path.with_extension("new");
+        let file = self.create(&fresh)?;
+        self.write_at(&file, bytes, 0)?;
+        self.sync_data(&file)?;
+        drop(file);
+        self.rename(&fresh, path)?;
+        match path.parent() {
+            Some(directory) => self.sync_data(&File::open(directory)?),
+            None => Ok(()),
+        }
     }
 
     /// The room on the file system that holds `directory`.

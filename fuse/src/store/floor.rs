@@ -13,6 +13,9 @@ use super::disk::{Disk, Space};
 /// well below that; and a chunk write must not cost a system call each time.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
+/// Freed beyond what is lacking, so that not every chunk calls for eviction, bytes; of a small disk 1 %.
+const MARGIN: u64 = 64 << 20;
+
 /// That nothing is cached: reads are served, each from the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachingStopped {
@@ -38,6 +41,8 @@ struct State {
     /// Whether a write failed for no reason that can be seen otherwise: only one that succeeds says
     /// that it is over.
     write_failed: bool,
+    /// Whether it failed for want of room, by the disk or by a quota.
+    is_full: bool,
 }
 
 impl Floor {
@@ -81,9 +86,24 @@ impl Floor {
         state.closed.is_none()
     }
 
+    /// Bytes to be freed so that caching can go on, as far as room on the disk is what it lacks.
+    pub(crate) fn shortage(&self) -> u64 {
+        let Ok(space) = self.disk.space(&self.directory) else {
+            return 0;
+        };
+        let margin = MARGIN.min(space.total / 100);
+        if below(space, self.min_free_percent) {
+            let floor = space.total / 100 * u64::from(self.min_free_percent);
+            return floor.saturating_sub(space.available) + margin;
+        }
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.is_full { margin } else { 0 }
+    }
+
     /// Tells that a write succeeded.
     pub(crate) fn wrote(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.is_full = false;
         if state.write_failed {
             state.write_failed = false;
             self.settle(&mut state, None);
@@ -114,6 +134,8 @@ impl Floor {
     pub(crate) fn write_failed(&self, error: &std::io::Error) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.checked = Some(Instant::now());
+        let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded];
+        state.is_full = full.contains(&error.kind());
         let why = self.obstacle();
         state.write_failed = why.is_none();
         let why = why.unwrap_or_else(|| format!("{error}: see to the disk, free some space"));

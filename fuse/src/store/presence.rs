@@ -23,12 +23,14 @@ pub(crate) enum ChunkState {
     Verified,
 }
 
-/// Two bits per chunk. Bits are set after the bytes they speak of are in the file.
+/// Three bits per chunk. Bits are set after the bytes they speak of are in the file.
 #[derive(Debug)]
 pub(crate) struct Presence {
     rows: usize,
     verified: Box<[AtomicU64]>,
     claimed: Box<[AtomicU64]>,
+    /// Verified so long ago that it is done again before the next use.
+    stale: Box<[AtomicU64]>,
     verified_count: AtomicUsize,
     dirty: AtomicBool,
 }
@@ -41,6 +43,7 @@ impl Presence {
             rows,
             verified: words(),
             claimed: words(),
+            stale: words(),
             verified_count: AtomicUsize::new(0),
             dirty: AtomicBool::new(false),
         }
@@ -86,7 +89,11 @@ impl Presence {
             words.get(row / 64).map_or(0, |w| w.load(Ordering::Acquire)) & bit != 0
         };
         if is_set(&self.verified) {
-            ChunkState::Verified
+            if is_set(&self.stale) {
+                ChunkState::Claimed
+            } else {
+                ChunkState::Verified
+            }
         } else if is_set(&self.claimed) {
             ChunkState::Claimed
         } else {
@@ -95,8 +102,9 @@ impl Presence {
     }
 
     pub(crate) fn set_verified(&self, row: usize) {
-        if let Some(word) = self.verified.get(row / 64) {
+        if let (Some(word), Some(stale)) = (self.verified.get(row / 64), self.stale.get(row / 64)) {
             let bit = 1 << (row % 64);
+            stale.fetch_and(!bit, Ordering::AcqRel);
             if word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
                 self.verified_count.fetch_add(1, Ordering::AcqRel);
             }
@@ -122,6 +130,13 @@ impl Presence {
         {
             claimed.fetch_or(bit, Ordering::AcqRel);
             self.verified_count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Every chunk is to be verified again before its next use: a disk may have changed it.
+    pub(crate) fn expire(&self) {
+        for (verified, stale) in self.verified.iter().zip(&self.stale) {
+            stale.fetch_or(verified.load(Ordering::Acquire), Ordering::AcqRel);
         }
     }
 
@@ -175,6 +190,23 @@ mod tests {
         let claimed: Vec<_> = again.rows(|s| s == ChunkState::Claimed).collect();
         assert_eq!(claimed, [0, 129]);
         assert!(!again.all_verified());
+    }
+
+    /// Promise: what was verified long ago is verified again before it is used, and counts as there
+    /// all the while.
+    #[test]
+    fn what_was_verified_long_ago_is_a_claim_again() {
+        let presence = Presence::empty(70);
+        (0..70).for_each(|row| presence.set_verified(row));
+        presence.expire();
+        assert!(presence.rows(|s| s == ChunkState::Claimed).eq(0..70));
+        assert!(presence.all_verified());
+        presence.set_verified(69);
+        assert_eq!(presence.state(69), ChunkState::Verified);
+        presence.set_absent(3);
+        assert_eq!(presence.state(3), ChunkState::Absent);
+        presence.set_verified(3);
+        assert_eq!(presence.state(3), ChunkState::Verified);
     }
 
     #[test]

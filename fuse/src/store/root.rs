@@ -13,8 +13,10 @@ use tracing::warn;
 
 use super::disk::Disk;
 use super::floor::{CachingStopped, Floor};
+use super::ledger::Ledger;
+use super::pins::Pins;
 use super::record::Record;
-use super::stored::{Ended, LayerStoreError, NewLayer, StoredLayer};
+use super::stored::{Ended, LayerStoreError, NewLayer, Rules, StoredLayer};
 use crate::private::private_directory;
 
 /// Version of `state.json`, and of the directory layout it stands for.
@@ -64,12 +66,22 @@ struct State {
     next_slot: u32,
 }
 
+/// How much of the disk the store may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Bytes; 0 for no limit.
+    pub(crate) bytes_max: u64,
+    /// Percent of the disk to be left free.
+    pub(crate) min_free_percent: u8,
+}
+
 /// The locked root directory of a data plane.
 #[derive(Debug)]
 pub(crate) struct StoreRoot {
     root: PathBuf,
     disk: Arc<dyn Disk>,
-    floor: Arc<Floor>,
+    rules: Rules,
+    pins: Pins,
     slots: Mutex<Slots>,
     ended: Ended,
     lock: File,
@@ -94,7 +106,7 @@ impl StoreRoot {
     pub(crate) fn open(
         root: &Path,
         disk: Arc<dyn Disk>,
-        min_free_percent: u8,
+        limits: Limits,
         held: Option<OwnedFd>,
     ) -> Result<Self, OpenStoreError> {
         // The daemon before looked at them. What looks through a root would enter its mounts.
@@ -110,17 +122,18 @@ impl StoreRoot {
             Some(held) if is_at(&held, &path) => held,
             _ => lock(&path)?,
         };
-        let ended = take_mark(&root.join(ENDED));
+        let ended = take_mark(&root.join(ENDED), &*disk);
         let next_slot = read_state(&root.join("state.json"))?;
-        let floor = Arc::new(Floor::new(
-            disk.clone(),
-            root.join("store"),
-            min_free_percent,
-        ));
+        let floor = Floor::new(disk.clone(), root.join("store"), limits.min_free_percent);
+        let rules = Rules {
+            floor: Arc::new(floor),
+            ledger: Arc::new(Ledger::new(limits.bytes_max)),
+        };
         let store = Self {
             root: root.clone(),
+            pins: Pins::load(root.join("pins.json"), disk.clone()),
             disk,
-            floor,
+            rules,
             slots: Mutex::new(Slots {
                 next: next_slot,
                 reserved: next_slot,
@@ -146,7 +159,18 @@ impl StoreRoot {
 
     /// Why nothing is cached now, if so.
     pub(crate) fn caching_stopped(&self) -> Option<CachingStopped> {
-        self.floor.stopped()
+        let floor = self.rules.floor.stopped();
+        floor.or_else(|| self.rules.ledger.stopped())
+    }
+
+    /// Whether there is room.
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// What is to be kept.
+    pub(crate) fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -184,8 +208,8 @@ impl StoreRoot {
             return Ok(layer);
         }
         // Both may be left from an attempt that failed half way.
-        let _ = std::fs::remove_dir_all(&unfinished);
-        let _ = std::fs::remove_dir_all(&directory);
+        let _ = self.disk.remove_directory(&unfinished);
+        let _ = self.disk.remove_directory(&directory);
         let made = StoredLayer::create(&unfinished, new, &*self.disk).and_then(|()| {
             let renamed = self.disk.rename(&unfinished, &directory);
             renamed.map_err(|error| LayerStoreError::Io {
@@ -194,7 +218,7 @@ impl StoreRoot {
             })
         });
         if let Err(error) = made {
-            let _ = std::fs::remove_dir_all(&unfinished);
+            let _ = self.disk.remove_directory(&unfinished);
             return Err(error);
         }
         self.open_layer(directory)
@@ -274,16 +298,16 @@ impl StoreRoot {
     /// Takes a layer's files away. Who has them open goes on reading them.
     pub(crate) fn remove(&self, id: &Digest) {
         let unfinished = self.unfinished(id);
-        let _ = std::fs::remove_dir_all(&unfinished);
-        match std::fs::rename(self.directory(id), &unfinished) {
-            Ok(()) => drop(std::fs::remove_dir_all(&unfinished)),
+        let _ = self.disk.remove_directory(&unfinished);
+        match self.disk.rename(&self.directory(id), &unfinished) {
+            Ok(()) => drop(self.disk.remove_directory(&unfinished)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => warn!(layer = %id, %error, "cannot remove a layer from the store"),
         }
     }
 
     fn open_layer(&self, directory: PathBuf) -> Result<StoredLayer, LayerStoreError> {
-        StoredLayer::open(directory, self.disk.clone(), self.floor.clone(), self.ended)
+        StoredLayer::open(directory, self.disk.clone(), self.rules.clone(), self.ended)
     }
 
     fn directory(&self, id: &Digest) -> PathBuf {
@@ -301,7 +325,7 @@ impl StoreRoot {
         };
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-                let _ = std::fs::remove_dir_all(entry.path());
+                let _ = self.disk.remove_directory(&entry.path());
             }
         }
     }
@@ -332,8 +356,8 @@ fn lock(path: &Path) -> Result<File, OpenStoreError> {
 }
 
 /// How the last run ended by its mark, which is taken away: only an orderly end puts it back.
-fn take_mark(path: &Path) -> Ended {
-    match std::fs::remove_file(path) {
+fn take_mark(path: &Path, disk: &dyn Disk) -> Ended {
+    match disk.remove_file(path) {
         Ok(()) => Ended::Orderly,
         Err(_) => Ended::Badly,
     }

@@ -1,10 +1,11 @@
 //! One layer in the store.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::{Algorithm, Digest};
@@ -15,24 +16,52 @@ use larder_proto::verified::Verified;
 
 use super::claims::{claim_what_is_there, claim_zeros};
 use super::device::{Device, Published};
+use super::direct::DirectMark;
 use super::disk::Disk;
 use super::floor::Floor;
+use super::ledger::Ledger;
+use super::occupied::Occupied;
 use super::presence::{ChunkState, Presence};
 use super::record::{PATCHES_MAX, Patch, Proof, Record};
+use super::uses::Uses;
 use crate::sys::Mapping;
+
+/// How old the note of a layer's last use on the disk may be: it orders layers for eviction after a
+/// restart, for which minutes are enough.
+const NOTE_EVERY: Duration = Duration::from_mins(1);
+
+/// How long nothing of a layer is written after its device could not be read: readers are answered
+/// from memory, and caching resumes within the same time as after a full disk.
+const SHAKY: Duration = Duration::from_secs(4);
 
 /// A layer whose files are open and whose index and metadata image were validated.
 #[derive(Debug)]
 pub(crate) struct StoredLayer {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     record: Mutex<Record>,
-    index: Index<Mapping>,
+    pub(super) index: Index<Mapping>,
     image: Arc<Image<Mapping>>,
-    device: Device,
-    presence: Presence,
+    pub(super) device: Device,
+    pub(super) presence: Presence,
+    /// Held for reading while a chunk is written or verified, for writing while some are evicted.
+    pub(super) writing: RwLock<()>,
+    /// Counts how often chunks were taken away: who read meanwhile reads again.
+    pub(super) evictions: AtomicU64,
+    pub(super) uses: Uses,
+    pub(super) direct: DirectMark,
+    pub(super) occupied: Occupied,
+    /// When the disk last failed to give bytes back.
+    failed: Mutex<Option<Instant>>,
     disk: Arc<dyn Disk>,
-    floor: Arc<Floor>,
     ended: Ended,
+    rules: Rules,
+}
+
+/// What all layers of a store share: whether there is room.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) floor: Arc<Floor>,
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 /// How the run before this one ended.
@@ -42,6 +71,17 @@ pub(crate) enum Ended {
     Orderly,
     /// It was killed, or the disk failed it.
     Badly,
+}
+
+/// What became of a chunk that was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Checked {
+    /// Its bytes are right.
+    Intact,
+    /// They are not, or cannot be read.
+    Damaged,
+    /// It was taken away since.
+    Evicted,
 }
 
 /// Why a layer's files cannot be used.
@@ -135,7 +175,7 @@ impl StoredLayer {
     pub(crate) fn open(
         directory: PathBuf,
         disk: Arc<dyn Disk>,
-        floor: Arc<Floor>,
+        rules: Rules,
         ended: Ended,
     ) -> Result<Self, LayerStoreError> {
         let path = directory.join("layer.json");
@@ -153,27 +193,29 @@ impl StoredLayer {
         let image = Arc::new(Image::open(meta, index.tar_len())?);
         let path = directory.join("device");
         let is_new = !path.exists();
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|file| Device::new(file, disk.clone(), device_len(index.tar_len())))
-            .map_err(at(&path))?;
+        let device = Device::open(&path, disk.clone(), device_len(index.tar_len()));
+        let device = device.map_err(at(&path))?;
         let presence = claims(&directory, &index, &device, is_new, ended);
-        Ok(Self {
+        let last = device.file().metadata().and_then(|found| found.modified());
+        let layer = Self {
+            writing: RwLock::default(),
+            evictions: AtomicU64::new(0),
+            uses: Uses::new(index.chunk_count(), last.unwrap_or(SystemTime::UNIX_EPOCH)),
+            direct: DirectMark::found(&directory, &*disk),
+            occupied: Occupied::new(rules.ledger.clone()),
             presence,
             record: Mutex::new(record),
             directory,
             index,
             image,
             device,
+            failed: Mutex::default(),
             disk,
-            floor,
             ended,
-        })
+            rules,
+        };
+        layer.measure();
+        Ok(layer)
     }
 
     /// Whether claims are guesses, from what the device file holds, since the run before ended badly.
@@ -206,16 +248,53 @@ impl StoredLayer {
         self.lock_record().clone()
     }
 
-    /// Whether all chunks that hold the bytes `offset..end` can be read without verifying.
-    pub(crate) fn has(&self, offset: u64, end: u64) -> bool {
-        let is_there = |row| self.presence.state(row) == ChunkState::Verified;
-        self.index.rows(offset..end).all(is_there)
+    /// Reads bytes of the device without asking whether they are there. For the proof, which asks
+    /// before and afterwards.
+    pub(crate) fn read_unasked(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.device.read(bytes, offset)
     }
 
-    /// Reads bytes of the device. The caller has found their chunks verified, by
-    /// [`StoredLayer::has`] or by the fetcher's word.
-    pub(crate) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.device.read(bytes, offset)
+    /// Runs `read`, which reads chunks of `rows` from the device, if all of them are there and
+    /// verified; says whether what was read is theirs.
+    ///
+    /// A chunk is evicted in this order: its bit is cleared, `evictions` counts, its place becomes
+    /// a hole. Who sees the count of before cannot have read the hole, or sees another count
+    /// afterwards; who sees the count of after sees the bit cleared, too.
+    pub(crate) fn read_there(
+        &self,
+        rows: impl Iterator<Item = usize>,
+        read: impl FnOnce(&Device) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let before = self.evictions();
+        for row in rows {
+            if self.presence.state(row) != ChunkState::Verified {
+                return Ok(false);
+            }
+            self.uses.touch(row);
+        }
+        self.uses.used();
+        read(&self.device)?;
+        Ok(self.evictions() == before)
+    }
+
+    /// Notes that the disk could not give back what was written: for a while nothing is.
+    pub(crate) fn read_failed(&self) {
+        *self.lock_failed() = Some(Instant::now());
+    }
+
+    fn is_shaky(&self) -> bool {
+        let failed = *self.lock_failed();
+        failed.is_some_and(|at| at.elapsed() < SHAKY)
+    }
+
+    /// When the layer was last read.
+    pub(crate) fn last_used(&self) -> SystemTime {
+        self.uses.last()
+    }
+
+    /// How often chunks were taken away.
+    pub(crate) fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::SeqCst)
     }
 
     /// Puts a chunk's content into the device and tells every later reader that it is there.
@@ -224,41 +303,65 @@ impl StoredLayer {
         row: usize,
         chunk: &Chunk,
         content: &Verified<Vec<u8>>,
+        is_awaited: bool,
     ) -> Published {
-        if !self.floor.has_room() {
+        let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+        let ledger = &self.rules.ledger;
+        if self.is_shaky() {
             return Published::NotStored;
         }
-        match self.device.write(chunk, content) {
+        if !self.rules.floor.has_room() {
+            ledger.press();
+            return Published::NotStored;
+        }
+        let Some(_room) = ledger.reserve(chunk.len.into(), is_awaited) else {
+            return Published::NotStored;
+        };
+        let written = self.device.write(chunk, content);
+        self.occupied.measure_device(&self.device.file());
+        match written {
             Ok(()) => {
+                if is_awaited {
+                    self.uses.touch(row);
+                }
                 self.presence.set_verified(row);
-                self.floor.wrote();
+                self.rules.floor.wrote();
                 Published::Stored
             }
             Err(error) => {
-                self.floor.write_failed(&error);
+                self.rules.floor.write_failed(&error);
+                ledger.press();
                 Published::NotStored
             }
         }
     }
 
     /// Verifies a chunk that a former run left; a damaged one is forgotten, and its place cleared.
-    pub(crate) fn verify(&self, row: usize, chunk: &Chunk) -> bool {
-        let mut content = vec![0; chunk.len as usize];
-        let intact = self.device.read(&mut content, chunk.offset).is_ok()
-            && Verified::check(&content, &chunk.content).is_ok();
-        if intact {
-            self.presence.set_verified(row);
-        } else {
-            self.presence.set_absent(row);
-            if let Err(error) = self.device.clear(chunk) {
-                self.floor.write_failed(&error);
-            }
+    pub(crate) fn verify(&self, row: usize, chunk: &Chunk) -> Checked {
+        let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+        if self.presence.state(row) == ChunkState::Absent {
+            return Checked::Evicted;
         }
-        intact
+        let mut content = vec![0; chunk.len as usize];
+        let read = self.device.read(&mut content, chunk.offset);
+        if read.is_ok() && Verified::check(&content, &chunk.content).is_ok() {
+            self.presence.set_verified(row);
+            return Checked::Intact;
+        }
+        self.forget(row, chunk);
+        Checked::Damaged
+    }
+
+    /// Verifies a chunk as the disk has it, not the page cache.
+    pub(crate) fn scrub(&self, row: usize, chunk: &Chunk) -> Checked {
+        // Only the read that follows depends on it, and that one finds what there is.
+        self.device.forget_cached(chunk.offset..chunk.end());
+        self.verify(row, chunk)
     }
 
     /// Makes the data durable, and then writes down which chunks are there.
     pub(crate) fn sync(&self) -> Result<(), LayerStoreError> {
+        self.note_use();
         if !self.presence.take_dirty() {
             return Ok(());
         }
@@ -272,7 +375,19 @@ impl StoredLayer {
         written.map_err(|error| {
             self.presence.mark_dirty();
             at(&path)(error)
-        })
+        })?;
+        self.measure();
+        Ok(())
+    }
+
+    /// Notes on the disk when the layer was last read, as the time its device was changed.
+    fn note_use(&self) {
+        let (file, last) = (self.device.file(), self.uses.last());
+        let noted = file.metadata().and_then(|found| found.modified());
+        if noted.is_ok_and(|noted| noted + NOTE_EVERY < last) {
+            // Only the order of eviction after a restart depends on it.
+            let _ = file.set_modified(last);
+        }
     }
 
     /// Writes down what the proof found.
@@ -312,6 +427,7 @@ impl StoredLayer {
             sum: sum(&bytes),
         });
         self.save(&record)?;
+        self.measure();
         let image = Image::open(map(&path)?, self.index.tar_len())?;
         Ok((path, image, slot))
     }
@@ -331,11 +447,34 @@ impl StoredLayer {
         record.patches.iter().filter_map(open).collect()
     }
 
+    /// Notes that a place of the device could not be cleared; it is overwritten when its chunk comes.
+    pub(super) fn clear_failed(&self, error: &io::Error) {
+        self.rules.floor.write_failed(error);
+    }
+
+    /// The device is a new file.
+    pub(super) fn unmark_direct(&self) {
+        self.direct.clear(&self.directory, &*self.disk);
+    }
+
+    pub(super) fn mark_direct(&self) -> bool {
+        let marked = self.direct.set(&self.directory, &*self.disk);
+        if let Err(error) = &marked {
+            tracing::warn!(layer = %self.directory.display(), %error,
+                "cannot mark a layer as read by the kernel; it goes on through FUSE");
+        }
+        marked.is_ok()
+    }
+
     fn save(&self, record: &Record) -> Result<(), LayerStoreError> {
         let path = self.directory.join("layer.json");
         self.disk
             .replace(&path, &record.encode())
             .map_err(at(&path))
+    }
+
+    fn lock_failed(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_record(&self) -> MutexGuard<'_, Record> {
@@ -351,16 +490,27 @@ fn claims(
     is_new: bool,
     ended: Ended,
 ) -> Presence {
+    let count = index.chunk_count();
     let written = std::fs::read(directory.join("present")).unwrap_or_default();
-    let written = Presence::decode(&written, index.chunk_count());
-    let incomplete = ended == Ended::Badly || written.is_none();
-    let presence = written.unwrap_or_else(|| Presence::empty(index.chunk_count()));
+    let written = Presence::decode(&written, count);
     if is_new {
+        let presence = Presence::empty(count);
         claim_zeros(&presence, index);
-    } else if incomplete {
-        claim_what_is_there(&presence, index, device.file());
+        return presence;
     }
-    presence
+    let written = match (ended, written) {
+        (Ended::Orderly, Some(written)) => return written,
+        (_, written) => written,
+    };
+    let there = Presence::empty(count);
+    let were_all = claim_what_is_there(&there, index, &device.file());
+    if !were_all && let Some(written) = written {
+        for row in there.rows(|state| state == ChunkState::Claimed) {
+            written.claim(row);
+        }
+        return written;
+    }
+    there
 }
 
 fn device_len(tar_len: u64) -> u64 {

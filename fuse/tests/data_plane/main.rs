@@ -5,11 +5,13 @@
 )]
 
 mod disk;
+mod eviction;
 mod faults;
 mod hostile;
 mod observing;
 mod proof;
 mod reading;
 mod restart;
+mod rot;
 mod scene;
 mod sources;

@@ -1,6 +1,7 @@
 //! What the tests share: a source that misbehaves on demand, layers, and a data plane that is
 //! taken down whatever happens.
 
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use larder_fuse::{
 };
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::tar::{Entry, TarBuilder};
+use rustix::fs::{Advice, fadvise};
 use tempfile::TempDir;
 
 /// How a source behaves.
@@ -228,6 +230,22 @@ pub(crate) fn config(
 /// Reads a file on a thread that may wait.
 pub(crate) async fn read(path: PathBuf) -> std::io::Result<Vec<u8>> {
     tokio::task::spawn_blocking(move || std::fs::read(path))
+        .await
+        .unwrap()
+}
+
+/// Reads a file past what the kernel keeps of it.
+pub(crate) fn read_cold(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = std::fs::File::open(path)?;
+    fadvise(&file, 0, None, Advice::DontNeed)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same on a thread that may wait.
+pub(crate) async fn cold(path: PathBuf) -> std::io::Result<Vec<u8>> {
+    tokio::task::spawn_blocking(move || read_cold(&path))
         .await
         .unwrap()
 }

@@ -42,7 +42,7 @@ pub(super) async fn fetch_blobs(args: ContainerdArgs, image: Reference) -> anyho
 }
 
 /// The manifests below `digest` that containerd has; other platforms' are absent on purpose.
-async fn manifests(
+pub(super) async fn manifests(
     session: &Session,
     digest: Digest,
     media: &str,

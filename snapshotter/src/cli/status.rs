@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::anyhow;
 use larder_proto::grpc::control::control_client::ControlClient;
-use larder_proto::grpc::control::{Layer, Mounted, Sender, Source, StatusResponse};
+use larder_proto::grpc::control::{Layer, Mounted, Sender, Source, StatusResponse, Store};
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::output::{print, print_json};
 use crate::config::Config;
@@ -29,24 +29,11 @@ const TOLD_IN_FULL: usize = 12;
 
 /// Asks the process that owns `root`, and prints what it says.
 pub(super) async fn status(root: &Path, as_json: bool, verbose: bool) -> anyhow::Result<()> {
-    let socket = Config::control(root);
-    let mut control = ControlClient::new(Connector::channel(socket.clone()))
+    let mut control = ControlClient::new(Connector::channel(Config::control(root)))
         .max_decoding_message_size(STATUS_BYTES_MAX);
-    let status = match control.status(()).await {
-        Ok(answer) => answer.into_inner(),
-        Err(status) if status.code() == Code::Unavailable => bail!(
-            "no daemon answers at {} ({}): is it running, and is {} its root? Name another with \
-             --root or --config",
-            socket.display(),
-            status.message(),
-            root.display()
-        ),
-        Err(status) => bail!(
-            "ask the daemon at {}: {}",
-            socket.display(),
-            status.message()
-        ),
-    };
+    let answer = control.status(()).await;
+    let status = answer.map_err(|status| refused(root, &status))?;
+    let status = status.into_inner();
     if as_json {
         print_json(&object(&status))
     } else if verbose {
@@ -54,6 +41,20 @@ pub(super) async fn status(root: &Path, as_json: bool, verbose: bool) -> anyhow:
     } else {
         print(&text(&status))
     }
+}
+
+/// What the daemon's refusal, or its absence, means.
+pub(super) fn refused(root: &Path, status: &Status) -> anyhow::Error {
+    let (socket, said) = (Config::control(root), status.message());
+    if status.code() == Code::Unavailable {
+        return anyhow!(
+            "no daemon answers at {} ({said}): is it running, and is {} its root? Name another with \
+             --root or --config",
+            socket.display(),
+            root.display()
+        );
+    }
+    anyhow!("ask the daemon at {}: {said}", socket.display())
 }
 
 fn text(status: &StatusResponse) -> String {
@@ -80,6 +81,7 @@ fn in_words(status: &StatusResponse, in_full: usize) -> String {
              had both died, and with them their files"
         ));
     }
+    lines.extend(status.store.as_ref().map(store));
     for image in &status.mounted {
         lines.push(format!("mounted: {} at {}", image.reference, image.target));
     }
@@ -106,6 +108,9 @@ fn in_words(status: &StatusResponse, in_full: usize) -> String {
         lines.push(format!("{:<8} {name} {}", layer.state, detail(layer)));
         if !layer.chain_id.is_empty() && !layer.blob.is_empty() {
             lines.push(format!("         layer {}", layer.blob));
+        }
+        if layer.state != "eager" {
+            lines.push(format!("         {}", on_disk(layer)));
         }
         for source in &layer.sources {
             lines.extend(deliveries(source));
@@ -155,6 +160,23 @@ fn brought(layers: &[&Layer]) -> Vec<String> {
     let mut sums: Vec<_> = sums.into_values().collect();
     sums.sort_by_key(|sum| std::cmp::Reverse(sum.bytes_fetched));
     sums.iter().flat_map(deliveries).collect()
+}
+
+/// What the store takes, in one line.
+fn store(store: &Store) -> String {
+    let limit = match store.limit {
+        0 => "no limit".to_owned(),
+        limit => format!("limit {}", size(limit)),
+    };
+    format!(
+        "store: {} on disk ({limit}), {} of it evictable, {} pinned, {} indexes and records; \
+         database {}",
+        size(store.total),
+        size(store.evictable),
+        size(store.pinned),
+        size(store.overhead),
+        size(store.database)
+    )
 }
 
 /// Who delivered how much: the registry itself, and each mirror that stood in for it.
@@ -219,6 +241,25 @@ fn detail(layer: &Layer) -> String {
     }
 }
 
+/// What a layer takes on the disk, and what keeps it there.
+fn on_disk(layer: &Layer) -> String {
+    let mut told = format!(
+        "{} on disk, {} beside",
+        size(layer.data_on_disk),
+        size(layer.beside_on_disk)
+    );
+    if layer.last_used > 0 {
+        told += &format!(", last read {}", moment(layer.last_used));
+    }
+    if !layer.in_use {
+        told += ", not in use";
+    }
+    if !layer.pins.is_empty() {
+        told += &format!(", pinned as {}", layer.pins.join(", "));
+    }
+    told
+}
+
 /// A number of bytes for people.
 fn size(bytes: u64) -> String {
     match bytes {
@@ -257,6 +298,12 @@ fn object(status: &StatusResponse) -> serde_json::Value {
             "blob": layer.blob,
             "bytes_total": layer.bytes_total,
             "bytes_present": layer.bytes_present,
+            "index": layer.index,
+            "data_on_disk": layer.data_on_disk,
+            "beside_on_disk": layer.beside_on_disk,
+            "in_use": layer.in_use,
+            "last_used": (layer.last_used > 0).then(|| moment(layer.last_used)),
+            "pins": layer.pins,
             "sources": sources,
         })
     };
@@ -268,6 +315,15 @@ fn object(status: &StatusResponse) -> serde_json::Value {
         "driver_reason": status.driver_reason,
         "caching_stopped": caching_stopped,
         "containers_lost": lost,
+        "store": status.store.as_ref().map(|store| json!({
+            "limit": (store.limit > 0).then_some(store.limit),
+            "total": store.total,
+            "data": store.data,
+            "overhead": store.overhead,
+            "evictable": store.evictable,
+            "pinned": store.pinned,
+            "database": store.database,
+        })),
         "mounted": status.mounted.iter().map(mounted).collect::<Vec<_>>(),
         "layers": status.layers.iter().map(layer).collect::<Vec<_>>(),
     })
@@ -380,6 +436,7 @@ mod tests {
     fn documented_fields_are_printed() {
         let status = StatusResponse {
             caching_stopped: "the disk is full".into(),
+            store: Some(Store::default()),
             mounted: vec![Mounted::default()],
             layers: vec![Layer {
                 sources: vec![Source {
@@ -402,6 +459,36 @@ mod tests {
             let pointer = format!("/{}", field.replace("[]", "/0").replace('.', "/"));
             assert!(object.pointer(&pointer).is_some(), "{field} in {object}");
         }
+    }
+
+    /// Promise: who looks learns what the store takes and why a layer stays, in one line each.
+    #[test]
+    fn what_is_on_the_disk_is_told_with_what_keeps_it_there() {
+        let mut status = StatusResponse::default();
+        assert!(!text(&status).contains("store:"));
+        status.store = Some(Store {
+            limit: 10_000_000_000,
+            total: 2_000_000_000,
+            overhead: 20_000_000,
+            ..Store::default()
+        });
+        status.layers = vec![Layer {
+            data_on_disk: 1_000_000,
+            last_used: 1_800_000_000,
+            pins: vec!["default/r.test/app:1".into()],
+            ..layer("lazy", "", 0)
+        }];
+        let told = text(&status);
+        assert!(
+            told.contains("store: 2.0 GB on disk (limit 10.0 GB), 0 bytes of it evictable"),
+            "{told}"
+        );
+        let line = "1.0 MB on disk, 0 bytes beside, last read 2027-01-15T08:00:00Z, not in use, \
+                    pinned as default/r.test/app:1\n";
+        assert!(told.contains(line), "{told}");
+        let object = object(&status);
+        assert_eq!(object["store"]["limit"], 10_000_000_000_u64);
+        assert_eq!(object["layers"][0]["pins"][0], "default/r.test/app:1");
     }
 
     #[test]

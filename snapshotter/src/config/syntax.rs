@@ -1,7 +1,12 @@
 //! Mistakes in the configuration file, in the words of its readers.
 
 /// What the parser says of a value of the wrong kind, and what it means.
-const KINDS: [(&str, &str); 7] = [
+const KINDS: [(&str, &str); 9] = [
+    (
+        "expected a size",
+        "must be a number of bytes, or text such as \"50GB\"",
+    ),
+    ("expected a boolean", "must be true or false"),
     (
         "expected u",
         "must be a whole number, without quotes and unit",
@@ -42,6 +47,9 @@ mod tests {
             ("prepare_deadline_ms = \"2s\"", "whole number"),
             ("prepare_deadline_ms = -1", "out of range"),
             ("min_free_percent = 1000", "out of range"),
+            ("store_bytes_max = true", "number of bytes"),
+            ("store_bytes_max = \"much\"", "such as"),
+            ("keep_removed = \"yes\"", "true or false"),
             ("root = 3", "path in quotes"),
             ("fs_driver = \"ext4\"", "`erofs`"),
             ("registry.plain_http = \"r.test:5000\"", "list in brackets"),

@@ -16,6 +16,7 @@ fn an_empty_file_gives_the_documented_defaults() {
     assert_eq!(config.prepare_deadline, Duration::from_secs(2));
     assert_eq!(config.read_deadline, Duration::from_secs(30));
     assert_eq!(config.min_free_percent, 5);
+    assert_eq!((config.store_bytes_max, config.keep_removed), (0, false));
 }
 
 /// Promise: the example in deploy/ names every key with its default.
@@ -71,11 +72,24 @@ fn bad_values_are_refused_by_name() {
         ("prepare_deadline_ms = 60000", "prepare_deadline_ms"),
         ("read_deadline_seconds = 0", "read_deadline_seconds"),
         ("min_free_percent = 90", "min_free_percent"),
+        ("store_bytes_max = 50", "is a unit missing?"),
+        ("store_bytes_max = \"50 gigabytes\"", "store_bytes_max"),
+        ("store_bytes_max = -1", "negative"),
+        ("keep_removed = 1", "keep_removed"),
         ("[registry]\ninsecure = true", "insecure"),
         (&long, "longer"),
     ] {
         let error = load(text, &Overrides::default()).unwrap_err().to_string();
         assert!(error.contains(named), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_limit_of_the_store_may_have_a_unit() {
+    for text in ["50000000000", "\"50GB\"", "\"50 GB\""] {
+        let text = format!("store_bytes_max = {text}");
+        let config = load(&text, &Overrides::default()).unwrap();
+        assert_eq!(config.store_bytes_max, 50_000_000_000);
     }
 }
 

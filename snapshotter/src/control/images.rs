@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use larder_proto::grpc::control::control_server::{self, ControlServer};
 use larder_proto::grpc::control::{
-    MountImageRequest, MountImageResponse, Mounted, StatusResponse, UnmountImageRequest,
+    MountImageRequest, MountImageResponse, Mounted, PinRequest, PinResponse, StatusResponse,
+    UnmountImageRequest, UnpinRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -75,6 +76,16 @@ impl control_server::Control for ImageControl {
             .await
             .map_err(|error| status(&error))?;
         Ok(Response::new(()))
+    }
+
+    async fn pin(&self, request: Request<PinRequest>) -> Result<Response<PinResponse>, Status> {
+        let plane = Some(self.mounter.plane().as_ref());
+        tokio::task::block_in_place(|| super::pins::pin(plane, &request.into_inner()))
+    }
+
+    async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<PinResponse>, Status> {
+        let plane = Some(self.mounter.plane().as_ref());
+        tokio::task::block_in_place(|| super::pins::unpin(plane, &request.into_inner()))
     }
 }
 

@@ -1,5 +1,5 @@
 //! The life of lazily loaded layers after their Prepare: mounted again at the next start, freed
-//! with their last snapshot.
+//! with their last snapshot unless they are to be kept.
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
@@ -183,15 +183,23 @@ impl Lazy {
 
     /// Frees those of `layers` that no snapshot uses. While a layer is being added, nothing is
     /// freed: the sweep comes back to it.
-    async fn free(&self, store: &Arc<Store>, layers: &[Digest]) -> Result<(), Reason> {
+    pub(super) async fn free(&self, store: &Arc<Store>, layers: &[Digest]) -> Result<(), Reason> {
         let Ok(_gate) = self.gate.try_write() else {
             return Ok(());
         };
         let used = used(store).await?;
-        for layer in layers.iter().filter(|layer| !used.contains(*layer)) {
+        let unused = layers.iter().filter(|layer| !used.contains(*layer));
+        for layer in unused.filter(|layer| !self.is_kept(layer)) {
             self.plane.remove(layer).await?;
         }
         Ok(())
+    }
+
+    /// Whether a layer without snapshot stays all the same: it is pinned, or removed layers are kept
+    /// and this one has bytes that were not evicted yet.
+    fn is_kept(&self, layer: &Digest) -> bool {
+        let progress = self.plane.progress(layer).unwrap_or_default();
+        !progress.pins.is_empty() || (self.keep_removed && progress.data_on_disk > 0)
     }
 }
 

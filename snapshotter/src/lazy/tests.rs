@@ -30,6 +30,9 @@ pub(crate) struct FakePlane {
     delay: Option<Duration>,
     refuse: Vec<Digest>,
     trouble: Option<String>,
+    /// Bytes each layer takes on the disk.
+    data_on_disk: AtomicUsize,
+    pins: Mutex<BTreeMap<Digest, String>>,
 }
 
 impl FakePlane {
@@ -115,12 +118,28 @@ impl Plane for FakePlane {
         self.trees.lock().unwrap().keys().copied().collect()
     }
 
-    fn progress(&self, _: &Digest) -> Option<Progress> {
+    fn progress(&self, index: &Digest) -> Option<Progress> {
+        let pins = self.pins.lock().unwrap().get(index).cloned();
         Some(Progress {
+            data_on_disk: self.data_on_disk.load(Ordering::Relaxed) as u64,
+            pins: pins.into_iter().collect(),
             proven: self.proven.load(Ordering::Relaxed),
             quarantined: self.quarantined.lock().unwrap().clone(),
             ..Progress::default()
         })
+    }
+
+    fn pin(&self, indexes: &[Digest], name: &str) -> Result<(), PlaneError> {
+        let mut pins = self.pins.lock().unwrap();
+        pins.extend(indexes.iter().map(|index| (*index, name.to_owned())));
+        Ok(())
+    }
+
+    fn unpin(&self, name: &str) -> Result<usize, PlaneError> {
+        let mut pins = self.pins.lock().unwrap();
+        let before = pins.len();
+        pins.retain(|_, pin| pin != name);
+        Ok(before - pins.len())
     }
 
     fn driver(&self) -> (String, String) {
@@ -141,10 +160,14 @@ impl World {
     }
 
     async fn start(dir: tempfile::TempDir, plane: Arc<FakePlane>) -> Self {
+        Self::configured(dir, plane, "").await
+    }
+
+    async fn configured(dir: tempfile::TempDir, plane: Arc<FakePlane>, more: &str) -> Self {
         let file = dir.path().join("config.toml");
         let containerd = dir.path().join("no-containerd.sock");
         let text = format!(
-            "prepare_deadline_ms = 300\n[containerd]\naddress = {:?}\n",
+            "prepare_deadline_ms = 300\n{more}\n[containerd]\naddress = {:?}\n",
             containerd.display()
         );
         std::fs::write(&file, text).unwrap();
@@ -562,6 +585,38 @@ async fn removal_unmounts_and_frees_the_layer() {
         .settle(|| !fs.exists() && world.plane.layers().is_empty())
         .await;
     assert_eq!(world.mounted(), 0);
+}
+
+/// Promise: with `keep_removed`, a layer outlives its last snapshot for as long as it has bytes; a
+/// pinned one until it is unpinned.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_or_pinned_layer_outlives_its_last_snapshot() {
+    for (keep, pinned) in [("keep_removed = true", false), ("", true)] {
+        let plane = Arc::new(FakePlane::default());
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::configured(dir, Arc::clone(&plane), keep).await;
+        plane.data_on_disk.store(4096, Ordering::Relaxed);
+        assert!(world.prepare("n/1/x", "", labels("c1", "i1")).await);
+        if pinned {
+            plane.pin(&plane.layers(), "a pin").unwrap();
+        }
+        let name = world.adoptable("c1", "").remove(0);
+        let fs = world.snapshots.store();
+        let fs = fs.fs(world.snapshots.stat(name.clone()).await.unwrap().id);
+        world.snapshots.remove(name).await.unwrap();
+        world.settle(|| !fs.exists()).await;
+        assert_eq!((world.mounted(), plane.layers().len()), (0, 1), "{keep}");
+        if pinned {
+            assert_eq!(plane.unpin("a pin").unwrap(), 1);
+        } else {
+            plane.data_on_disk.store(0, Ordering::Relaxed);
+        }
+        let lazy = world.snapshots.lazy().unwrap();
+        lazy.free(world.snapshots.store(), &plane.layers())
+            .await
+            .unwrap();
+        assert!(plane.layers().is_empty(), "{keep}");
+    }
 }
 
 /// Promise: after a kill every layer is mounted again at the same path, without the network.

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use futures_util::future::BoxFuture;
 use larder_fuse::supervisor::Handover;
 use larder_fuse::{
     CachingStopped, Counts, DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory,
     Layer, LayerId, LayerSpec, LayerState, Observer, RegistrySource, Source, StartError,
+    StoreUsage,
 };
 use larder_proto::digest::Digest;
 use larder_proto::erofs::FileType;
@@ -101,6 +103,7 @@ impl MountingPlane {
         if let Some(observer) = observer {
             settings.observer = observer;
         }
+        settings.store_bytes_max = config.store_bytes_max;
         settings.handover = handover;
         settings.resend = std::env::var_os(NO_RESEND).is_none();
         Ok(DataPlane::start(settings).await?)
@@ -290,6 +293,7 @@ impl Plane for MountingPlane {
             failure: source.last_failure.unwrap_or_default(),
             senders: source.hosts,
         });
+        let last_used = status.last_used.duration_since(UNIX_EPOCH);
         Some(Progress {
             blob: Some(status.blob),
             bytes_total: status.bytes_total,
@@ -297,6 +301,11 @@ impl Plane for MountingPlane {
             complete: status.state == LayerState::Complete,
             proven: status.proven,
             quarantined: status.quarantined,
+            data_on_disk: status.on_disk.device,
+            beside_on_disk: status.on_disk.beside,
+            in_use: status.in_use,
+            last_used: last_used.unwrap_or_default().as_secs(),
+            pins: status.pins,
             sources: sources.collect(),
         })
     }
@@ -315,6 +324,20 @@ impl Plane for MountingPlane {
 
     fn counts(&self) -> Option<&Arc<Counts>> {
         Some(self.plane.counts())
+    }
+
+    fn usage(&self) -> StoreUsage {
+        self.plane.usage()
+    }
+
+    fn pin(&self, indexes: &[Digest], name: &str) -> Result<(), PlaneError> {
+        let layers: Vec<_> = indexes.iter().copied().map(LayerId).collect();
+        let pinned = self.plane.pin(&layers, name);
+        pinned.map_err(|error| refused(&error))
+    }
+
+    fn unpin(&self, name: &str) -> Result<usize, PlaneError> {
+        self.plane.unpin(name).map_err(|error| refused(&error))
     }
 
     fn driver(&self) -> (String, String) {

@@ -1,0 +1,121 @@
+//! Making room: layers nobody uses first, then chunks nobody read lately.
+//!
+//! A layer that is not mounted, and of which the kernel has nothing open, loses all its bytes at
+//! once, the one that was used longest ago first. In layers that are mounted a hand goes round, in
+//! the same order of layers: it takes chunks that were not read since it last came by. It waits a
+//! second between two rounds, so that whoever waited for a chunk has it long before.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::Plane;
+use super::mounts::slots;
+use crate::layer::Layer;
+
+/// Pause between two rounds. Also the longest time that a store full of unread chunks stays full:
+/// twice this, well below the five seconds within which caching resumes.
+const ROUND_EVERY: Duration = Duration::from_secs(1);
+
+/// Keeps room in the store until the plane is gone.
+pub(super) async fn keep_room(plane: Weak<Plane>) {
+    while let Some(ledger) = ledger(&plane) {
+        ledger.pressed().await;
+        drop(ledger);
+        let Some(plane) = plane.upgrade() else { return };
+        // A thread of its own would be idle nearly always.
+        let _ = tokio::task::spawn_blocking(move || plane.make_room()).await;
+        tokio::time::sleep(ROUND_EVERY).await;
+    }
+}
+
+fn ledger(plane: &Weak<Plane>) -> Option<Arc<crate::store::Ledger>> {
+    Some(plane.upgrade()?.store.rules().ledger.clone())
+}
+
+impl Plane {
+    /// One round.
+    fn make_room(&self) {
+        let rules = self.store.rules();
+        let (excess, shortage) = (rules.ledger.excess(), rules.floor.shortage());
+        let mut layers: Vec<_> = self.lock_layers().values().cloned().collect();
+        layers.retain(|layer| !self.store.pins().has(&layer.id().0));
+        layers.sort_by_key(|layer| layer.stored().last_used());
+        // Somebody else fills the disk: all that could be evicted would not bring caching back.
+        let evictable: u64 = layers.iter().map(|layer| self.evictable(layer)).sum();
+        let shortage = if shortage <= evictable { shortage } else { 0 };
+        let wanted = excess.max(shortage);
+        if wanted == 0 {
+            rules.ledger.set_stuck(false);
+            return;
+        }
+        let mut freed = 0;
+        for layer in &layers {
+            if freed < wanted {
+                freed += self.evict_unused(layer);
+            }
+        }
+        for layer in &layers {
+            if freed < wanted {
+                freed += evict_cold(layer, wanted - freed);
+            }
+        }
+        debug!(wanted, freed, "made room in the store");
+        rules.ledger.set_stuck(excess > 0 && excess > evictable);
+        if freed < wanted && wanted <= evictable {
+            // What was passed in this round is taken in the next one, unless it is read.
+            rules.ledger.press();
+        }
+    }
+
+    /// Bytes of a layer that is not pinned which could be evicted, at once or when they are cold.
+    pub(super) fn evictable(&self, layer: &Layer) -> u64 {
+        let is_fixed = layer.stored().is_direct() && self.lock_mounts().has(&layer.id());
+        if is_fixed {
+            return 0;
+        }
+        layer.stored().on_disk().device
+    }
+
+    /// Whether the layer is mounted, or the kernel has anything of it open.
+    pub(crate) fn is_used(&self, layer: &Layer) -> bool {
+        self.lock_mounts().has(&layer.id())
+            || slots(layer).iter().any(|slot| self.slots.in_use(*slot))
+    }
+
+    /// Takes all bytes of a layer that nobody uses; how many that freed.
+    fn evict_unused(&self, layer: &Layer) -> u64 {
+        let bytes = layer.stored().on_disk().device;
+        if bytes == 0 {
+            return 0;
+        }
+        // Held while the file is replaced, so that nobody mounts what is being taken away.
+        let mounts = self.lock_mounts();
+        let is_used =
+            mounts.has(&layer.id()) || slots(layer).iter().any(|slot| self.slots.in_use(*slot));
+        if is_used {
+            return 0;
+        }
+        let old = layer.stored().evict_all();
+        drop(mounts);
+        match old {
+            Ok(old) => {
+                drop(old);
+                debug!(layer = %layer.blob(), bytes, "evicted a layer nobody uses");
+                bytes.saturating_sub(layer.stored().on_disk().device)
+            }
+            Err(error) => {
+                warn!(layer = %layer.blob(), %error, "cannot evict a layer");
+                0
+            }
+        }
+    }
+}
+
+fn evict_cold(layer: &Layer, bytes: u64) -> u64 {
+    layer.stored().evict_cold(bytes).unwrap_or_else(|error| {
+        warn!(layer = %layer.blob(), %error, "cannot evict chunks");
+        0
+    })
+}

@@ -1,0 +1,74 @@
+//! Bytes that the disk changed: found before they are read, where that can be.
+//!
+//! What we read ourselves is verified again before its first use of every hour. A file that the
+//! kernel reads past us cannot be looked at before each of its reads; it is read through in the
+//! background, and what is damaged is fetched again and written over the wrong bytes, while new mounts
+//! go through FUSE. See `docs/adr/0009-bounded-store.md`.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::Plane;
+use crate::fetch::Priority;
+use crate::layer::Layer;
+use crate::store::Checked;
+
+/// Pause after each chunk: at 256 KiB a chunk, at most 5 MB/s of the disk go to this.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Lets what was verified long ago be verified again, until the plane is gone.
+pub(super) async fn expire_now_and_then(plane: Weak<Plane>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(plane) = plane.upgrade() else { return };
+        for layer in plane.lock_layers().values() {
+            layer.stored().presence().expire();
+        }
+    }
+}
+
+/// Reads through what the kernel reads past us, until the plane is gone.
+pub(super) async fn scrub_now_and_then(plane: Weak<Plane>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let direct: Vec<Layer> = {
+            let Some(plane) = plane.upgrade() else { return };
+            let layers = plane.lock_layers();
+            let direct = layers.values().filter(|layer| layer.stored().is_direct());
+            direct.cloned().collect()
+        };
+        for layer in direct {
+            scrub(&layer, every.min(PAUSE)).await;
+        }
+    }
+}
+
+async fn scrub(layer: &Layer, pause: Duration) {
+    for row in 0..layer.stored().index().chunk_count() {
+        tokio::time::sleep(pause).await;
+        let stored = layer.stored().clone();
+        let look = move || Some(stored.scrub(row, &stored.index().chunk(row)?));
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Some(Checked::Damaged)) => {}
+            Ok(_) => continue,
+            Err(_) => return,
+        }
+        warn!(
+            layer = %layer.blob(), chunk = row,
+            "the disk changed a chunk that the kernel reads directly; fetching it again. What was read of \
+             it meanwhile was wrong: restart the containers of the image, and see to the disk"
+        );
+        let fetcher = &layer.0.fetcher;
+        let came = fetcher
+            .request(row..row + 1, Priority::Background)
+            .stored()
+            .await;
+        if let Err(error) = came {
+            warn!(layer = %layer.blob(), chunk = row, %error, "it cannot be fetched now");
+            continue;
+        }
+        info!(layer = %layer.blob(), chunk = row, "the chunk is right again");
+    }
+}

@@ -1,0 +1,93 @@
+//! The mark of a device file that the kernel may read past us.
+//!
+//! EROFS reads a complete, proven layer from its store file, and goes on reading while anything
+//! uses the mount, also after it was unmounted and after the daemon was replaced. A hole in that file
+//! would read as zeros. So the file is marked before it is mounted, and what is marked is never
+//! punched; it is evicted by putting an empty file in its place. No mount outlives the kernel, so a
+//! mark of another boot is void.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::disk::Disk;
+
+/// The file beside the device; holds the kernel's boot id.
+const NAME: &str = "direct";
+
+/// Whether the device file was mounted in this boot.
+#[derive(Debug)]
+pub(crate) struct DirectMark(AtomicBool);
+
+impl DirectMark {
+    /// What a former run left in `directory`.
+    pub(super) fn found(directory: &Path, disk: &dyn Disk) -> Self {
+        let path = directory.join(NAME);
+        let is_set = match std::fs::read(&path) {
+            // Without a boot id, or with an unreadable mark, it counts.
+            Ok(marked) => boot_id().is_none_or(|boot| boot == marked),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        };
+        if !is_set && path.exists() {
+            let _ = disk.remove_file(&path);
+        }
+        Self(AtomicBool::new(is_set))
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Marks the file, first on the disk.
+    pub(super) fn set(&self, directory: &Path, disk: &dyn Disk) -> io::Result<()> {
+        if !self.is_set() {
+            disk.replace(&directory.join(NAME), &boot_id().unwrap_or_default())?;
+            self.0.store(true, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// The file is another one now.
+    pub(super) fn clear(&self, directory: &Path, disk: &dyn Disk) {
+        if !self.is_set() {
+            return;
+        }
+        // A mark that stays costs only that the new file is not punched before the next boot.
+        let is_gone = match disk.remove_file(&directory.join(NAME)) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if is_gone {
+            self.0.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Names this run of the kernel.
+fn boot_id() -> Option<Vec<u8>> {
+    std::fs::read("/proc/sys/kernel/random/boot_id").ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::StdDisk;
+    use super::*;
+
+    /// Promise: a mark outlives the process and not the boot, and a damaged one counts as none of
+    /// another boot's.
+    #[test]
+    fn a_mark_lasts_as_long_as_the_kernel() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path();
+        let mark = DirectMark::found(directory, &StdDisk);
+        assert!(!mark.is_set());
+        mark.set(directory, &StdDisk).unwrap();
+        assert!(DirectMark::found(directory, &StdDisk).is_set());
+        std::fs::write(directory.join(NAME), "another boot\n").unwrap();
+        assert!(!DirectMark::found(directory, &StdDisk).is_set());
+        assert!(!directory.join(NAME).exists());
+        mark.set(directory, &StdDisk).unwrap();
+        mark.clear(directory, &StdDisk);
+        assert!(!DirectMark::found(directory, &StdDisk).is_set());
+    }
+}

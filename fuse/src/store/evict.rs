@@ -1,0 +1,292 @@
+//! Taking chunks away from a layer, whoever reads it meanwhile.
+//!
+//! The order is told at [`StoredLayer::read_there`]. Index, metadata image and record stay, so that
+//! a layer that is mounted goes on lazily: what is read again is fetched and verified again.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use larder_proto::index::Chunk;
+
+use super::claims::{claim_zeros, may_be_zeros};
+use super::presence::ChunkState;
+use super::stored::StoredLayer;
+
+impl StoredLayer {
+    /// Takes away chunks that nobody read since the hand last passed, about `bytes` of them, each
+    /// with its place on the disk; how many bytes that freed. Chunks that were read are passed.
+    ///
+    /// Nothing of a file that the kernel reads past us.
+    pub(crate) fn evict_cold(&self, bytes: u64) -> io::Result<u64> {
+        let _alone = self.writing.write().unwrap_or_else(PoisonError::into_inner);
+        if self.direct.is_set() {
+            return Ok(0);
+        }
+        let mut cold = Vec::new();
+        let mut found = 0;
+        for row in self.uses.round() {
+            let Some(chunk) = self.index.chunk(row) else {
+                continue;
+            };
+            let is_there = self.presence.state(row) != ChunkState::Absent;
+            // Zeros take no room, and would have to be fetched again.
+            if is_there && !may_be_zeros(&chunk) && !self.uses.pass(row) {
+                cold.push((row, chunk));
+                found += u64::from(chunk.len);
+            }
+            if found >= bytes {
+                break;
+            }
+        }
+        cold.sort_by_key(|(row, _)| *row);
+        self.take_away(&cold)
+    }
+
+    fn take_away(&self, chunks: &[(usize, Chunk)]) -> io::Result<u64> {
+        if chunks.is_empty() {
+            return Ok(0);
+        }
+        for (row, _) in chunks {
+            self.presence.set_absent(*row);
+        }
+        self.evictions.fetch_add(1, Ordering::SeqCst);
+        let before = self.measure().device;
+        let neighbours = chunks.chunk_by(|(a, _), (b, _)| a + 1 == *b);
+        let mut cleared = Ok(());
+        for run in neighbours {
+            if let (Some((_, first)), Some((_, last))) = (run.first(), run.last()) {
+                cleared = cleared.and(self.device.clear(first.offset..last.end()));
+            }
+        }
+        let after = self.measure().device;
+        cleared.map(|()| before.saturating_sub(after))
+    }
+
+    /// Takes away all chunks, by an empty file in place of the device: the kernel may still read
+    /// the old one, which is given back and frees its blocks when nobody has it open any more. The
+    /// caller has made sure that nobody mounts the layer meanwhile.
+    pub(crate) fn evict_all(&self) -> io::Result<Arc<File>> {
+        let _alone = self.writing.write().unwrap_or_else(PoisonError::into_inner);
+        for row in self.presence.rows(|state| state != ChunkState::Absent) {
+            self.presence.set_absent(row);
+        }
+        self.evictions.fetch_add(1, Ordering::SeqCst);
+        let last = self.uses.last();
+        let old = self.device.replace(&self.directory.join("device"))?;
+        // A new file is not a new use.
+        let _ = self.device.file().set_modified(last);
+        self.unmark_direct();
+        claim_zeros(&self.presence, &self.index);
+        self.measure();
+        Ok(old)
+    }
+
+    /// Forgets a chunk that turned out damaged. A file that the kernel reads past us gets no hole,
+    /// but the right bytes over the wrong ones as soon as they come.
+    pub(super) fn forget(&self, row: usize, chunk: &Chunk) {
+        self.presence.set_absent(row);
+        self.evictions.fetch_add(1, Ordering::SeqCst);
+        if !self.direct.is_set()
+            && let Err(error) = self.device.clear(chunk.offset..chunk.end())
+        {
+            self.clear_failed(&error);
+        }
+    }
+
+    /// Lets the kernel read the device past us, if all of it is there and verified; from then on no
+    /// chunk of it is taken away singly. Says whether it may.
+    pub(crate) fn begin_direct(&self) -> bool {
+        let _alone = self.writing.write().unwrap_or_else(PoisonError::into_inner);
+        self.presence.all_verified() && self.mark_direct()
+    }
+
+    /// Whether the kernel may be reading the device past us.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct.is_set()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
+
+    use larder_proto::index::open_stored;
+    use larder_proto::verified::Verified;
+    use larder_test_support::layer::LayerFixture;
+    use larder_test_support::tar::{Entry, TarBuilder};
+
+    use super::super::device::Published;
+    use super::super::disk::{Disk, StdDisk};
+    use super::super::root::{Limits, StoreRoot};
+    use super::super::stored::NewLayer;
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        bytes_max: 0,
+        min_free_percent: 0,
+    };
+
+    fn fixture() -> LayerFixture {
+        let bytes: Vec<u8> = (0..600_000_u32).map(|n| (n % 251) as u8 + 1).collect();
+        LayerFixture::new(TarBuilder::new().entry(Entry::file("data", bytes)).finish())
+    }
+
+    fn layer(root: &Path, fixture: &LayerFixture, disk: Arc<dyn Disk>) -> (StoreRoot, StoredLayer) {
+        let root = StoreRoot::open(root, disk, LIMITS, None).unwrap();
+        let (from, len) = (fixture.index.offset, fixture.index.stored_len);
+        let place = |at: u64| usize::try_from(at).unwrap();
+        let stored = &fixture.blob[place(from)..place(from + len)];
+        let new = NewLayer {
+            blob: fixture.digest,
+            location: fixture.index,
+            index: &open_stored(stored, &fixture.index).unwrap(),
+            slot: 1,
+        };
+        let layer = root.add(&new).unwrap();
+        (root, layer)
+    }
+
+    fn publish(layer: &StoredLayer, fixture: &LayerFixture, row: usize) -> Published {
+        let chunk = fixture.chunks[row].clone();
+        let place = |at: u64| usize::try_from(at).unwrap();
+        let content = fixture.tar[place(chunk.offset)..place(chunk.end())].to_vec();
+        let content = Verified::check(content, &chunk.content).unwrap();
+        layer.publish(row, &chunk, &content, true)
+    }
+
+    /// Promise: however reading, writing, verifying and evicting of the same chunks meet, what a read
+    /// takes for a chunk's bytes are its bytes and never the zeros of a hole.
+    #[test]
+    fn a_chunk_that_is_evicted_while_it_is_read_is_never_read_as_zeros() {
+        let scratch = tempfile::tempdir().unwrap();
+        let fixture = fixture();
+        let (_root, layer) = layer(scratch.path(), &fixture, Arc::new(StdDisk));
+        let rows = fixture.chunks.len();
+        let is_over = AtomicBool::new(false);
+        let done = || is_over.load(Ordering::Relaxed);
+        let (mut right, mut evicted, mut refused) = (0_u64, 0_u64, 0_u64);
+        std::thread::scope(|scope| {
+            for writer in 0..2 {
+                let (layer, fixture) = (&layer, &fixture);
+                scope.spawn(move || {
+                    for row in (writer..rows).step_by(2).cycle() {
+                        if done() {
+                            return;
+                        }
+                        match layer.presence().state(row) {
+                            ChunkState::Absent => {
+                                assert_eq!(publish(layer, fixture, row), Published::Stored);
+                            }
+                            // As after an error of the disk.
+                            ChunkState::Verified => layer.presence().set_claimed(row),
+                            ChunkState::Claimed => {
+                                let checked = layer.verify(row, &fixture.chunks[row]);
+                                assert_ne!(checked, super::super::Checked::Damaged, "{row}");
+                            }
+                        }
+                    }
+                });
+            }
+            let evictor = scope.spawn(|| {
+                let mut freed = 0;
+                for round in 1.. {
+                    if done() {
+                        break;
+                    }
+                    freed += layer.evict_cold(200_000).unwrap();
+                    if round % 50 == 0 {
+                        drop(layer.evict_all().unwrap());
+                    }
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                freed
+            });
+            let readers: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let (mut right, mut refused) = (0, 0);
+                        let mut found = vec![0; fixture.tar.len()];
+                        for row in (0..rows).cycle() {
+                            if done() {
+                                break;
+                            }
+                            let chunk = &fixture.chunks[row];
+                            let place = |at: u64| usize::try_from(at).unwrap();
+                            let (from, to) = (place(chunk.offset), place(chunk.end()));
+                            let read = layer.read_there(row..row + 1, |device| {
+                                device.read(&mut found[from..to], chunk.offset)
+                            });
+                            if read.unwrap() {
+                                assert!(found[from..to] == fixture.tar[from..to], "chunk {row}");
+                                right += 1;
+                            } else {
+                                refused += 1;
+                            }
+                        }
+                        (right, refused)
+                    })
+                })
+                .collect();
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_secs(3)
+                && !readers.iter().any(|r| r.is_finished())
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            is_over.store(true, Ordering::Relaxed);
+            evicted += evictor.join().unwrap();
+            for reader in readers {
+                let (one, other) = reader.join().unwrap();
+                (right, refused) = (right + one, refused + other);
+            }
+        });
+        assert!(
+            right > 100 && refused > 100 && evicted > 0,
+            "{right} {refused} {evicted}"
+        );
+    }
+
+    /// Promise: what the kernel may read past us gets no hole, whatever is evicted or found damaged;
+    /// only the whole file is replaced, and the old one keeps its bytes.
+    #[test]
+    fn a_file_the_kernel_reads_gets_no_hole() {
+        let scratch = tempfile::tempdir().unwrap();
+        let fixture = fixture();
+        let (_root, layer) = layer(scratch.path(), &fixture, Arc::new(StdDisk));
+        assert!(!layer.begin_direct(), "it is not complete");
+        for row in 0..fixture.chunks.len() {
+            publish(&layer, &fixture, row);
+        }
+        assert!(layer.begin_direct());
+        for _ in 0..3 {
+            assert_eq!(layer.evict_cold(u64::MAX).unwrap(), 0);
+        }
+        let chunk = &fixture.chunks[2];
+        let device = layer.device.file();
+        StdDisk.write_at(&device, b"rot", chunk.offset + 9).unwrap();
+        layer.presence().set_claimed(2);
+        assert_eq!(layer.verify(2, chunk), super::super::Checked::Damaged);
+        let mut found = [0; 3];
+        StdDisk
+            .read_at(&device, &mut found, chunk.offset + 9)
+            .unwrap();
+        assert_eq!(
+            &found, b"rot",
+            "a hole would read as zeros, which nobody notices"
+        );
+        assert_eq!(publish(&layer, &fixture, 2), Published::Stored);
+        let old = layer.evict_all().unwrap();
+        assert!(!layer.is_direct());
+        let mut found = vec![0; fixture.tar.len()];
+        StdDisk.read_at(&old, &mut found, 0).unwrap();
+        assert!(
+            found == fixture.tar,
+            "the right bytes went over the wrong ones"
+        );
+    }
+}

@@ -1,0 +1,363 @@
+//! A store with a limit: what goes, in which order, and what readers notice of it.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use larder_fuse::{DataPlane, DeviceReads, DriverChoice, Layer};
+use larder_test_support::layer::LayerFixture;
+use larder_test_support::tar::{Entry, TarBuilder};
+use larder_test_support::{on_both_drivers, on_erofs};
+use rustix::fs::{Advice, fadvise};
+
+use crate::scene::{
+    Memory, Mood, Scene, cold, config, eventually, layer_of, noise, read, read_cold,
+};
+
+const MIB: usize = 1 << 20;
+
+/// Bytes of a store that its limit does not keep from being there: indexes, records and directories of
+/// the few layers here, and a chunk's edges.
+const BESIDE: u64 = 512 << 10;
+
+async fn limited(driver: DriverChoice, bytes: usize) -> Scene {
+    Scene::with(driver, |config| {
+        config.store_bytes_max = bytes as u64;
+        // Else the kernel's cache of the device answers.
+        config.device_reads = DeviceReads::Direct;
+    })
+    .await
+}
+
+/// Bytes of blocks of everything below `path`, as `du` counts them.
+fn du(path: &Path) -> u64 {
+    let own = std::fs::symlink_metadata(path).map_or(0, |found| found.blocks() * 512);
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return own;
+    };
+    own + entries
+        .flatten()
+        .map(|entry| du(&entry.path()))
+        .sum::<u64>()
+}
+
+fn data_on_disk(layer: &Layer) -> u64 {
+    layer.status().on_disk.device
+}
+
+/// Promise: readers of three times as much as fits get every byte right, without an error, while the
+/// store never grows beyond its limit.
+async fn the_limit_holds_and_every_read_goes_on(driver: DriverChoice) {
+    let scene = limited(driver, 8 * MIB).await;
+    let mut files = Vec::new();
+    for number in 0..6 {
+        let data = noise(100 + number, 4 * MIB);
+        let mounted = scene
+            .mounted(&layer_of(&data), &format!("at{number}"))
+            .await;
+        files.push((mounted.target.join("data"), Arc::new(data)));
+    }
+    let largest = Arc::new(AtomicU64::new(0));
+    let store = scene.plane().root().join("store");
+    let watch = {
+        let largest = largest.clone();
+        tokio::task::spawn_blocking(move || {
+            while Arc::strong_count(&largest) > 1 {
+                largest.fetch_max(du(&store), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        })
+    };
+    let mut readers = tokio::task::JoinSet::new();
+    for reader in 0..4 {
+        let files = files.clone();
+        readers.spawn(async move {
+            for round in 0..12 {
+                let (path, data) = &files[(reader * 5 + round) % files.len()];
+                let found = cold(path.clone()).await;
+                assert!(
+                    found.as_ref().is_ok_and(|found| found == &**data),
+                    "{round}: {:?}",
+                    found.err()
+                );
+            }
+        });
+    }
+    readers.join_all().await;
+    let largest = {
+        let value = largest.load(Ordering::Relaxed);
+        drop(largest);
+        value
+    };
+    watch.await.unwrap();
+    assert!(largest <= 8 * MIB as u64 + BESIDE, "{largest} bytes");
+    assert!(
+        largest >= 4 * MIB as u64,
+        "{largest} bytes: is anything kept?"
+    );
+}
+
+/// Promise: what is read again and again is kept while what is read once goes.
+async fn what_is_read_again_stays_and_what_is_read_once_goes(driver: DriverChoice) {
+    let scene = limited(driver, 8 * MIB).await;
+    let mut tar = TarBuilder::new().entry(Entry::file("hot", noise(1, MIB)));
+    for number in 0..16 {
+        tar = tar.entry(Entry::file(
+            &format!("cold{number}"),
+            noise(2 + number, MIB),
+        ));
+    }
+    let fixture = LayerFixture::new(tar.finish());
+    let mounted = scene.mounted(&fixture, "at").await;
+    let hot = mounted.target.join("hot");
+    for number in 0..16 {
+        let path = mounted.target.join(format!("cold{number}"));
+        assert!(cold(path).await.unwrap() == noise(2 + number, MIB));
+        for _ in 0..4 {
+            assert!(cold(hot.clone()).await.unwrap() == noise(1, MIB));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    let before = mounted.source.requests().len();
+    mounted.source.set(Mood::Fails);
+    assert!(cold(hot).await.unwrap() == noise(1, MIB));
+    assert_eq!(mounted.source.requests().len(), before);
+    let gone = (0..16).filter(|number| {
+        let path = mounted.target.join(format!("cold{number}"));
+        read_cold(&path).is_err()
+    });
+    assert!(gone.count() >= 8, "17 MiB do not fit into 8");
+}
+
+/// Promise: of layers nobody uses, the one that was used longest ago goes first, before any chunk of
+/// one that is mounted; its index stays, and it comes back.
+async fn unused_layers_go_first_the_longest_unused_before_others(driver: DriverChoice) {
+    let scene = limited(driver, 14 * MIB).await;
+    let fixtures: Vec<_> = (0..3).map(|n| layer_of(&noise(200 + n, 4 * MIB))).collect();
+    let mut layers = Vec::new();
+    for fixture in &fixtures {
+        let mounted = scene.mounted(fixture, "at").await;
+        cold(mounted.target.join("data")).await.unwrap();
+        scene.plane().unmount(&mounted.target).await.unwrap();
+        layers.push(mounted.layer);
+        // Uses are told apart by the second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    let used = |layer: &Layer| layer.status().in_use;
+    eventually("nothing is in use", || !layers.iter().any(used)).await;
+    let mounted = scene.mounted(&layer_of(&noise(300, 3 * MIB)), "now").await;
+    cold(mounted.target.join("data")).await.unwrap();
+    eventually("the oldest went", || data_on_disk(&layers[0]) == 0).await;
+    assert!(data_on_disk(&layers[1]) > 0 && data_on_disk(&layers[2]) > 0);
+    assert!(data_on_disk(&mounted.layer) > 2 * MIB as u64);
+    let target = scene.directory("again");
+    layers[0].mount(&target, &[]).await.unwrap();
+    assert!(cold(target.join("data")).await.unwrap() == noise(200, 4 * MIB));
+}
+
+/// Promise: a pinned layer stays, also over a restart, and goes after it is unpinned.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pinned_layer_stays_until_it_is_unpinned() {
+    let mut scene = limited(DriverChoice::Fuse, 6 * MIB).await;
+    let fixture = layer_of(&noise(1, 4 * MIB));
+    let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
+    layer.fetch_all().await.unwrap();
+    let id = layer.id();
+    scene.plane().pin(&[id], "app:1").unwrap();
+    drop(layer);
+    scene.plane.take().unwrap().shutdown().await;
+    let root = scene.scratch.path().join("root");
+    let limit = |config: &mut larder_fuse::DataPlaneConfig| {
+        config.store_bytes_max = 6 * MIB as u64;
+        config.device_reads = DeviceReads::Direct;
+    };
+    let plane = DataPlane::start(config(&root, DriverChoice::Fuse, limit)).await;
+    scene.plane = Some(plane.unwrap());
+    let layer = scene.plane().layer(&id).unwrap();
+    assert_eq!(layer.status().pins, ["app:1"]);
+    let mounted = scene.mounted(&layer_of(&noise(2, 4 * MIB)), "at").await;
+    for _ in 0..3 {
+        assert!(cold(mounted.target.join("data")).await.unwrap() == noise(2, 4 * MIB));
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+    }
+    assert!(data_on_disk(&layer) >= 4 * MIB as u64);
+    assert_eq!(scene.plane().usage().pinned, data_on_disk(&layer));
+    assert_eq!(scene.plane().unpin("app:1").unwrap(), 1);
+    cold(mounted.target.join("data")).await.unwrap();
+    eventually("it went", || data_on_disk(&layer) == 0).await;
+}
+
+/// Promise: where everything is pinned, reads are served all the same, `caching_stopped` says why,
+/// and caching goes on within five seconds once it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_pinned_full_serves_and_says_so() {
+    let scene = limited(DriverChoice::Fuse, 8 * MIB).await;
+    // More than 90 %, less than 95.
+    let fixture = layer_of(&noise(1, 15 * MIB / 2 - MIB / 8));
+    let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
+    layer.fetch_all().await.unwrap();
+    scene.plane().pin(&[layer.id()], "all").unwrap();
+    for number in 2..4 {
+        let data = noise(number, 4 * MIB);
+        let mounted = scene
+            .mounted(&layer_of(&data), &format!("at{number}"))
+            .await;
+        assert!(cold(mounted.target.join("data")).await.unwrap() == data);
+    }
+    eventually("it says so", || scene.plane().caching_stopped().is_some()).await;
+    let stopped = scene.plane().caching_stopped().unwrap();
+    assert!(stopped.why.contains("store_bytes_max"), "{}", stopped.why);
+    scene.plane().unpin("all").unwrap();
+    let started = Instant::now();
+    let mounted = scene.mounted(&layer_of(&noise(5, 4 * MIB)), "at5").await;
+    cold(mounted.target.join("data")).await.unwrap();
+    eventually("the pinned layer went", || data_on_disk(&layer) == 0).await;
+    eventually("caching goes on", || {
+        scene.plane().caching_stopped().is_none()
+    })
+    .await;
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let mounted = scene.mounted(&layer_of(&noise(6, 2 * MIB)), "at6").await;
+    cold(mounted.target.join("data")).await.unwrap();
+    assert!(data_on_disk(&mounted.layer) >= 2 * MIB as u64);
+}
+
+/// Promise: nothing is taken from a file that the kernel reads past us; after its last mount it is
+/// evicted whole, and who still has a file of that mount open reads on, every byte right.
+async fn a_directly_mounted_layer_is_evicted_whole_after_its_last_use() {
+    let scene = limited(DriverChoice::Erofs, 6 * MIB).await;
+    let data = noise(1, 4 * MIB);
+    let fixture = layer_of(&data);
+    let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
+    layer.fetch_all().await.unwrap();
+    eventually("it is proven", || layer.status().proven).await;
+    let target = scene.directory("direct");
+    layer.mount(&target, &[]).await.unwrap();
+    let mut open = File::open(target.join("data")).unwrap();
+    let press = || async {
+        let mounted = scene.mounted(&layer_of(&noise(2, 4 * MIB)), "press").await;
+        for _ in 0..3 {
+            assert!(cold(mounted.target.join("data")).await.unwrap() == noise(2, 4 * MIB));
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+        }
+        scene.plane().unmount(&mounted.target).await.unwrap();
+    };
+    press().await;
+    assert!(data_on_disk(&layer) >= 4 * MIB as u64, "it is mounted");
+    assert!(cold(target.join("data")).await.unwrap() == data);
+    scene.plane().unmount(&target).await.unwrap();
+    press().await;
+    eventually("it went", || data_on_disk(&layer) == 0).await;
+    // The kernel has the old file.
+    fadvise(&open, 0, None, Advice::DontNeed).unwrap();
+    let mut found = Vec::new();
+    open.read_to_end(&mut found).unwrap();
+    assert!(found == data);
+    drop(open);
+    layer.mount(&target, &[]).await.unwrap();
+    assert!(cold(target.join("data")).await.unwrap() == data);
+}
+
+/// Promise: below the free-space floor, layers nobody uses go, so that caching goes on, unless all of
+/// them together would not bring it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn below_the_floor_unused_layers_make_room_if_that_helps() {
+    let disk = Arc::new(Narrow::default());
+    let scene = Scene::with(DriverChoice::Fuse, |config| {
+        config.disk = disk.clone();
+        config.device_reads = DeviceReads::Direct;
+    })
+    .await;
+    let store = scene.plane().root().join("store");
+    let fixture = layer_of(&noise(1, 4 * MIB));
+    let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
+    layer.fetch_all().await.unwrap();
+    let read = |number: u64| {
+        let scene = &scene;
+        async move {
+            let data = noise(number, MIB);
+            let mounted = scene
+                .mounted(&layer_of(&data), &format!("at{number}"))
+                .await;
+            assert!(cold(mounted.target.join("data")).await.unwrap() == data);
+            data_on_disk(&mounted.layer)
+        }
+    };
+    // 100 MiB, of which 5 are to be free; others take so much that 6 would have to go.
+    disk.others.store(200 * MIB as u64, Ordering::Relaxed);
+    // It is looked at once a second.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    for number in 2..4 {
+        assert_eq!(read(number).await, 0);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+    assert!(data_on_disk(&layer) >= 4 * MIB as u64, "it would not help");
+    assert!(scene.plane().caching_stopped().is_some());
+    // Now 2 MiB are lacking.
+    disk.others
+        .store(97 * MIB as u64 - du(&store), Ordering::Relaxed);
+    read(4).await;
+    eventually("the unused layer went", || data_on_disk(&layer) == 0).await;
+    eventually("caching goes on", || {
+        scene.plane().caching_stopped().is_none()
+    })
+    .await;
+    assert!(read(5).await >= MIB as u64);
+}
+
+/// A disk of 100 MiB on which others have files, too.
+#[derive(Debug, Default)]
+struct Narrow {
+    others: AtomicU64,
+}
+
+impl larder_fuse::Disk for Narrow {
+    fn space(&self, directory: &Path) -> std::io::Result<larder_fuse::Space> {
+        let total = 100 * MIB as u64;
+        let used = self.others.load(Ordering::Relaxed) + du(directory);
+        let available = total.saturating_sub(used);
+        Ok(larder_fuse::Space { total, available })
+    }
+}
+
+/// Promise: every byte of the store is accounted for: the sums are what `du` counts, before and after
+/// eviction.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_takes_is_what_du_counts() {
+    let scene = limited(DriverChoice::Fuse, 6 * MIB).await;
+    let store = scene.plane().root().join("store");
+    let mut mounts = Vec::new();
+    for number in 0..3 {
+        let mounted = scene
+            .mounted(&layer_of(&noise(number, 3 * MIB)), &format!("at{number}"))
+            .await;
+        assert!(read(mounted.target.join("data")).await.is_ok());
+        mounts.push(mounted);
+        let counted = || {
+            let usage = scene.plane().usage();
+            let layers = scene.plane().layers();
+            let layers: u64 = layers.iter().map(|l| l.status().on_disk.total()).sum();
+            let own = std::fs::metadata(&store).unwrap().blocks() * 512;
+            usage.total == du(&store)
+                && usage.total == layers + own
+                && usage.total == usage.data + usage.overhead
+                && usage.evictable == usage.data
+                && usage.limit == Some(6 * MIB as u64)
+        };
+        // Eviction may be at work between two looks.
+        eventually("the sums are those of du", counted).await;
+    }
+}
+
+on_both_drivers!(
+    the_limit_holds_and_every_read_goes_on,
+    what_is_read_again_stays_and_what_is_read_once_goes,
+    unused_layers_go_first_the_longest_unused_before_others,
+);
+
+on_erofs!(a_directly_mounted_layer_is_evicted_whole_after_its_last_use);

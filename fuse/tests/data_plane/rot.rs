@@ -1,0 +1,80 @@
+//! Disks that change bits while a container runs.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use larder_fuse::{DeviceReads, DriverChoice, Layer};
+use larder_test_support::{on_both_drivers, on_erofs};
+
+use crate::scene::{Scene, cold, eventually, layer_of, noise};
+
+fn device(scene: &Scene, layer: &Layer) -> PathBuf {
+    let store = scene.plane().root().join("store");
+    store.join(layer.id().0.hex()).join("device")
+}
+
+/// Flips a bit of a layer's device, behind the daemon's back.
+fn rot(path: &PathBuf, at: u64) {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+}
+
+/// Promise: bits that the disk changed after they were verified are found before the reply, and
+/// fetched again, while the container runs on.
+async fn rot_is_found_before_the_reply_and_fetched_again(driver: DriverChoice) {
+    let scene = Scene::with(driver, |config| {
+        config.verify_again_after = Duration::from_millis(100);
+        config.device_reads = DeviceReads::Direct;
+    })
+    .await;
+    let data = noise(1, 500_000);
+    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    let path = mounted.target.join("data");
+    assert!(cold(path.clone()).await.unwrap() == data);
+    let before = mounted.source.requests().len();
+    for (round, at) in [100_000, 200_000, 499_000].into_iter().enumerate() {
+        rot(&device(&scene, &mounted.layer), at);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        assert!(cold(path.clone()).await.unwrap() == data, "round {round}");
+        assert_eq!(
+            mounted.source.requests().len(),
+            before + round + 1,
+            "one chunk each"
+        );
+    }
+}
+
+/// Promise: what rots in a file that the kernel reads directly is found by the scrub and written over
+/// in place, without a hole, and new readers get right bytes.
+async fn rot_below_a_direct_mount_is_mended_in_place() {
+    let scene = Scene::with(DriverChoice::Erofs, |config| {
+        config.scrub_every = Duration::from_millis(50);
+    })
+    .await;
+    let data = noise(1, 500_000);
+    let mounted = scene.mounted(&layer_of(&data), "lazy").await;
+    mounted.layer.fetch_all().await.unwrap();
+    let layer = mounted.layer.clone();
+    eventually("it is proven", || layer.status().proven).await;
+    let target = scene.directory("direct");
+    layer.mount(&target, &[]).await.unwrap();
+    let device = device(&scene, &layer);
+    let whole = std::fs::read(&device).unwrap();
+    rot(&device, 300_000);
+    eventually("it is mended", || std::fs::read(&device).unwrap() == whole).await;
+    assert!(cold(target.join("data")).await.unwrap() == data);
+    assert!(cold(mounted.target.join("data")).await.unwrap() == data);
+    assert!(layer.status().proven);
+}
+
+on_both_drivers!(rot_is_found_before_the_reply_and_fetched_again);
+
+on_erofs!(rot_below_a_direct_mount_is_mended_in_place);

@@ -1,0 +1,68 @@
+//! `Pin` and `Unpin` of the control socket.
+
+use std::collections::BTreeSet;
+
+use larder_proto::digest::Digest;
+use larder_proto::grpc::control::{PinRequest, PinResponse, UnpinRequest};
+use tonic::{Response, Status};
+
+use crate::plane::{Plane, PlaneError};
+
+/// Pins the layers of the store that have one of the digests.
+pub(super) fn pin(
+    plane: Option<&dyn Plane>,
+    request: &PinRequest,
+) -> Result<Response<PinResponse>, Status> {
+    let plane = plane.ok_or_else(without_plane)?;
+    let there: Vec<_> = plane
+        .layers()
+        .into_iter()
+        .map(|index| (index, plane.progress(&index).and_then(|found| found.blob)))
+        .collect();
+    let (mut found, mut unknown) = (BTreeSet::new(), Vec::new());
+    for text in &request.layers {
+        let digest: Result<Digest, _> = text.parse();
+        let digest =
+            digest.map_err(|error| Status::invalid_argument(format!("{text}: {error}")))?;
+        let named =
+            |(index, blob): &&(Digest, Option<Digest>)| *index == digest || *blob == Some(digest);
+        let mut indexes = there
+            .iter()
+            .filter(named)
+            .map(|(index, _)| *index)
+            .peekable();
+        if indexes.peek().is_none() {
+            unknown.push(text.clone());
+        }
+        found.extend(indexes);
+    }
+    let layers: Vec<_> = found.into_iter().collect();
+    if !layers.is_empty() {
+        plane.pin(&layers, &request.name).map_err(refused)?;
+    }
+    Ok(Response::new(PinResponse {
+        layers: u32::try_from(layers.len()).unwrap_or(u32::MAX),
+        unknown,
+    }))
+}
+
+/// Takes the pins of that name away.
+pub(super) fn unpin(
+    plane: Option<&dyn Plane>,
+    request: &UnpinRequest,
+) -> Result<Response<PinResponse>, Status> {
+    let plane = plane.ok_or_else(without_plane)?;
+    let layers = plane.unpin(&request.name).map_err(refused)?;
+    Ok(Response::new(PinResponse {
+        layers: u32::try_from(layers).unwrap_or(u32::MAX),
+        unknown: Vec::new(),
+    }))
+}
+
+fn refused(error: PlaneError) -> Status {
+    Status::failed_precondition(error.0)
+}
+
+fn without_plane() -> Status {
+    Status::failed_precondition("this process loads nothing lazily")
+}
