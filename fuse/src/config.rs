@@ -40,6 +40,10 @@ pub struct DataPlaneConfig {
     pub observer: Arc<dyn Observer>,
     /// Bytes the store may take on its disk; 0 for as many as there are.
     pub store_bytes_max: u64,
+    /// When layers that nobody reads are completed.
+    pub completion: Completion,
+    /// What becomes of running containers whose layer turns out to be a lie.
+    pub quarantine: Quarantine,
     /// How the kernel reads the devices.
     pub device_reads: DeviceReads,
     /// After this long, a chunk is verified again before it is used: the disk may have changed it.
@@ -66,6 +70,8 @@ impl DataPlaneConfig {
             slow_read: None,
             observer: Arc::new(Logged),
             store_bytes_max: 0,
+            completion: Completion::default(),
+            quarantine: Quarantine::default(),
             device_reads: DeviceReads::default(),
             verify_again_after: VERIFY_AGAIN_AFTER,
             scrub_every: SCRUB_EVERY,
@@ -74,6 +80,46 @@ impl DataPlaneConfig {
             handover: None,
         }
     }
+}
+
+/// For how long nobody may have waited for the network before a layer is completed: longer than the
+/// pauses within a start, whose reads have the link for themselves, and whose bytes are counted.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// After this long a layer is completed also where somebody always waits for something: between the
+/// reads, slowly. Until its proof, an index is a claim.
+const LATEST: Duration = Duration::from_mins(5);
+
+/// When layers are completed that are mounted and not proven. A proof that is waited for is not held
+/// up by this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// Whether they are at all.
+    pub enabled: bool,
+    /// For how long no read of the node may have waited for the network.
+    pub quiet: Duration,
+    /// After this long it is begun between reads.
+    pub latest: Duration,
+}
+
+impl Default for Completion {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            quiet: QUIET,
+            latest: LATEST,
+        }
+    }
+}
+
+/// What a quarantine means for who has a layer mounted already. There are no new mounts in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quarantine {
+    /// Running containers go on.
+    #[default]
+    Refuse,
+    /// Reads that reach the data plane fail with EIO. What the kernel has in memory is read on.
+    Eio,
 }
 
 /// Which file system serves the trees of layers.

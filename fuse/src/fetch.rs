@@ -8,10 +8,12 @@
 //!
 //! A miss and a damaged chunk take the same road. Whoever asks for a chunk in flight joins it.
 
+mod complete;
 mod decode;
 mod error;
 mod flight;
 mod outage;
+mod pace;
 mod recent;
 mod run;
 mod sources;
@@ -21,6 +23,7 @@ mod tests;
 mod troubles;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +40,7 @@ use crate::store::{ChunkState, StoredLayer};
 pub use error::FetchError;
 use flight::{Flights, Pending};
 pub(crate) use flight::{Landed, Landing};
+pub(crate) use pace::Pace;
 pub(crate) use recent::Recent;
 use run::Run;
 use sources::{Sources, Tracked};
@@ -86,6 +90,7 @@ pub(crate) struct FetchContext {
     /// How long a read waits.
     pub(crate) deadline: Duration,
     pub(crate) recent: Arc<Recent>,
+    pub(crate) pace: Arc<Pace>,
     pub(crate) runtime: Handle,
     pub(crate) counts: Arc<Counts>,
     pub(crate) slow: Arc<SlowReads>,
@@ -104,6 +109,8 @@ pub(crate) struct Fetcher {
     context: FetchContext,
     slow: SlowArrivals,
     completed: Notify,
+    removed: AtomicBool,
+    barred: AtomicBool,
 }
 
 impl Fetcher {
@@ -124,6 +131,8 @@ impl Fetcher {
             context,
             slow: SlowArrivals::new(),
             completed: Notify::new(),
+            removed: AtomicBool::new(false),
+            barred: AtomicBool::new(false),
         }
     }
 
@@ -166,6 +175,15 @@ impl Fetcher {
         self.sources.set_elsewhere(elsewhere);
     }
 
+    /// From now on no read is answered with bytes: they are not what whoever reads them believes.
+    pub(crate) fn bar(&self) {
+        self.barred.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_barred(&self) -> bool {
+        self.barred.load(Ordering::Acquire)
+    }
+
     /// Resolves when the last chunk has arrived since the call before.
     pub(crate) async fn completed(&self) {
         self.completed.notified().await;
@@ -187,6 +205,9 @@ impl Fetcher {
             } else if let Some(error) = flights.failure(row, Instant::now()) {
                 Pending::Landed(Landed::Failed(error))
             } else if let Some(waiting) = flights.join(row) {
+                if priority == Priority::Demand {
+                    self.context.pace.touch();
+                }
                 Pending::InFlight(waiting)
             } else {
                 missing.push(row);
@@ -200,42 +221,6 @@ impl Fetcher {
             self.context.runtime.spawn(run.fly());
         }
         landing
-    }
-
-    /// Fetches every chunk that is not there yet.
-    pub(crate) async fn fetch_all(self: &Arc<Self>) -> Result<(), Arc<FetchError>> {
-        let count = self.layer.index().chunk_count();
-        let mut waiting = std::collections::VecDeque::new();
-        let mut bytes_max = BATCH_BYTES_FIRST;
-        let mut next = 0;
-        while next < count || !waiting.is_empty() {
-            // One more than can be in flight keeps the link busy, and memory bounded.
-            if next < count && waiting.len() <= BACKGROUND_REQUESTS {
-                let end = self.batch_end(next, bytes_max);
-                let landing = self.request(next..end, Priority::Background);
-                waiting.push_back((Instant::now(), landing));
-                next = end;
-                continue;
-            }
-            let Some((begun, first)) = waiting.pop_front() else {
-                break;
-            };
-            first.stored().await?;
-            // What takes longer than an attempt may is thrown away, so that a slow link would never see
-            // the end of large batches.
-            let tries =
-                self.context.deadline.as_secs_f64() / begun.elapsed().as_secs_f64().max(1e-3);
-            if tries > BATCHES_PER_DEADLINE {
-                bytes_max = (bytes_max * 2).min(RUN_BYTES_MAX);
-            } else if tries < BATCHES_PER_DEADLINE / 4.0 {
-                bytes_max = (bytes_max / 2).max(BATCH_BYTES_FIRST / 8);
-            }
-        }
-        if self.layer.presence().all_verified() {
-            Ok(())
-        } else {
-            Err(Arc::new(FetchError::NoRoom { layer: self.blob() }))
-        }
     }
 
     /// The row after `first` and its neighbours of one range request of at most `bytes_max`.

@@ -5,6 +5,7 @@ mod owner;
 mod patch;
 mod settle;
 mod status;
+mod trust;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,20 +14,23 @@ use std::sync::{Arc, Weak};
 
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::fetch::{FetchError, Fetcher};
 use crate::mount::MountFailed;
 use crate::plane::Plane;
 use crate::source::{Elsewhere, Source};
-use crate::store::{ChunkState, LayerStoreError, Proof, StoredLayer};
+use crate::store::{ChunkState, LayerStoreError, StoredLayer};
 
 pub use attributes::NodeAttributes;
 pub(crate) use owner::owner;
 pub use patch::ImpliedDirectory;
 pub(crate) use patch::View;
 pub(crate) use settle::Proofs;
+pub use settle::Verdicts;
 pub use status::{LayerState, LayerStatus, SourceStatus};
+pub use trust::Trust;
 
 /// Names a layer on a node: the SHA-256 of its stored index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,6 +67,8 @@ pub(crate) struct LayerParts {
     pub(crate) plane: Weak<Plane>,
     /// Found true, and every chunk verified in this run: the store file may be mounted.
     pub(crate) proven: AtomicBool,
+    /// Changes when the layer was proven or quarantined.
+    settled: watch::Sender<()>,
     /// Ends the task that waits for the last chunk.
     watcher: AbortHandle,
 }
@@ -125,6 +131,7 @@ impl Layer {
                 fetcher,
                 plane,
                 proven: AtomicBool::new(false),
+                settled: watch::Sender::new(()),
             }
         }))
     }
@@ -201,16 +208,16 @@ impl Layer {
     }
 
     pub(crate) fn quarantine(&self) -> Option<String> {
-        match self.stored().record().proof {
-            Proof::Quarantined(reason) => Some(reason),
-            Proof::Pending | Proof::Proven => None,
+        match self.trust() {
+            Trust::Quarantined(reason) => Some(reason),
+            Trust::Claimed | Trust::Proven => None,
         }
     }
 
     /// A former run proved the layer; its chunks are verified again before the store file is
     /// mounted directly. Not if some were evicted: they are fetched when they are read.
     fn verify_what_was_proven(&self) {
-        let was_proven = self.stored().record().proof == Proof::Proven;
+        let was_proven = self.trust() == Trust::Proven;
         let is_whole = || {
             let mut absent = self.stored().presence().rows(|s| s == ChunkState::Absent);
             absent.next().is_none()

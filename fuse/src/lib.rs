@@ -26,7 +26,7 @@ mod source;
 mod store;
 mod sys;
 
-pub use config::{DataPlaneConfig, DeviceReads, DriverChoice};
+pub use config::{Completion, DataPlaneConfig, DeviceReads, DriverChoice, Quarantine};
 pub use counts::{
     BOUNDS_SECONDS, Count, Counts, Delay, Durations, Measured, Outcome, ReadFailure, SenderCounts,
     SenderKind,
@@ -35,7 +35,7 @@ pub use driver::{Driver, DriverReport, EROFS_FILES_SINCE, kernel_version};
 pub use fetch::FetchError;
 pub use layer::{
     ImpliedDirectory, Layer, LayerId, LayerSpec, LayerState, LayerStatus, MountError,
-    NodeAttributes, SourceStatus,
+    NodeAttributes, SourceStatus, Trust, Verdicts,
 };
 pub use observer::{Observer, SlowRead};
 pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, StoreUsage, UnmountError};

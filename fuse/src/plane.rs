@@ -2,6 +2,7 @@
 
 mod add;
 mod adopt;
+mod complete;
 mod decoding;
 mod evict;
 mod mounts;
@@ -21,11 +22,12 @@ use crate::config::DataPlaneConfig;
 use crate::counts::Counts;
 use crate::driver::DriverReport;
 use crate::fetch::FetchContext;
-use crate::layer::{Layer, LayerId, LayerSpec, Proofs};
+use crate::layer::{Layer, LayerId, LayerSpec, Proofs, Verdicts};
 use crate::session::{Sessions, Slots};
 use crate::store::{CachingStopped, PinError, StoreRoot};
 
 pub use add::AddLayerError;
+use complete::Completion;
 use decoding::Decoding;
 use mounts::Mounts;
 pub use remove::{RemoveLayerError, UnmountError};
@@ -44,6 +46,7 @@ pub(crate) struct Plane {
     session: Sessions,
     driver: DriverReport,
     context: FetchContext,
+    pub(crate) completion: Arc<Completion>,
     /// Files the process may have open.
     open_files: u64,
     layers: Mutex<HashMap<LayerId, Layer>>,
@@ -79,6 +82,11 @@ impl DataPlane {
     /// What was counted since the start.
     pub fn counts(&self) -> &Arc<Counts> {
         &self.0.context.counts
+    }
+
+    /// What proofs of layers came to since the start.
+    pub fn verdicts(&self) -> Verdicts {
+        self.0.proofs.verdicts()
     }
 
     /// The root directory, by its canonical path.
@@ -208,6 +216,9 @@ impl Plane {
             return;
         };
         self.proofs.close();
+        for layer in self.lock_layers().values() {
+            layer.forget();
+        }
         if self.sync() {
             self.store.end();
         }

@@ -9,6 +9,8 @@
 //! layer.json  what names the layer, and the sums of the files above
 //! direct      the kernel reads the device past us, in this boot
 //! ```
+//!
+//! Indexes that lied are kept apart, see [`Lies`].
 
 mod claims;
 #[cfg(test)]
@@ -19,6 +21,7 @@ mod disk;
 mod evict;
 mod floor;
 mod ledger;
+mod lies;
 mod occupied;
 mod pins;
 mod presence;
@@ -33,6 +36,7 @@ pub use floor::CachingStopped;
 pub(crate) use ledger::Ledger;
 pub use occupied::OnDisk;
 pub use pins::PinError;
+pub(crate) use lies::Lies;
 pub(crate) use presence::ChunkState;
 pub(crate) use record::{Proof, Record};
 pub use root::OpenStoreError;

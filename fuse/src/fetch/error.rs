@@ -32,6 +32,12 @@ pub enum FetchError {
     /// The data plane is being shut down.
     #[error("the data plane is shutting down")]
     ShutDown,
+    /// The layer is not kept any more: nothing is fetched for it but what is read.
+    #[error("layer {layer} was removed")]
+    Removed {
+        /// The layer.
+        layer: Digest,
+    },
     /// Everything arrived, and not everything could be kept.
     #[error("layer {layer} cannot be completed: the store has no room; free some disk space")]
     NoRoom {

@@ -142,6 +142,7 @@ impl Scene {
             FetchContext {
                 deadline: DEADLINE,
                 recent: Arc::new(Recent::new()),
+                pace: Arc::new(Pace::new()),
                 runtime: Handle::current(),
                 counts: Arc::default(),
                 slow: Arc::new(SlowReads::new(Some(SLOW))),

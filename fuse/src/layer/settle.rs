@@ -1,25 +1,71 @@
 //! What happens when the last chunk of a layer has arrived.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use larder_proto::digest::Digest;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{Layer, LayerParts};
+use crate::config::Quarantine;
 use crate::fetch::Fetcher;
 use crate::proof::{Verdict, prove};
-use crate::store::{LayerStoreError, Proof};
+use crate::store::{LayerStoreError, Lies, Proof};
 use crate::sys::lower_this_thread;
 
+/// What proofs came to since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verdicts {
+    /// Layers whose index was found true.
+    pub proven: u64,
+    /// Layers whose index lied.
+    pub quarantined: u64,
+}
+
 /// One proof at a time, and none after the end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Proofs {
     turn: Mutex<()>,
     closed: Mutex<bool>,
+    lies: Lies,
+    quarantine: Quarantine,
+    proven: AtomicU64,
+    quarantined: AtomicU64,
 }
 
 impl Proofs {
+    pub(crate) fn new(lies: Lies, quarantine: Quarantine) -> Self {
+        Self {
+            turn: Mutex::default(),
+            closed: Mutex::default(),
+            lies,
+            quarantine,
+            proven: AtomicU64::default(),
+            quarantined: AtomicU64::default(),
+        }
+    }
+
+    /// In which way an index lied that was proved on this node, now or earlier.
+    pub(crate) fn lie(&self, index: &Digest) -> Option<String> {
+        self.lies.told(index)
+    }
+
+    /// Since the start.
+    pub(crate) fn verdicts(&self) -> Verdicts {
+        Verdicts {
+            proven: self.proven.load(Ordering::Relaxed),
+            quarantined: self.quarantined.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What a lie means for who has the layer mounted, now or after a restart.
+    pub(crate) fn bar(&self, fetcher: &Fetcher) {
+        if self.quarantine == Quarantine::Eio {
+            fetcher.bar();
+        }
+    }
+
     /// After this, no proof writes into the store, which may be another daemon's by then.
     pub(crate) fn close(&self) {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -54,7 +100,9 @@ pub(super) async fn watch(parts: Weak<LayerParts>, fetcher: Arc<Fetcher>, proofs
             .spawn(move || {
                 lower_this_thread();
                 let _one_at_a_time = proofs.turn.lock().unwrap_or_else(PoisonError::into_inner);
-                let _ = done.send(layer.settle(&proofs));
+                let settled = layer.settle(&proofs);
+                layer.tell();
+                let _ = done.send(settled);
             });
         match started {
             // Damaged chunks are fetched again, and the layer completes anew.
@@ -89,6 +137,7 @@ impl Layer {
                     Ok(false) => {}
                     Ok(true) => {
                         self.0.proven.store(true, Ordering::Release);
+                        proofs.proven.fetch_add(1, Ordering::Relaxed);
                         info!(index = %self.id(), layer = %self.blob(), "complete, and proven to be what its index says");
                     }
                     Err(error) => warn!(index = %self.id(), %error, "cannot keep a proof"),
@@ -96,20 +145,7 @@ impl Layer {
                 true
             }
             Verdict::Lie(reason) => {
-                error!(
-                    index = %self.id(), layer = %self.blob(), reason,
-                    "quarantined: the index does not describe the layer. Running containers go \
-                     on; remove the image, and tell whoever converted it"
-                );
-                let context = self.0.fetcher.context();
-                context.counts.quarantine();
-                context
-                    .observer
-                    .quarantined(self.id(), self.blob(), &reason);
-                let proof = Proof::Quarantined(reason);
-                if let Err(error) = proofs.keep(|| stored.set_proof(proof)) {
-                    error!(index = %self.id(), %error, "the quarantine cannot be written down");
-                }
+                self.quarantine_for(reason, proofs);
                 true
             }
             // It completes again when it is read, or not: no reason to fetch what had to go.
@@ -120,16 +156,50 @@ impl Layer {
             }
         }
     }
+
+    /// Nothing believes the index any more, in this run and the next ones.
+    fn quarantine_for(&self, reason: String, proofs: &Proofs) {
+        let stored = self.stored();
+        proofs.quarantined.fetch_add(1, Ordering::Relaxed);
+        error!(
+            target: "larder_fuse::quarantine",
+            index = %self.id(), layer = %self.blob(), diff_id = %self.diff_id(), reason,
+            "quarantined: the index does not describe the layer. There are no new mounts of it; \
+             remove the image, and tell whoever converted it"
+        );
+        let context = self.0.fetcher.context();
+        context.counts.quarantine();
+        context
+            .observer
+            .quarantined(self.id(), self.blob(), &reason);
+        let kept = proofs.keep(|| {
+            let remembered = proofs.lies.remember(&self.id().0, &reason);
+            // In memory it counts from here on, whatever the disk does.
+            let written = stored.set_proof(Proof::Quarantined(reason));
+            remembered.map_err(|error| LayerStoreError::Io {
+                path: stored.directory().to_owned(),
+                error,
+            })?;
+            written
+        });
+        proofs.bar(&self.0.fetcher);
+        if let Err(error) = kept {
+            error!(index = %self.id(), %error, "the quarantine cannot be written down");
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StdDisk;
 
     /// An image that is unmounted while it is proved ends without a warning.
     #[test]
     fn a_proof_that_comes_too_late_is_not_kept_and_no_failure() {
-        let proofs = Proofs::default();
+        let root = tempfile::tempdir().unwrap();
+        let lies = Lies::new(root.path(), Arc::new(StdDisk));
+        let proofs = Proofs::new(lies, Quarantine::Refuse);
         assert!(matches!(proofs.keep(|| Ok(())), Ok(true)));
         proofs.close();
         let kept = proofs.keep(|| panic!("written after the end"));

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use larder_proto::digest::Digest;
 
-use super::{Layer, LayerId};
+use super::{Layer, LayerId, Trust};
 use crate::store::{ChunkState, OnDisk};
 
 /// How much of a layer is there.
@@ -30,8 +30,10 @@ pub struct LayerStatus {
     pub bytes_present: u64,
     /// Whether that is all.
     pub state: LayerState,
-    /// Whether the index was found true and the store file may be mounted directly.
+    /// Whether the index was found true, in this run or a former one.
     pub proven: bool,
+    /// Whether all of it was verified in this run, too: the store file is mounted directly.
+    pub direct: bool,
     /// Why there are no new mounts of it, if so.
     pub quarantined: Option<String>,
     /// What its files take on the disk.
@@ -97,7 +99,8 @@ impl Layer {
             bytes_total: index.tar_len(),
             bytes_present,
             state,
-            proven: self.0.proven.load(Ordering::Acquire),
+            proven: self.trust() == Trust::Proven,
+            direct: self.0.proven.load(Ordering::Acquire),
             quarantined: self.quarantine(),
             on_disk: stored.measure(),
             last_used: stored.last_used(),

@@ -44,6 +44,16 @@ pub enum AddLayerError {
         /// Why not.
         error: LayerStoreError,
     },
+    /// It was proved on this node that the index lies, and the layer was removed since.
+    #[error("the index {index} of layer {layer} does not describe it: {reason}")]
+    Quarantined {
+        /// The layer's blob.
+        layer: Digest,
+        /// Its index.
+        index: Digest,
+        /// In which way.
+        reason: String,
+    },
     /// The data plane was shut down.
     #[error("the data plane is shutting down")]
     ShutDown,
@@ -64,6 +74,13 @@ impl Plane {
                 layer.set_elsewhere(spec.elsewhere);
             }
             return Ok(layer.clone());
+        }
+        if let Some(reason) = self.proofs.lie(&id.0) {
+            return Err(AddLayerError::Quarantined {
+                layer: spec.blob,
+                index: id.0,
+                reason,
+            });
         }
         let index = self.fetch_index(&mut spec).await?;
         let plane = self.clone();

@@ -71,6 +71,7 @@ impl Plane {
         let Some(layer) = self.lock_layers().remove(id) else {
             return Ok(());
         };
+        layer.forget();
         for slot in slots(&layer) {
             self.slots.retire(slot);
             self.session.forget(slot);

@@ -12,6 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use tracing::{info, warn};
 
 use super::Plane;
+use super::complete::{Completion, complete};
 use super::decoding::Decoding;
 use super::evict::keep_room;
 use super::mounts::Mounts;
@@ -19,15 +20,15 @@ use super::scrub::{expire_now_and_then, scrub_now_and_then};
 use crate::config::DataPlaneConfig;
 use crate::counts::Counts;
 use crate::driver::{self, Driver, DriverReport, SelfTest, kernel_is_safe};
-use crate::fetch::{FetchContext, Fetcher, Recent};
-use crate::layer::{Layer, LayerId};
+use crate::fetch::{FetchContext, Fetcher, Pace, Recent};
+use crate::layer::{Layer, LayerId, Proofs, Trust};
 use crate::mount::{mounts, unmount_stale};
 use crate::observer::SlowReads;
 use crate::session::{
     Content, FuseMount, Inherited, Manner, Sessions, Slots, TakeOverError, Unopened,
 };
 use crate::source::{Elsewhere, Source};
-use crate::store::{Limits, OpenStoreError, Record, StoreRoot, StoredLayer};
+use crate::store::{Lies, Limits, OpenStoreError, Record, StoreRoot, StoredLayer};
 use crate::supervisor::Handover;
 use crate::sys::raise_open_files;
 
@@ -117,11 +118,15 @@ impl Plane {
         let context = FetchContext {
             deadline: config.read_deadline,
             recent: Arc::new(Recent::new()),
+            pace: Arc::new(Pace::new()),
             runtime: handle.clone(),
             counts: Arc::new(Counts::default()),
             slow: Arc::new(SlowReads::new(config.slow_read)),
             observer: config.observer.clone(),
         };
+        let lies = Lies::new(store.root(), config.disk.clone());
+        let proofs = Proofs::new(lies, config.quarantine);
+        let completion = Arc::new(Completion::new(config.completion));
         let plane = Arc::new(Self {
             config,
             store,
@@ -129,12 +134,13 @@ impl Plane {
             session,
             driver,
             context,
+            completion,
             open_files,
             layers: Mutex::new(HashMap::new()),
             adding: Mutex::default(),
             decoding: Decoding::default(),
             mounts: Mutex::new(Mounts::default()),
-            proofs: Arc::default(),
+            proofs: Arc::new(proofs),
             runtime: Mutex::new(Some(runtime)),
             lost,
             leaves: AtomicBool::new(predecessor.is_some()),
@@ -152,6 +158,7 @@ impl Plane {
             held.map_err(|error| StartError::TakeOver(error.to_string()))?;
         }
         plane.look_after_the_store();
+        handle.spawn(complete(Arc::downgrade(&plane)));
         Ok(plane)
     }
 
@@ -220,7 +227,7 @@ impl Plane {
         let stored = Arc::new(stored);
         let slot = stored.record().slot;
         let image = stored.image().clone();
-        let fetcher = Arc::new(Fetcher::new(
+        let fetcher = Fetcher::new(
             id.0,
             stored,
             sources,
@@ -233,6 +240,9 @@ impl Plane {
         };
         self.slots.put(slot, content);
         let layer = Layer::new(id, slot, fetcher, Arc::downgrade(self), self.proofs.clone());
+        if let Trust::Quarantined(_) = layer.trust() {
+            self.proofs.bar(&layer.0.fetcher);
+        }
         let mut layers = self.lock_layers();
         layers.insert(id, layer.clone());
         let files = layers.len() as u64 + OPEN_FILES_APART;

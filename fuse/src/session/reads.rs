@@ -91,6 +91,9 @@ pub(super) fn answer<R>(fetcher: &Arc<Fetcher>, wanted: Wanted, reply: R)
 where
     R: FnOnce(Result<&[u8], ()>) + Send + 'static,
 {
+    if fetcher.is_barred() {
+        return reply(Err(()));
+    }
     let began = Instant::now();
     let layer = fetcher.layer();
     let filled =
@@ -228,7 +231,7 @@ const fn failure(error: &FetchError) -> ReadFailure {
     match error {
         FetchError::Deadline { .. } => ReadFailure::Deadline,
         FetchError::Refused { .. } => ReadFailure::Refused,
-        FetchError::ShutDown => ReadFailure::ShutDown,
+        FetchError::ShutDown | FetchError::Removed { .. } => ReadFailure::ShutDown,
         FetchError::NoRoom { .. } => ReadFailure::Disk,
     }
 }

@@ -15,7 +15,7 @@ async fn a_proven_layer_is_mounted_directly() {
     let mounted = scene.mounted(&odd_layer(), "lazy").await;
     mounted.layer.fetch_all().await.unwrap();
     let layer = mounted.layer.clone();
-    eventually("the layer is proven", || layer.status().proven).await;
+    eventually("the layer is proven", || layer.status().direct).await;
     let target = scene.directory("direct");
     layer.mount(&target, &[]).await.unwrap();
     mounted.source.set(Mood::Fails);

@@ -40,7 +40,7 @@ impl LayerFixture {
     /// # Panics
     /// If the tar has no tree.
     pub fn sized(tar: Vec<u8>, chunk_target: u32) -> Self {
-        Self::build(tar, chunk_target, |_| {})
+        Self::build(tar, chunk_target, None, |_| {})
     }
 
     /// The same with an index whose tree `lie` changed before it was written.
@@ -48,16 +48,29 @@ impl LayerFixture {
     /// # Panics
     /// If the tar has no tree, or the changed tree cannot be written.
     pub fn lying(tar: Vec<u8>, lie: impl FnOnce(&mut Tree)) -> Self {
-        Self::build(tar, limits::CHUNK_TARGET_MIN, lie)
+        Self::build(tar, limits::CHUNK_TARGET_MIN, None, lie)
     }
 
-    fn build(tar: Vec<u8>, chunk_target: u32, lie: impl FnOnce(&mut Tree)) -> Self {
+    /// The layer of `tar` with an index that claims to be of the tar with digest `diff_id`.
+    ///
+    /// # Panics
+    /// If the tar has no tree.
+    pub fn claiming(tar: Vec<u8>, diff_id: Digest) -> Self {
+        Self::build(tar, limits::CHUNK_TARGET_MIN, Some(diff_id), |_| {})
+    }
+
+    fn build(
+        tar: Vec<u8>,
+        chunk_target: u32,
+        claim: Option<Digest>,
+        lie: impl FnOnce(&mut Tree),
+    ) -> Self {
         let (mut scanned, cuts) = scan(&tar, chunk_target);
         lie(&mut scanned.tree);
         let metadata = erofs::write(&scanned.tree, scanned.tar_len).expect("the tree is in limits");
         let (mut blob, chunks) = frames(&tar, &cuts);
         let index = IndexParts {
-            diff_id: Digest::of(&tar),
+            diff_id: claim.unwrap_or_else(|| Digest::of(&tar)),
             tar_len: scanned.tar_len,
             chunk_target,
             algorithm: Algorithm::Blake3,

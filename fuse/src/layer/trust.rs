@@ -1,0 +1,72 @@
+//! Whether the index of a layer is believed.
+
+use std::sync::Arc;
+
+use super::Layer;
+use crate::store::Proof;
+
+/// What is known of a layer's index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// Nothing but what whoever vouches for it says: not all chunks were here yet.
+    Claimed,
+    /// The tar has the digest it names, and unpacks to the tree it shows.
+    Proven,
+    /// It lied, in the way told: no new mounts.
+    Quarantined(String),
+}
+
+impl Layer {
+    /// What is known of its index now.
+    pub fn trust(&self) -> Trust {
+        match self.stored().record().proof {
+            Proof::Pending => Trust::Claimed,
+            Proof::Proven => Trust::Proven,
+            Proof::Quarantined(reason) => Trust::Quarantined(reason),
+        }
+    }
+
+    /// Completes and proves the layer before any other work that nobody waits for; waits until that is
+    /// settled. Giving up the waiting does not end the work, removing the layer does.
+    pub async fn prove(&self) -> Trust {
+        if let Some(plane) = self.0.plane.upgrade() {
+            plane.completion.hurry(self.id());
+        }
+        self.settled().await
+    }
+
+    /// Waits until the layer is proven or quarantined, it is removed, or the data plane ends.
+    async fn settled(&self) -> Trust {
+        let mut settled = self.0.settled.subscribe();
+        let is_open = || self.trust() == Trust::Claimed && !self.0.fetcher.is_removed();
+        while is_open() && settled.changed().await.is_ok() {}
+        self.trust()
+    }
+
+    /// Nothing is fetched for it any more but what is read; who waits for its proof is told.
+    pub(crate) fn forget(&self) {
+        self.0.fetcher.remove();
+        self.tell();
+    }
+
+    /// Tells who waits that there is news.
+    pub(super) fn tell(&self) {
+        self.0.settled.send_replace(());
+    }
+
+    /// Completes it without haste, in parts of about `bytes` of the blob.
+    pub(crate) async fn complete_some(&self, hurry: bool, bytes: u64) -> Result<(), String> {
+        let fetcher = self.0.fetcher.clone();
+        let told = |error: Arc<crate::fetch::FetchError>| error.to_string();
+        if self.stored().presence().all_verified() {
+            // Complete and not settled: the disk failed the proof, or could not keep it.
+            fetcher.complete_again();
+            return Err("it is complete, and its proof is to be made again".into());
+        }
+        if hurry {
+            fetcher.fetch_some(bytes).await.map_err(told)
+        } else {
+            fetcher.fetch_politely(bytes).await.map_err(told)
+        }
+    }
+}
