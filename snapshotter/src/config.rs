@@ -56,6 +56,8 @@ struct Written {
     slow_read_seconds: Option<f64>,
     store_bytes_max: Option<Bytes>,
     keep_removed: Option<bool>,
+    complete_in_background: Option<bool>,
+    quarantine: Option<Quarantine>,
     log: WrittenLog,
     containerd: WrittenContainerd,
     registry: WrittenRegistry,
@@ -106,6 +108,18 @@ impl Driver {
             Self::Fuse => Some("fuse"),
         }
     }
+}
+
+/// What becomes of running containers whose layer turns out to be a lie. There are no new mounts of it
+/// in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quarantine {
+    /// They go on.
+    #[default]
+    Refuse,
+    /// Their reads fail.
+    Eio,
 }
 
 /// How much is logged.
@@ -172,6 +186,10 @@ pub struct Config {
     pub store_bytes_max: u64,
     /// Whether the bytes of a layer stay after its last snapshot was removed, until they are evicted.
     pub keep_removed: bool,
+    /// Whether layers that are mounted and not proven are completed when nobody reads.
+    pub complete_in_background: bool,
+    /// What becomes of running containers whose layer lied.
+    pub quarantine: Quarantine,
     /// How much is logged.
     pub log_level: LogLevel,
     /// How it is logged.
@@ -270,6 +288,8 @@ impl Config {
             min_free_percent: written.min_free_percent.unwrap_or(5),
             store_bytes_max: written.store_bytes_max.unwrap_or_default().0,
             keep_removed: written.keep_removed.unwrap_or_default(),
+            complete_in_background: written.complete_in_background.unwrap_or(true),
+            quarantine: written.quarantine.unwrap_or_default(),
             log_level: overrides
                 .log_level
                 .or(written.log.level)

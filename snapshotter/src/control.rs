@@ -100,6 +100,7 @@ fn layer(snapshots: &Snapshots, snapshot: String, record: &Record) -> Result<Lay
 fn process(plane: Option<&dyn Plane>) -> StatusResponse {
     let (driver, driver_reason) = plane.map(Plane::driver).unwrap_or_default();
     let stopped = plane.and_then(Plane::caching_stopped);
+    let verdicts = plane.map(Plane::verdicts).unwrap_or_default();
     let since = stopped.as_ref().map(|stopped| {
         let since = stopped.since.duration_since(std::time::UNIX_EPOCH);
         since.unwrap_or_default().as_secs()
@@ -112,6 +113,8 @@ fn process(plane: Option<&dyn Plane>) -> StatusResponse {
         caching_stopped_since: since.unwrap_or_default(),
         containers_lost: plane.and_then(Plane::lost).unwrap_or_default(),
         store: plane.map(|plane| store(&plane.usage())),
+        layers_proven: verdicts.proven,
+        layers_quarantined: verdicts.quarantined,
         ..StatusResponse::default()
     }
 }
@@ -135,6 +138,7 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         bytes_total,
         bytes_present,
         complete,
+        proven,
         quarantined,
         sources,
         blob,
@@ -143,7 +147,6 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         in_use,
         last_used,
         pins,
-        ..
     } = progress;
     let sources = sources.into_iter().map(|source| Source {
         name: source.name,
@@ -162,6 +165,7 @@ fn lazy_layer(plane: &dyn Plane, index: &Digest) -> Layer {
         blob: blob.map(|blob| blob.to_string()).unwrap_or_default(),
         bytes_total,
         bytes_present,
+        proven,
         sources: sources.collect(),
         index: index.to_string(),
         data_on_disk,

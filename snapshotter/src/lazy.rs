@@ -5,6 +5,7 @@
 
 mod belongs;
 mod class;
+mod contest;
 mod flight;
 pub(crate) mod implied;
 mod locate;
@@ -21,10 +22,12 @@ use tokio::time::{Instant as Moment, timeout_at};
 
 use crate::config::Config;
 use crate::containerd::{Containerd, ContentError, Lookup};
+use crate::failpoint::failpoint;
 use crate::plane::{Plane, PlaneError, Wanted};
 use crate::snapshots::Labels;
 use crate::store::{Content, LayerFacts, Owner, Record, Store, StoreError};
 use belongs::belongs;
+pub use contest::Unfit;
 use flight::Flights;
 pub(crate) use implied::Parent;
 
@@ -53,8 +56,20 @@ pub enum Reason {
     #[error(transparent)]
     Content(#[from] ContentError),
     /// Another image brought another index for the same chain.
-    #[error("another image loads the same layers lazily with another index, not proved yet")]
+    #[error(
+        "another image loads the same layers lazily with another index, which could not be proved \
+         in time; it goes on being completed"
+    )]
     Contested,
+    /// Nobody says which image is pulled, and images contradict each other.
+    #[error(
+        "images of this namespace name the layer with different indexes, and nothing says which \
+         of them is pulled: switch CRI's snapshot annotations on"
+    )]
+    Ambiguous,
+    /// A layer below may not be used.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// The index is of another tar than the one the chain names.
     #[error(
         "the layer is not the one its image's config names: its index is of a tar with digest \
@@ -176,6 +191,8 @@ impl Lazy {
             move |store| Ok((store.completing(&chain, &parent)?, store.parents(&parent)?))
         });
         let (there, parents) = there.await?;
+        self.no_lies(&parents)?;
+        let mut there = self.without_lies(store, there).await?;
         let below = parents.first();
         for (_, record) in &there {
             self.belonging(record, &request.chain, below)?;
@@ -184,17 +201,27 @@ impl Lazy {
             return Ok(());
         }
         let located = timeout_at(deadline, locate::locate(&self.lookup, request)).await;
-        let wanted = located.map_err(late)??;
+        let located = located.map_err(late).flatten();
         if !there.is_empty() {
-            let same = |record: &Record| record.layer() == Some(wanted.index.digest);
+            let named = located.as_ref().ok().map(|wanted| wanted.index.digest);
+            let same = |record: &Record| named.is_some() && record.layer() == named;
             let shared = |(_, record): &(_, Record)| self.trusted(record) || same(record);
-            return if there.iter().all(shared) {
-                Ok(())
-            } else {
-                Err(Reason::Contested)
-            };
+            if there.iter().all(shared) {
+                return Ok(());
+            }
+            let records = there.iter().map(|(_, record)| record);
+            self.contest(records, deadline).await;
+            there = self.without_lies(store, there).await?;
         }
+        if there.iter().any(|(_, record)| !self.trusted(record)) {
+            return Err(located.err().unwrap_or(Reason::Contested));
+        }
+        if !there.is_empty() {
+            return Ok(());
+        }
+        let wanted = located?;
         let _gate = timeout_at(deadline, self.gate.read()).await.map_err(late)?;
+        failpoint("lazy: nothing added");
         let adding = tokio::spawn({
             let (plane, wanted) = (Arc::clone(&self.plane), wanted.clone());
             async move { plane.add(&wanted).await }
@@ -205,6 +232,7 @@ impl Lazy {
             trouble: self.trouble(&wanted),
         })?;
         added.map_err(|_| Reason::Interrupted)??;
+        failpoint("lazy: added");
         self.establish(store, request, &wanted).await
     }
 
@@ -223,18 +251,6 @@ impl Lazy {
         // checked when that comes back.
         let diff_id = there.layer().and_then(|index| self.plane.diff_id(&index));
         diff_id.map_or(Ok(()), |diff_id| belongs(chain, below, &diff_id))
-    }
-
-    /// Whether anybody may use a snapshot that is there: containerd checked what it unpacked
-    /// itself; a lazily loaded layer is a claim of the manifest that brought it until all of it is
-    /// here and was compared.
-    fn trusted(&self, record: &Record) -> bool {
-        let proven = |layer| {
-            self.plane
-                .progress(&layer)
-                .is_some_and(|progress| progress.proven)
-        };
-        record.layer().is_none_or(proven)
     }
 
     /// Mounts an added layer and records it.
@@ -259,6 +275,7 @@ impl Lazy {
         .await?;
         let target = store.fs(id);
         let mounted = self.plane.mount(&index, &target, &implied).await;
+        failpoint("lazy: mounted");
         let recorded = match mounted {
             Ok(()) => self.record(store, request, wanted, id, implied).await,
             Err(error) => Err(error.into()),

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod containerd;
 pub mod control;
+mod failpoint;
 pub mod filter;
 pub mod image;
 pub mod install;

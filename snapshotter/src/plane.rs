@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use larder_fuse::{CachingStopped, Counts, StoreUsage};
+use larder_fuse::{CachingStopped, Counts, StoreUsage, Verdicts};
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
 
@@ -148,6 +148,15 @@ pub trait Plane: Send + Sync + Debug {
     /// EOPNOTSUPP at `target` itself.
     fn asked_tree(&self, _target: &Path) -> Option<PathBuf> {
         None
+    }
+
+    /// Completes and proves a layer before anything else that nobody reads; waits until that is settled.
+    /// Whoever gives up the waiting does not end the work.
+    fn prove<'a>(&'a self, index: &'a Digest) -> BoxFuture<'a, ()>;
+
+    /// What proofs came to since the start.
+    fn verdicts(&self) -> Verdicts {
+        Verdicts::default()
     }
 
     /// Undoes [`Plane::mount`]; nothing mounted at `target` is no error.

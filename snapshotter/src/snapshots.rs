@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
 
 use crate::filter::Filter;
-use crate::lazy::{LayerRequest, Lazy, Reason};
+use crate::lazy::{LayerRequest, Lazy, Reason, Unfit};
 use crate::mounts::{OverlayOptions, mounts};
 use crate::store::{Chain, Content, Eager, Kind, New, REF_LABEL, Record, Store, StoreError, Usage};
 use crate::usage;
@@ -42,6 +42,9 @@ pub enum SnapshotError {
         /// Why it is not.
         reason: String,
     },
+    /// A layer below may not be used.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// Files could not be counted.
     #[error("count the files of snapshot {key:?}: {source}")]
     Usage {
@@ -197,6 +200,17 @@ impl Snapshots {
         labels: Labels,
         eager: Option<Eager>,
     ) -> Result<Vec<Mount>, SnapshotError> {
+        if let Some(lazy) = &self.inner.lazy {
+            let below = parent.clone();
+            let parents = self.blocking(move |store| store.parents(&below)).await?;
+            if eager.is_some() {
+                // Nothing runs in what is unpacked.
+                lazy.no_lies(&parents)?;
+            } else {
+                lazy.fit(namespace(&key), &parents).await?;
+            }
+            self.all_mounted(&parents)?;
+        }
         let make = move |store: &Store| {
             store.create(&New {
                 key: &key,
@@ -228,21 +242,25 @@ impl Snapshots {
         self.mounts_of(&chain, asked)
     }
 
+    /// Whether no layer among `parents` was lost.
+    fn all_mounted(&self, parents: &[Record]) -> Result<(), SnapshotError> {
+        let Some(lazy) = &self.inner.lazy else {
+            return Ok(());
+        };
+        let missing = parents
+            .iter()
+            .find_map(|layer| Some((layer.id, lazy.missing(layer.id)?)));
+        missing.map_or(Ok(()), |(id, reason)| {
+            Err(SnapshotError::Unavailable { id, reason })
+        })
+    }
+
     /// With `asked`, trees are taken from where the kernel asks for each attribute: containerd's differ
     /// reads one of every file, and takes no other answer than ENODATA for its absence.
     fn mounts_of(&self, chain: &Chain, asked: bool) -> Result<Vec<Mount>, SnapshotError> {
-        for layer in &chain.parents {
-            let missing = self
-                .inner
-                .lazy
-                .as_ref()
-                .and_then(|lazy| lazy.missing(layer.id));
-            if let Some(reason) = missing {
-                return Err(SnapshotError::Unavailable {
-                    id: layer.id,
-                    reason,
-                });
-            }
+        self.all_mounted(&chain.parents)?;
+        if let Some(lazy) = &self.inner.lazy {
+            lazy.no_lies(&chain.parents)?;
         }
         Ok(mounts(
             self.inner.store.directories(),

@@ -24,6 +24,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::failpoint::failpoint;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableMultimapTable, ReadableTable,
     WriteTransaction,
@@ -171,10 +172,13 @@ impl Store {
             None => Owner::ROOT,
         };
         self.directories.make(id, new.kind, owner)?;
+        failpoint("create: directory made");
         let mut record = Record::new(id, new.kind, new.parent, new.labels.clone());
         record.eager.clone_from(&new.eager);
         self.insert(&txn, new.key, &record)?;
+        failpoint("create: not committed");
         txn.commit()?;
+        failpoint("create: committed");
         Ok(Chain { record, parents })
     }
 
@@ -220,7 +224,9 @@ impl Store {
         record.touch();
         record.created = record.updated;
         self.insert(&txn, name, &record)?;
+        failpoint("commit: not committed");
         txn.commit()?;
+        failpoint("commit: committed");
         Ok(record)
     }
 
@@ -238,7 +244,9 @@ impl Store {
         }
         tables::delete(&txn, key, &record)?;
         txn.open_table(REMOVED)?.insert(record.id, ())?;
+        failpoint("remove: not committed");
         txn.commit()?;
+        failpoint("remove: committed");
         Ok(record)
     }
 

@@ -59,7 +59,8 @@ impl Run {
 
     /// Lands every chunk of the run, and answers who waits at their deadlines at the latest.
     pub(super) async fn fly(self) {
-        let _waits = (self.priority == Priority::Demand).then(|| self.fetcher.context.pace.demand());
+        let _waits =
+            (self.priority == Priority::Demand).then(|| self.fetcher.context.pace.demand());
         self.verify_claims().await;
         tokio::select! {
             biased;

@@ -227,13 +227,7 @@ impl Plane {
         let stored = Arc::new(stored);
         let slot = stored.record().slot;
         let image = stored.image().clone();
-        let fetcher = Fetcher::new(
-            id.0,
-            stored,
-            sources,
-            elsewhere,
-            self.context.clone(),
-        ));
+        let fetcher = Fetcher::new(id.0, stored, sources, elsewhere, self.context.clone());
         let content = Content::Layer {
             fetcher: fetcher.clone(),
             image,

@@ -136,7 +136,12 @@ fn config(args: &MountArgs) -> anyhow::Result<Config> {
         fs_driver: args.fs_driver,
         ..Overrides::default()
     };
-    Ok(Config::load(args.config.as_deref(), &overrides)?)
+    let config = Config::load(args.config.as_deref(), &overrides)?;
+    // Whoever looks at an image does not ask for all of it.
+    Ok(Config {
+        complete_in_background: false,
+        ..config
+    })
 }
 
 /// A process serves all its layers by one driver; another one cannot be had from it.

@@ -82,6 +82,10 @@ fn in_words(status: &StatusResponse, in_full: usize) -> String {
         ));
     }
     lines.extend(status.store.as_ref().map(store));
+    if status.layers_quarantined > 0 {
+        let lies = status.layers_quarantined;
+        lines.push(format!("quarantined since the start: {lies}"));
+    }
     for image in &status.mounted {
         lines.push(format!("mounted: {} at {}", image.reference, image.target));
     }
@@ -249,13 +253,15 @@ fn on_disk(layer: &Layer) -> String {
         size(layer.beside_on_disk)
     );
     if layer.last_used > 0 {
-        told += &format!(", last read {}", moment(layer.last_used));
+        told.push_str(", last read ");
+        told.push_str(&moment(layer.last_used));
     }
     if !layer.in_use {
         told += ", not in use";
     }
     if !layer.pins.is_empty() {
-        told += &format!(", pinned as {}", layer.pins.join(", "));
+        told.push_str(", pinned as ");
+        told.push_str(&layer.pins.join(", "));
     }
     told
 }
@@ -304,6 +310,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
             "in_use": layer.in_use,
             "last_used": (layer.last_used > 0).then(|| moment(layer.last_used)),
             "pins": layer.pins,
+            "proven": layer.proven,
             "sources": sources,
         })
     };
@@ -324,6 +331,8 @@ fn object(status: &StatusResponse) -> serde_json::Value {
             "pinned": store.pinned,
             "database": store.database,
         })),
+        "layers_proven": status.layers_proven,
+        "layers_quarantined": status.layers_quarantined,
         "mounted": status.mounted.iter().map(mounted).collect::<Vec<_>>(),
         "layers": status.layers.iter().map(layer).collect::<Vec<_>>(),
     })

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use larder_proto::annotation;
+use larder_proto::annotation::{self, IndexLocation};
 use larder_proto::digest::Digest;
 use larder_registry::oci::{Descriptor, Manifest};
 use serde::Deserialize;
@@ -19,11 +19,16 @@ use larder_containerd::SOURCE_PREFIX;
 /// Longest manifest or config that is read, bytes; registries accept no longer manifests.
 const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
 
-/// Manifests read for one look-up, newest first. A pull's own manifest is among the very newest.
-const MANIFESTS_MAX: usize = 64;
+/// Manifests read for one look-up, newest first: more images than kubelet lets a node keep. Whether
+/// images contradict each other is known of these.
+const MANIFESTS_MAX: usize = 256;
 
-/// Parsed manifests kept, so that the layers of one pull share the reading: some pulls at once.
-const PARSED_MAX: usize = 32;
+/// Blobs read that may be manifests, newest first. A pull's own manifest is among the very newest.
+const GUESSES_MAX: usize = 64;
+
+/// Parsed manifests kept, so that the layers of one pull share the reading, and containers that are
+/// started: those of one look-up, a few KB each.
+const PARSED_MAX: usize = MANIFESTS_MAX;
 
 /// containerd puts this on every manifest whose children it knows.
 const CONFIG_FILTER: &str = r#"labels."containerd.io/gc.ref.content.config""#;
@@ -44,6 +49,8 @@ pub(crate) struct Found {
     pub(crate) descriptor: Descriptor,
     /// Where it can be fetched.
     pub(crate) origins: Vec<Origin>,
+    /// Whether another image names another index for the same chain.
+    pub(crate) is_disputed: bool,
 }
 
 /// A manifest with the chains its layers complete.
@@ -110,7 +117,7 @@ impl Lookup {
         // A layer that was unpacked in the ordinary way says itself where it came from.
         let own = all.iter().filter(|blob| blob.digest == *layer);
         let mut found: Vec<Origin> = own.flat_map(|blob| self.origins(blob)).collect();
-        newest_documents(&mut all);
+        newest_documents(&mut all, GUESSES_MAX);
         for blob in &all {
             let Some(image) = self.image(namespace, &blob.digest).await else {
                 continue;
@@ -131,7 +138,7 @@ impl Lookup {
         key: Key<'_>,
     ) -> Result<Option<Found>, ContentError> {
         let marked = self.containerd.blobs(namespace, CONFIG_FILTER).await?;
-        if let Some(found) = self.search(namespace, key, marked).await? {
+        if let Some(found) = self.search(namespace, key, marked, MANIFESTS_MAX).await? {
             return Ok(Some(found));
         }
         // The mark is set only after the children were read; until then any small blob that came
@@ -142,7 +149,7 @@ impl Lookup {
                 .keys()
                 .any(|label| label.starts_with(SOURCE_PREFIX))
         });
-        self.search(namespace, key, all).await
+        self.search(namespace, key, all, GUESSES_MAX).await
     }
 
     async fn search(
@@ -150,9 +157,10 @@ impl Lookup {
         namespace: &str,
         key: Key<'_>,
         mut blobs: Vec<Blob>,
+        most: usize,
     ) -> Result<Option<Found>, ContentError> {
-        newest_documents(&mut blobs);
-        let mut plain = None;
+        newest_documents(&mut blobs, most);
+        let (mut plain, mut best): (_, Option<Found>) = (None, None);
         for blob in &blobs {
             let Some(image) = self.image(namespace, &blob.digest).await else {
                 continue;
@@ -167,13 +175,46 @@ impl Lookup {
             let found = Found {
                 descriptor: layer.clone(),
                 origins: self.origins(blob),
+                is_disputed: false,
             };
-            if found.descriptor.annotations.contains_key(annotation::INDEX) {
-                return Ok(Some(found));
+            if index(&found.descriptor).is_none() {
+                plain = plain.or(Some(found));
+                continue;
             }
-            plain = plain.or(Some(found));
+            match &mut best {
+                None => best = Some(found),
+                Some(best) => {
+                    best.is_disputed |= index(&best.descriptor) != index(&found.descriptor);
+                }
+            }
+            if matches!(key, Key::Layer(_)) {
+                break;
+            }
         }
-        Ok(plain)
+        Ok(best.or(plain))
+    }
+
+    /// The indexes that images of `namespace` name for each of `chains`; `None` among them stands for
+    /// an image that names none. Newest images first, as many as are read.
+    pub(crate) async fn named(
+        &self,
+        namespace: &str,
+        chains: &BTreeSet<&str>,
+    ) -> Result<BTreeMap<String, BTreeSet<Option<Digest>>>, ContentError> {
+        let mut blobs = self.containerd.blobs(namespace, CONFIG_FILTER).await?;
+        newest_documents(&mut blobs, MANIFESTS_MAX);
+        let mut named: BTreeMap<String, BTreeSet<Option<Digest>>> = BTreeMap::new();
+        for blob in &blobs {
+            let Some(image) = self.image(namespace, &blob.digest).await else {
+                continue;
+            };
+            for (chain, layer) in &image.layers {
+                if chains.contains(chain.as_str()) {
+                    named.entry(chain.clone()).or_default().insert(index(layer));
+                }
+            }
+        }
+        Ok(named)
     }
 
     /// The image a manifest describes; nothing if it is none, or its config is not there yet.
@@ -235,11 +276,17 @@ impl Lookup {
     }
 }
 
+/// Digest of the index that a layer's annotation names; one that cannot be read names none.
+fn index(layer: &Descriptor) -> Option<Digest> {
+    let location = layer.annotations.get(annotation::INDEX)?;
+    Some(location.parse::<IndexLocation>().ok()?.digest)
+}
+
 /// Leaves those that may be manifests, the newest first, and not more than are worth reading.
-fn newest_documents(blobs: &mut Vec<Blob>) {
+fn newest_documents(blobs: &mut Vec<Blob>, most: usize) {
     blobs.retain(|blob| blob.len <= DOCUMENT_BYTES_MAX);
     blobs.sort_by_key(|blob| std::cmp::Reverse(blob.created));
-    blobs.truncate(MANIFESTS_MAX);
+    blobs.truncate(most);
 }
 
 /// The chain id after each layer, lowest first.

@@ -24,7 +24,7 @@ impl Reason {
             Self::Unknown | Self::NoOrigin | Self::NoChain => "unknown",
             Self::Contradiction | Self::Labels(_) | Self::Location(_) => "labels",
             Self::Content(_) => "containerd",
-            Self::Contested => "contested",
+            Self::Contested | Self::Ambiguous | Self::Unfit(_) => "contested",
             Self::Foreign { .. } => "foreign",
             Self::Plane(_) => "source",
             Self::Late { .. } => "late",

@@ -55,6 +55,9 @@ async fn reverse(lookup: &Lookup, request: &LayerRequest) -> Result<Wanted, Reas
         .find(&request.namespace, Key::Chain(&request.chain))
         .await?;
     let found = found.ok_or(Reason::Unknown)?;
+    if found.is_disputed {
+        return Err(Reason::Ambiguous);
+    }
     let location = found.descriptor.annotations.get(annotation::INDEX);
     let index = location.ok_or(Reason::NotConverted)?.parse()?;
     let (blob, origins) = (found.descriptor.digest, found.origins);

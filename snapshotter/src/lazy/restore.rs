@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use larder_proto::digest::Digest;
 
 use super::{Lazy, Reason, blocking};
+use crate::failpoint::failpoint;
 use crate::plane::Wanted;
 use crate::store::{Record, Store};
 
@@ -152,10 +153,12 @@ impl Lazy {
             return Ok(());
         };
         self.plane.unmount(&store.fs(id)).await?;
+        failpoint("reap: unmounted");
         blocking(store, move |store| store.forget_layer(id)).await?;
         self.set_missing(id, None);
         if let Some(wanted) = Wanted::from_facts(&facts) {
             self.free(store, &[wanted.index.digest]).await?;
+            failpoint("reap: layer freed");
         }
         Ok(())
     }

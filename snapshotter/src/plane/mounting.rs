@@ -10,14 +10,14 @@ use larder_fuse::supervisor::Handover;
 use larder_fuse::{
     CachingStopped, Counts, DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory,
     Layer, LayerId, LayerSpec, LayerState, Observer, RegistrySource, Source, StartError,
-    StoreUsage,
+    StoreUsage, Verdicts,
 };
 use larder_proto::digest::Digest;
 use larder_proto::erofs::FileType;
 
 use super::elsewhere::KnownToContainerd;
 use super::{Node, NodeKind, Plane, PlaneError, Progress, SourceProgress, Wanted};
-use crate::config::{Config, ConfigError, Driver};
+use crate::config::{Config, ConfigError, Driver, Quarantine};
 use crate::containerd::{Containerd, Lookup};
 use crate::registries::Registries;
 use crate::store::{ImpliedEntry, Owner};
@@ -104,6 +104,11 @@ impl MountingPlane {
             settings.observer = observer;
         }
         settings.store_bytes_max = config.store_bytes_max;
+        settings.completion.enabled = config.complete_in_background;
+        settings.quarantine = match config.quarantine {
+            Quarantine::Refuse => larder_fuse::Quarantine::Refuse,
+            Quarantine::Eio => larder_fuse::Quarantine::Eio,
+        };
         settings.handover = handover;
         settings.resend = std::env::var_os(NO_RESEND).is_none();
         Ok(DataPlane::start(settings).await?)
@@ -257,6 +262,18 @@ impl Plane for MountingPlane {
 
     fn asked_tree(&self, target: &Path) -> Option<PathBuf> {
         self.plane.asked_tree(target)
+    }
+
+    fn prove<'a>(&'a self, index: &'a Digest) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Some(layer) = self.layer(index) {
+                layer.prove().await;
+            }
+        })
+    }
+
+    fn verdicts(&self) -> Verdicts {
+        self.plane.verdicts()
     }
 
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), PlaneError>> {

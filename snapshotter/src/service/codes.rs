@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 
+use crate::lazy::Unfit;
 use crate::snapshots::SnapshotError;
 use crate::store::StoreError;
 
@@ -13,7 +14,11 @@ impl From<SnapshotError> for Status {
     fn from(error: SnapshotError) -> Self {
         let code = match &error {
             SnapshotError::Store(error) => code(error),
-            SnapshotError::Unavailable { .. } => Code::Unavailable,
+            SnapshotError::Unavailable { .. }
+            | SnapshotError::Unfit(Unfit::Contested { .. } | Unfit::Unknown { .. }) => {
+                Code::Unavailable
+            }
+            SnapshotError::Unfit(Unfit::Quarantined { .. }) => Code::FailedPrecondition,
             SnapshotError::Usage { .. }
             | SnapshotError::Restore(_)
             | SnapshotError::Interrupted => Code::Internal,

@@ -8,6 +8,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::{Inner, Snapshots};
+use crate::failpoint::failpoint;
 
 /// How long what could not be freed waits for the next try, unless something else is removed.
 const RETRY: Duration = Duration::from_mins(1);
@@ -60,6 +61,7 @@ async fn free(inner: &Inner, orphans: Vec<u64>) -> Vec<u64> {
         if let Ok(Err(error)) = forgotten {
             tracing::warn!(%error, "cannot note that removed snapshots were freed");
         }
+        failpoint("reap: noted");
     }
     left
 }
@@ -74,7 +76,10 @@ async fn delete(inner: &Inner, id: u64) -> bool {
     }
     let directories = inner.store.directories().clone();
     match spawn_blocking(move || directories.delete(id)).await {
-        Ok(Ok(())) => true,
+        Ok(Ok(())) => {
+            failpoint("reap: directory deleted");
+            true
+        }
         Ok(Err(error)) => {
             tracing::warn!(id, %error, "a removed snapshot still takes space; trying again later");
             false

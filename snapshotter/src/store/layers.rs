@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use redb::{ReadableDatabase, ReadableTable};
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint::failpoint;
+
 use super::tables::{self, CHAINS, LAYERS, SNAPSHOTS};
-use super::{Content, Kind, Owner, Record, Store, StoreError};
+use super::{Content, Eager, Kind, Owner, REF_LABEL, Record, Store, StoreError};
 
 /// Where a layer's blob can be fetched.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -54,6 +56,7 @@ impl Store {
     pub fn reserve(&self) -> Result<u64, StoreError> {
         let id = self.take_id();
         self.directories.make(id, Kind::Committed, Owner::ROOT)?;
+        failpoint("lazy: directory made");
         Ok(id)
     }
 
@@ -77,7 +80,9 @@ impl Store {
         let facts = serde_json::to_vec(facts)?;
         txn.open_table(LAYERS)?.insert(id, facts.as_slice())?;
         self.insert(&txn, name, &record)?;
+        failpoint("lazy: not committed");
         txn.commit()?;
+        failpoint("lazy: committed");
         Ok(record)
     }
 
@@ -99,6 +104,21 @@ impl Store {
         Ok(found)
     }
 
+    /// Takes its chain from a snapshot whose layer is not that of the chain, as `lie` says: no image
+    /// adopts it any more. `status` goes on telling it.
+    pub fn disown(&self, name: &str, lie: &str) -> Result<(), StoreError> {
+        let txn = self.database.begin_write()?;
+        let mut record = tables::get(&txn, name)?;
+        tables::delete(&txn, name, &record)?;
+        if let Some(chain) = record.labels.remove(REF_LABEL) {
+            record.eager = Some(Eager::new(&chain, lie));
+        }
+        record.touch();
+        self.insert(&txn, name, &record)?;
+        txn.commit()?;
+        Ok(())
+    }
+
     /// What is known of the lazily loaded layer `id`.
     pub fn layer_facts(&self, id: u64) -> Result<Option<LayerFacts>, StoreError> {
         let table = self.database.begin_read()?.open_table(LAYERS)?;
@@ -113,6 +133,7 @@ impl Store {
         let txn = self.database.begin_write()?;
         txn.open_table(LAYERS)?.remove(id)?;
         txn.commit()?;
+        failpoint("reap: layer forgotten");
         Ok(())
     }
 
