@@ -468,7 +468,10 @@ mod tests {
             assert!(!parse(None).wants_json(), "{name}");
             asked.push(name.to_owned());
         }
-        assert_eq!(asked, ["pull", "fetch-blobs", "status", "doctor"]);
+        assert_eq!(
+            asked,
+            ["pull", "fetch-blobs", "status", "pin", "unpin", "doctor"]
+        );
     }
 
     /// Promise: what names no registry is bad usage, not a request to Docker Hub.

@@ -88,11 +88,7 @@ impl Fetcher {
         while let Some(first) = self.first_missing(next).filter(|_| bytes > 0) {
             self.gap().await;
             self.still_wanted()?;
-            let mut end = first + 1;
-            let largest = self.batch_end(first, RUN_BYTES_MAX);
-            while end < largest && self.stored_bytes(first, end + 1) <= POLITE_BYTES_MAX {
-                end += 1;
-            }
+            let end = self.batch_end(first, POLITE_BYTES_MAX);
             bytes = bytes.saturating_sub(self.stored_bytes(first, end));
             let began = Instant::now();
             let landing = self.request(first..end, Priority::Background);

@@ -136,7 +136,10 @@ impl Layer {
                 match kept {
                     Ok(false) => {}
                     Ok(true) => {
-                        self.0.proven.store(true, Ordering::Release);
+                        // Whoever completed it may have asked for the proof once more meanwhile.
+                        if self.0.proven.swap(true, Ordering::AcqRel) {
+                            return true;
+                        }
                         proofs.proven.fetch_add(1, Ordering::Relaxed);
                         info!(index = %self.id(), layer = %self.blob(), "complete, and proven to be what its index says");
                     }

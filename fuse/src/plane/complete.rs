@@ -2,7 +2,7 @@
 //!
 //! One layer at a time, a part of it, then the next: none waits for another that is larger, or whose
 //! source does not deliver. First those whose proof somebody waits for; then, when the node has been
-//! quiet, all that are mounted and not proven. `docs/adr/0012-completion.md` says why so.
+//! quiet, all that are mounted and not proven. `docs/adr/0010-completion.md` says why so.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError, Weak};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use larder_proto::digest::Digest;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tracing::{info, warn};
 
 use super::Plane;
@@ -115,15 +115,7 @@ impl Plane {
             Some(_) => Vec::new(),
             None => store.layers(),
         };
-        let context = FetchContext {
-            deadline: config.read_deadline,
-            recent: Arc::new(Recent::new()),
-            pace: Arc::new(Pace::new()),
-            runtime: handle.clone(),
-            counts: Arc::new(Counts::default()),
-            slow: Arc::new(SlowReads::new(config.slow_read)),
-            observer: config.observer.clone(),
-        };
+        let context = context(&config, &handle);
         let lies = Lies::new(store.root(), config.disk.clone());
         let proofs = Proofs::new(lies, config.quarantine);
         let completion = Arc::new(Completion::new(config.completion));
@@ -158,7 +150,6 @@ impl Plane {
             held.map_err(|error| StartError::TakeOver(error.to_string()))?;
         }
         plane.look_after_the_store();
-        handle.spawn(complete(Arc::downgrade(&plane)));
         Ok(plane)
     }
 
@@ -167,6 +158,7 @@ impl Plane {
         let (handle, plane) = (&self.context.runtime, || Arc::downgrade(self));
         let (again, scrub) = (self.config.verify_again_after, self.config.scrub_every);
         handle.spawn(sync_now_and_then(plane()));
+        handle.spawn(complete(plane()));
         handle.spawn(keep_room(plane()));
         handle.spawn(expire_now_and_then(plane(), again));
         handle.spawn(scrub_now_and_then(plane(), scrub));
@@ -227,7 +219,13 @@ impl Plane {
         let stored = Arc::new(stored);
         let slot = stored.record().slot;
         let image = stored.image().clone();
-        let fetcher = Fetcher::new(id.0, stored, sources, elsewhere, self.context.clone());
+        let fetcher = Arc::new(Fetcher::new(
+            id.0,
+            stored,
+            sources,
+            elsewhere,
+            self.context.clone(),
+        ));
         let content = Content::Layer {
             fetcher: fetcher.clone(),
             image,
@@ -261,6 +259,19 @@ impl Plane {
             };
             self.slots.put(slot, content);
         }
+    }
+}
+
+/// What all layers of a data plane fetch with.
+fn context(config: &DataPlaneConfig, runtime: &Handle) -> FetchContext {
+    FetchContext {
+        deadline: config.read_deadline,
+        recent: Arc::new(Recent::new()),
+        pace: Arc::new(Pace::new()),
+        runtime: runtime.clone(),
+        counts: Arc::new(Counts::default()),
+        slow: Arc::new(SlowReads::new(config.slow_read)),
+        observer: config.observer.clone(),
     }
 }
 

@@ -113,7 +113,7 @@ impl StoredLayer {
 mod tests {
     use std::path::Path;
     use std::sync::atomic::AtomicBool;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use larder_proto::index::open_stored;
     use larder_proto::verified::Verified;
@@ -123,7 +123,7 @@ mod tests {
     use super::super::device::Published;
     use super::super::disk::{Disk, StdDisk};
     use super::super::root::{Limits, StoreRoot};
-    use super::super::stored::NewLayer;
+    use super::super::stored::{Checked, NewLayer};
     use super::*;
 
     const LIMITS: Limits = Limits {
@@ -132,7 +132,7 @@ mod tests {
     };
 
     fn fixture() -> LayerFixture {
-        let bytes: Vec<u8> = (0..600_000_u32).map(|n| (n % 251) as u8 + 1).collect();
+        let bytes: Vec<u8> = (1..=250).cycle().take(600_000).collect();
         LayerFixture::new(TarBuilder::new().entry(Entry::file("data", bytes)).finish())
     }
 
@@ -152,11 +152,71 @@ mod tests {
     }
 
     fn publish(layer: &StoredLayer, fixture: &LayerFixture, row: usize) -> Published {
-        let chunk = fixture.chunks[row].clone();
+        let chunk = fixture.chunks[row];
         let place = |at: u64| usize::try_from(at).unwrap();
         let content = fixture.tar[place(chunk.offset)..place(chunk.end())].to_vec();
         let content = Verified::check(content, &chunk.content).unwrap();
         layer.publish(row, &chunk, &content, true)
+    }
+
+    /// Writes, doubts and verifies every second row until the end.
+    fn write(layer: &StoredLayer, fixture: &LayerFixture, from: usize, is_over: &AtomicBool) {
+        for row in (from..fixture.chunks.len()).step_by(2).cycle() {
+            if is_over.load(Ordering::Relaxed) {
+                return;
+            }
+            match layer.presence().state(row) {
+                ChunkState::Absent => {
+                    assert_eq!(publish(layer, fixture, row), Published::Stored);
+                }
+                // As after an error of the disk.
+                ChunkState::Verified => layer.presence().set_claimed(row),
+                ChunkState::Claimed => {
+                    let checked = layer.verify(row, &fixture.chunks[row]);
+                    assert_ne!(checked, Checked::Damaged, "{row}");
+                }
+            }
+        }
+    }
+
+    /// Evicts until the end; the bytes that freed.
+    fn evict(layer: &StoredLayer, is_over: &AtomicBool) -> u64 {
+        let mut freed = 0;
+        for round in 1.. {
+            if is_over.load(Ordering::Relaxed) {
+                break;
+            }
+            freed += layer.evict_cold(200_000).unwrap();
+            if round % 50 == 0 {
+                drop(layer.evict_all().unwrap());
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        freed
+    }
+
+    /// Reads until the end; how many reads got their bytes, and how many were told that they did not.
+    fn read(layer: &StoredLayer, fixture: &LayerFixture, is_over: &AtomicBool) -> (u64, u64) {
+        let (mut right, mut refused) = (0, 0);
+        let mut found = vec![0; fixture.tar.len()];
+        let place = |at: u64| usize::try_from(at).unwrap();
+        for row in (0..fixture.chunks.len()).cycle() {
+            if is_over.load(Ordering::Relaxed) {
+                break;
+            }
+            let chunk = &fixture.chunks[row];
+            let (from, to) = (place(chunk.offset), place(chunk.end()));
+            let read = layer.read_there(row..=row, |device| {
+                device.read(&mut found[from..to], chunk.offset)
+            });
+            if read.unwrap() {
+                assert!(found[from..to] == fixture.tar[from..to], "chunk {row}");
+                right += 1;
+            } else {
+                refused += 1;
+            }
+        }
+        (right, refused)
     }
 
     /// Promise: however reading, writing, verifying and evicting of the same chunks meet, what a read
@@ -166,89 +226,23 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let fixture = fixture();
         let (_root, layer) = layer(scratch.path(), &fixture, Arc::new(StdDisk));
-        let rows = fixture.chunks.len();
         let is_over = AtomicBool::new(false);
-        let done = || is_over.load(Ordering::Relaxed);
-        let (mut right, mut evicted, mut refused) = (0_u64, 0_u64, 0_u64);
-        std::thread::scope(|scope| {
-            for writer in 0..2 {
-                let (layer, fixture) = (&layer, &fixture);
-                scope.spawn(move || {
-                    for row in (writer..rows).step_by(2).cycle() {
-                        if done() {
-                            return;
-                        }
-                        match layer.presence().state(row) {
-                            ChunkState::Absent => {
-                                assert_eq!(publish(layer, fixture, row), Published::Stored);
-                            }
-                            // As after an error of the disk.
-                            ChunkState::Verified => layer.presence().set_claimed(row),
-                            ChunkState::Claimed => {
-                                let checked = layer.verify(row, &fixture.chunks[row]);
-                                assert_ne!(checked, super::super::Checked::Damaged, "{row}");
-                            }
-                        }
-                    }
-                });
-            }
-            let evictor = scope.spawn(|| {
-                let mut freed = 0;
-                for round in 1.. {
-                    if done() {
-                        break;
-                    }
-                    freed += layer.evict_cold(200_000).unwrap();
-                    if round % 50 == 0 {
-                        drop(layer.evict_all().unwrap());
-                    }
-                    std::thread::sleep(Duration::from_micros(200));
-                }
-                freed
-            });
-            let readers: Vec<_> = (0..2)
-                .map(|_| {
-                    scope.spawn(|| {
-                        let (mut right, mut refused) = (0, 0);
-                        let mut found = vec![0; fixture.tar.len()];
-                        for row in (0..rows).cycle() {
-                            if done() {
-                                break;
-                            }
-                            let chunk = &fixture.chunks[row];
-                            let place = |at: u64| usize::try_from(at).unwrap();
-                            let (from, to) = (place(chunk.offset), place(chunk.end()));
-                            let read = layer.read_there(row..row + 1, |device| {
-                                device.read(&mut found[from..to], chunk.offset)
-                            });
-                            if read.unwrap() {
-                                assert!(found[from..to] == fixture.tar[from..to], "chunk {row}");
-                                right += 1;
-                            } else {
-                                refused += 1;
-                            }
-                        }
-                        (right, refused)
-                    })
-                })
-                .collect();
-            let started = Instant::now();
-            while started.elapsed() < Duration::from_secs(3)
-                && !readers.iter().any(|r| r.is_finished())
-            {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+        let (layer, fixture, is_over) = (&layer, &fixture, &is_over);
+        let (right, refused, evicted) = std::thread::scope(|scope| {
+            let writers =
+                [0, 1].map(|from| scope.spawn(move || write(layer, fixture, from, is_over)));
+            let evictor = scope.spawn(move || evict(layer, is_over));
+            let readers = [0, 1].map(|_| scope.spawn(move || read(layer, fixture, is_over)));
+            std::thread::sleep(Duration::from_secs(3));
             is_over.store(true, Ordering::Relaxed);
-            evicted += evictor.join().unwrap();
-            for reader in readers {
-                let (one, other) = reader.join().unwrap();
-                (right, refused) = (right + one, refused + other);
+            for writer in writers {
+                writer.join().unwrap();
             }
+            let [one, other] = readers.map(|reader| reader.join().unwrap());
+            (one.0 + other.0, one.1 + other.1, evictor.join().unwrap())
         });
-        assert!(
-            right > 100 && refused > 100 && evicted > 0,
-            "{right} {refused} {evicted}"
-        );
+        let counts = format!("{right} right, {refused} refused, {evicted} bytes evicted");
+        assert!(right > 100 && refused > 100 && evicted > 0, "{counts}");
     }
 
     /// Promise: what the kernel may read past us gets no hole, whatever is evicted or found damaged;
@@ -270,7 +264,7 @@ mod tests {
         let device = layer.device.file();
         StdDisk.write_at(&device, b"rot", chunk.offset + 9).unwrap();
         layer.presence().set_claimed(2);
-        assert_eq!(layer.verify(2, chunk), super::super::Checked::Damaged);
+        assert_eq!(layer.verify(2, chunk), Checked::Damaged);
         let mut found = [0; 3];
         StdDisk
             .read_at(&device, &mut found, chunk.offset + 9)

@@ -86,6 +86,7 @@ async fn a_quiet_node_completes_what_is_mounted() {
         frames + fixture.index.stored_len
     );
     assert_eq!(unmounted.requests().len(), 1, "its index");
+    eventually("it is counted", || scene.plane().verdicts().proven > 0).await;
     assert_eq!(scene.plane().verdicts().proven, 1);
 }
 

@@ -106,10 +106,7 @@ async fn what_is_read_again_stays_and_what_is_read_once_goes(driver: DriverChoic
     let scene = limited(driver, 8 * MIB).await;
     let mut tar = TarBuilder::new().entry(Entry::file("hot", noise(1, MIB)));
     for number in 0..16 {
-        tar = tar.entry(Entry::file(
-            &format!("cold{number}"),
-            noise(2 + number, MIB),
-        ));
+        tar = tar.entry(Entry::file(format!("cold{number}"), noise(2 + number, MIB)));
     }
     let fixture = LayerFixture::new(tar.finish());
     let mounted = scene.mounted(&fixture, "at").await;

@@ -72,22 +72,19 @@ impl Cell<'_> {
             .finish();
         let site = Site::new(self.row.way, LayerFixture::new(tar));
         let begun = Instant::now();
-        let (outcome, layer) = match self.column {
-            Column::Index => {
-                self.row.arm(&site);
-                let begun = Instant::now();
-                let added = self.plane.add_layer(site.spec()).await;
-                in_time(begun)?;
-                match added {
-                    Ok(layer) => (Ok(()), Some(layer)),
-                    Err(error) => (Err(error.to_string()), None),
-                }
+        let (outcome, layer) = if self.column == Column::Index {
+            self.row.arm(&site);
+            let begun = Instant::now();
+            let added = self.plane.add_layer(site.spec()).await;
+            in_time(begun)?;
+            match added {
+                Ok(layer) => (Ok(()), Some(layer)),
+                Err(error) => (Err(error.to_string()), None),
             }
-            _ => {
-                let layer = self.add(&site).await?;
-                site.registry.clear_requests();
-                (self.meet(&site, &layer, &data).await?, Some(layer))
-            }
+        } else {
+            let layer = self.add(&site).await?;
+            site.registry.clear_requests();
+            (self.meet(&site, &layer, &data).await?, Some(layer))
         };
         let asked = site.registry.requests().len();
         self.judge(&site, outcome)?;
@@ -153,13 +150,13 @@ impl Cell<'_> {
         Ok(match read {
             Ok(bytes) if bytes == data => Ok(()),
             Ok(_) => return Err("WRONG BYTES".into()),
-            Err(error) if error.raw_os_error() == Some(5) => Err(self.logged(site)),
+            Err(error) if error.raw_os_error() == Some(5) => Err(Self::logged(site)),
             Err(error) => return Err(format!("not EIO but {error}")),
         })
     }
 
     /// What the log says of the reads that failed.
-    fn logged(&self, site: &Site) -> String {
+    fn logged(site: &Site) -> String {
         log::complaints(&site.fixture.digest).join("\n")
     }
 

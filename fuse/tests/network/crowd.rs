@@ -115,7 +115,7 @@ fn read(path: &PathBuf) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-const LONG: Duration = Duration::from_secs(300);
+const LONG: Duration = Duration::from_mins(5);
 
 /// Promise: an error costs one more request, never more: with one error for ten good answers, a registry
 /// is asked 1.1 times as often as without.

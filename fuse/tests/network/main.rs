@@ -9,6 +9,5 @@ mod cell;
 mod crowd;
 mod log;
 mod matrix;
-mod random;
 mod rows;
 mod site;

@@ -54,14 +54,19 @@ pub(crate) struct Site {
 impl Site {
     pub(crate) fn new(way: Way, fixture: LayerFixture) -> Self {
         let cdn = (way == Way::Cdn).then(|| Cdn {
-            lifetime: Some(Duration::from_secs(300)),
+            lifetime: Some(Duration::from_mins(5)),
             told: true,
             ..Cdn::default()
         });
-        Self::with(way, cdn, Duration::from_secs(300), fixture)
+        Self::with(way, cdn, Duration::from_mins(5), fixture)
     }
 
     /// The same with another CDN, and tokens that live for `tokens`.
+    #[expect(
+        clippy::too_many_lines,
+        clippy::needless_pass_by_value,
+        reason = "one thing after the other is set up, of what is made for it"
+    )]
     pub(crate) fn with(
         way: Way,
         cdn: Option<Cdn>,

@@ -151,7 +151,7 @@ mod tests {
         assert!(matches!(target("r.test/app:1"), Ok(Target::Image(_))));
         let by_digest = format!("r.test/app@{layer}");
         assert!(matches!(target(&by_digest), Ok(Target::Image(_))));
-        for none in ["", "oci:dir", "UPPER/case:1"] {
+        for none in ["", "oci:dir", "r.test/UPPER:1"] {
             assert!(target(none).is_err(), "{none}");
         }
     }

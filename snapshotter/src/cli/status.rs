@@ -247,23 +247,18 @@ fn detail(layer: &Layer) -> String {
 
 /// What a layer takes on the disk, and what keeps it there.
 fn on_disk(layer: &Layer) -> String {
-    let mut told = format!(
-        "{} on disk, {} beside",
-        size(layer.data_on_disk),
-        size(layer.beside_on_disk)
-    );
+    let (data, beside) = (size(layer.data_on_disk), size(layer.beside_on_disk));
+    let mut told = vec![format!("{data} on disk, {beside} beside")];
     if layer.last_used > 0 {
-        told.push_str(", last read ");
-        told.push_str(&moment(layer.last_used));
+        told.push(format!("last read {}", moment(layer.last_used)));
     }
     if !layer.in_use {
-        told += ", not in use";
+        told.push("not in use".to_owned());
     }
     if !layer.pins.is_empty() {
-        told.push_str(", pinned as ");
-        told.push_str(&layer.pins.join(", "));
+        told.push(format!("pinned as {}", layer.pins.join(", ")));
     }
-    told
+    told.join(", ")
 }
 
 /// A number of bytes for people.

@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 
 /// How long the daemon may take to answer after a start, and to free what was removed. Far more than
 /// it needs; a busy machine is slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What a process may take from coming by until it is dead.
 const LAST_BREATH: Duration = Duration::from_millis(100);
@@ -45,11 +45,11 @@ impl Daemon {
         let scratch = tempfile::tempdir().unwrap();
         let at = scratch.path();
         let config = format!(
-            "root = {:?}\naddress = {:?}\nfs_driver = {driver:?}\ncomplete_in_background = false\n\
-             [containerd]\naddress = {:?}\n",
-            at.join("root"),
-            at.join("larder.sock"),
-            at.join("no-containerd.sock"),
+            "root = \"{}\"\naddress = \"{}\"\nfs_driver = {driver:?}\ncomplete_in_background = false\n\
+             [containerd]\naddress = \"{}\"\n",
+            at.join("root").display(),
+            at.join("larder.sock").display(),
+            at.join("no-containerd.sock").display(),
         );
         std::fs::write(at.join("config.toml"), config).unwrap();
         let child = run(at);

@@ -212,10 +212,10 @@ impl Op {
         let mut expected = before.clone();
         match self {
             Self::Prepare { key, parent } => {
-                drop(expected.insert(key.clone(), fresh(Kind::Active, parent)))
+                drop(expected.insert(key.clone(), fresh(Kind::Active, parent)));
             }
             Self::View { key, parent } => {
-                drop(expected.insert(key.clone(), fresh(Kind::View, parent)))
+                drop(expected.insert(key.clone(), fresh(Kind::View, parent)));
             }
             Self::Commit { name, key } => {
                 let active = expected.remove(key).unwrap();

@@ -13,6 +13,7 @@ const SECTOR: usize = 512;
 
 /// What a file system allocates, and hence the smallest hole.
 const BLOCK: u64 = 4096;
+const BLOCK_LEN: usize = 4096;
 
 /// A subset of at most this many operations is enumerated whole.
 const SUBSETS_MAX: usize = 1 << 12;
@@ -183,7 +184,7 @@ impl Content {
         let mut at = offset;
         for piece in split(offset, bytes) {
             let block = self.blocks.entry(at / BLOCK);
-            let block = block.or_insert_with(|| vec![0; BLOCK as usize]);
+            let block = block.or_insert_with(|| vec![0; BLOCK_LEN]);
             let from = usize::try_from(at % BLOCK).unwrap();
             block[from..from + piece.len()].copy_from_slice(piece);
             at += piece.len() as u64;
@@ -218,7 +219,7 @@ fn split(offset: u64, mut bytes: &[u8]) -> Vec<&[u8]> {
         let (piece, rest) = bytes.split_at(room.min(bytes.len()));
         pieces.push(piece);
         bytes = rest;
-        room = usize::try_from(BLOCK).unwrap();
+        room = BLOCK_LEN;
     }
     pieces
 }
