@@ -73,10 +73,10 @@ pub enum Fault {
     /// Shows a bad certificate, or speaks a protocol that nobody does any more. For all requests.
     Tls(Flaw),
     /// Its name cannot be looked up. For all requests, of clients that ask
-    /// [`super::FakeRegistry::addresses`].
+    /// [`super::Network::addresses`].
     Names(BadNames),
     /// The wall clock of the client is wrong by so many seconds; see
-    /// [`super::FakeRegistry::clock_error`].
+    /// [`super::Network::clock_error`].
     Clock(i64),
 }
 
