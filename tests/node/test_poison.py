@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import tarfile
 import time
 
@@ -112,8 +113,7 @@ class Poison(world.Case):
             self.assertTrue(quarantined)
             for layer in quarantined:
                 self.assertIn("its tar has digest", layer["reason"])
-            node.daemon.kill()
-            node.daemon.wait()
+            node.kill_snapshotter(signal.SIGKILL)
             node.start_snapshotter()
             rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", "larder", "ls"), "containerd to connect", node.log)
             again = [layer["chain_id"] for layer in self.layers(node) if layer["state"] == "quarantined"]
