@@ -16,6 +16,9 @@ mod floor;
 mod presence;
 mod record;
 mod root;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod schedules;
 mod stored;
 
 pub(crate) use device::Published;

@@ -1,11 +1,10 @@
 //! One run of neighbouring chunks, from the first try to the last waiter's answer.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use larder_registry::Origin;
-use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::decode::open_frame;
@@ -17,6 +16,8 @@ use super::{FetchError, Fetcher, Landed, Priority, Tracked};
 use crate::counts::{Delay, Outcome};
 use crate::source::{Delivery, FailureKind, SourceFailure, ask, no_answer};
 use crate::store::{ChunkState, Published};
+use crate::sync::time::{self, Instant, timeout};
+use crate::sync::{Mutex, MutexGuard, spawn_blocking};
 
 /// One source may take this part of the deadline before the next one is asked, or the same again
 /// on a new connection.
@@ -76,7 +77,7 @@ impl Run {
         loop {
             let next = self.fetcher.lock_flights().deadline(&self.rows());
             let Some(next) = next else { return };
-            tokio::time::sleep_until(next).await;
+            time::sleep_until(next).await;
             self.expire(next);
         }
     }
@@ -94,7 +95,7 @@ impl Run {
                     .is_some_and(|c| layer.verify(row, &c))
             };
             let begun = Instant::now();
-            let verified = tokio::task::spawn_blocking(verify).await;
+            let verified = spawn_blocking(verify).await;
             self.spent_on(Delay::Verification, begun.elapsed());
             match verified {
                 Ok(true) => self.land(row, Landed::Stored),
@@ -129,7 +130,7 @@ impl Run {
             }
             if !round.may_pass {
                 match round.second_look.filter(|_| !round.refused) {
-                    Some(at) => tokio::time::sleep_until(at).await,
+                    Some(at) => time::sleep_until(at).await,
                     None => return self.refused(),
                 }
                 continue;
@@ -141,7 +142,7 @@ impl Run {
             let wish = round.retry_after.unwrap_or_default();
             let paused = Instant::now();
             let wait = async {
-                tokio::time::sleep(wish.clamp(pause, PAUSE_MAX)).await;
+                time::sleep(wish.clamp(pause, PAUSE_MAX)).await;
                 outage.turn().await
             };
             tokio::select! {
@@ -239,7 +240,7 @@ impl Run {
             let frame = rest.split_to(chunk.stored_len as usize);
             let layer = self.fetcher.layer.clone();
             let begun = Instant::now();
-            let opened = tokio::task::spawn_blocking(move || {
+            let opened = spawn_blocking(move || {
                 let queued = begun.elapsed();
                 let content = open_frame(&chunk, frame)?;
                 let verified = begun.elapsed().saturating_sub(queued);
@@ -416,9 +417,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// How an answer counts.
-fn outcome(
-    answer: &Result<Result<Delivery, SourceFailure>, tokio::time::error::Elapsed>,
-) -> Outcome {
+fn outcome(answer: &Result<Result<Delivery, SourceFailure>, time::error::Elapsed>) -> Outcome {
     match answer {
         Ok(Ok(_)) => Outcome::Delivered,
         Ok(Err(failure)) => match failure.kind {

@@ -1,8 +1,8 @@
 //! Which chunks of a layer the store has.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-
 use larder_proto::digest::Algorithm;
+
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 const MAGIC: &[u8; 8] = b"LARDERPR";
 
@@ -161,6 +161,7 @@ impl Presence {
 }
 
 #[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests {
     use super::*;
 

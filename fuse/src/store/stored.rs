@@ -197,6 +197,11 @@ impl StoredLayer {
         &self.presence
     }
 
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) fn device_file(&self) -> &File {
+        self.device.file()
+    }
+
     /// Length of the device, bytes: the tar's, rounded up to whole blocks.
     pub(crate) fn device_len(&self) -> u64 {
         device_len(self.index.tar_len())

@@ -67,7 +67,7 @@ impl Store {
         content: Content,
         facts: &LayerFacts,
     ) -> Result<Record, StoreError> {
-        let txn = self.database.begin_write()?;
+        let (_turn, txn) = self.begin()?;
         if tables::find(&txn, name)?.is_some() {
             return Err(StoreError::Exists(name.to_owned()));
         }
@@ -110,7 +110,7 @@ impl Store {
 
     /// Forgets the facts of a layer that is no longer mounted.
     pub fn forget_layer(&self, id: u64) -> Result<(), StoreError> {
-        let txn = self.database.begin_write()?;
+        let (_turn, txn) = self.begin()?;
         txn.open_table(LAYERS)?.remove(id)?;
         txn.commit()?;
         Ok(())

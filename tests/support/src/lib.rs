@@ -5,4 +5,5 @@ pub mod hostile;
 pub mod kernel;
 pub mod layer;
 pub mod registry;
+pub mod schedules;
 pub mod tar;
