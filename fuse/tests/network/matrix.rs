@@ -1,0 +1,132 @@
+//! The matrix: every fault × {index, first byte, mid-body, background}.
+//!
+//! The column *profile* is missing as long as nothing is fetched by a profile.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use futures_util::{StreamExt as _, stream};
+use larder_fuse::mount::{Unmount, mounts, unmount};
+use larder_fuse::{DataPlane, DataPlaneConfig, DriverChoice};
+use larder_test_support::on_both_drivers;
+use larder_test_support::registry::Fault;
+
+use crate::cell::{Cell, Column};
+use crate::site::{DEADLINE, PASSWORD};
+use crate::{log, rows};
+
+/// Cells that run at once: most of them wait for a deadline.
+const CELLS: usize = 32;
+
+/// Unmounts what a failed test left, and deletes it.
+pub(crate) struct Scratch(pub(crate) tempfile::TempDir);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let root = self.0.path().canonicalize().unwrap();
+        for mount in mounts().unwrap().iter().rev() {
+            if mount.target.starts_with(&root) {
+                let _ = unmount(&mount.target, Unmount::Lazy);
+            }
+        }
+    }
+}
+
+/// A data plane with the deadline of these tests.
+pub(crate) async fn plane(root: &Path, driver: DriverChoice) -> DataPlane {
+    let mut config = DataPlaneConfig::new(root.join("root"));
+    config.driver = driver;
+    config.read_deadline = DEADLINE;
+    DataPlane::start(config).await.unwrap()
+}
+
+/// Promise: whatever a registry or the network does, whenever it begins: no read gets a wrong byte or waits
+/// beyond its deadline, the requests are counted, the reason is told, credentials stay at home, and when it
+/// ends, reads go on by themselves.
+async fn no_fault_hangs_lies_or_stays(driver: DriverChoice) {
+    log::collect();
+    let scratch = Scratch(tempfile::tempdir().unwrap());
+    let plane = plane(scratch.0.path(), driver).await;
+    let rows = rows::all();
+    // `LARDER_CELL=portal` runs what has that in its name.
+    let wanted = std::env::var("LARDER_CELL").unwrap_or_default();
+    let mut cells = Vec::new();
+    for (row_number, row) in rows.iter().enumerate() {
+        for (column_number, column) in Column::ALL.into_iter().enumerate() {
+            // Below the kernel, both drivers are one: the rows are met once more by its reads.
+            if driver == DriverChoice::Fuse && column != Column::FirstByte {
+                continue;
+            }
+            let number = row_number * Column::ALL.len() + column_number;
+            let place: PathBuf = scratch.0.path().join(number.to_string());
+            std::fs::create_dir(&place).unwrap();
+            cells.push((row, column, place, number as u64));
+        }
+    }
+    let count = cells.len();
+    let run = |(row, column, place, number)| {
+        let plane = &plane;
+        let wanted = &wanted;
+        async move {
+            let place: PathBuf = place;
+            let number = number + u64::from(driver == DriverChoice::Fuse) * 1_000_000;
+            let cell = Cell {
+                row,
+                column,
+                plane,
+                place: &place,
+                number,
+            };
+            let name = cell.name();
+            if !name.contains(wanted.as_str()) {
+                return None;
+            }
+            let begun = Instant::now();
+            let outcome = cell.run().await;
+            let seconds = begun.elapsed().as_secs_f32();
+            outcome
+                .err()
+                .map(|why| format!("{name} ({seconds:.1} s): {why}"))
+        }
+    };
+    let begun = Instant::now();
+    let failed: Vec<String> = stream::iter(cells)
+        .map(run)
+        .buffer_unordered(CELLS)
+        .filter_map(|failed| async { failed })
+        .collect()
+        .await;
+    if std::env::var_os("LARDER_LOG").is_some() {
+        log::lines(|line| !line.contains("hyper"))
+            .iter()
+            .for_each(|line| println!("{line}"));
+    }
+    println!("{count} cells in {:.0} s", begun.elapsed().as_secs_f32());
+    assert!(
+        failed.is_empty(),
+        "{} cells failed:\n{}",
+        failed.len(),
+        failed.join("\n")
+    );
+    let shown = log::lines(|line| line.contains(PASSWORD));
+    assert_eq!(shown, Vec::<String>::new(), "the log shows the password");
+    plane.shutdown().await;
+}
+
+/// Promise: no fault that the fake registry knows is left out of the matrix.
+#[test]
+fn every_fault_that_a_reader_can_meet_has_a_row() {
+    let rows = rows::all();
+    let arms = rows.iter().flat_map(|row| &row.arms);
+    let used: BTreeSet<_> = arms.map(|arm| arm.fault.name()).collect();
+    let missing: Vec<_> = Fault::READ
+        .iter()
+        .filter(|name| !used.contains(*name))
+        .collect();
+    assert!(missing.is_empty(), "no row for {missing:?}");
+    let names: BTreeSet<_> = rows.iter().map(|row| &row.name).collect();
+    assert_eq!(names.len(), rows.len(), "two rows of one name");
+}
+
+on_both_drivers!(no_fault_hangs_lies_or_stays);
