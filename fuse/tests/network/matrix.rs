@@ -13,7 +13,7 @@ use larder_test_support::on_both_drivers;
 use larder_test_support::registry::Fault;
 
 use crate::cell::{Cell, Column};
-use crate::site::{DEADLINE, PASSWORD};
+use crate::site::{DEADLINE, PASSWORD, certificates};
 use crate::{log, rows};
 
 /// Cells that run at once: most of them wait for a deadline.
@@ -46,6 +46,7 @@ pub(crate) async fn plane(root: &Path, driver: DriverChoice) -> DataPlane {
 /// ends, reads go on by themselves.
 async fn no_fault_hangs_lies_or_stays(driver: DriverChoice) {
     log::collect();
+    drop(certificates());
     let scratch = Scratch(tempfile::tempdir().unwrap());
     let plane = plane(scratch.0.path(), driver).await;
     let rows = rows::all();

@@ -17,7 +17,7 @@ use crate::crowd::seed;
 use crate::log;
 use crate::matrix::{Scratch, plane};
 use crate::rows::{self, Row};
-use crate::site::{DEADLINE, PASSWORD, Site, Way};
+use crate::site::{DEADLINE, PASSWORD, Site, Way, certificates};
 
 /// Readers of each layer.
 const READERS: usize = 8;
@@ -80,6 +80,7 @@ fn read_on(path: &Path, data: &[u8], seed: u64, seen: &Seen) {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_sequence_of_faults_hangs_or_lies() {
     log::collect();
+    drop(certificates());
     let seed = seed();
     let count = std::env::var("LARDER_COUNT").ok();
     let count = count.and_then(|text| text.parse().ok()).unwrap_or(FAULTS);

@@ -500,7 +500,7 @@ fn busy() -> Vec<Row> {
             "500, 502, 504",
             Way::Plain,
             burst.collect(),
-            FailsAtFirst(&["status 504"]),
+            FailsAtFirst(&["status 50"]),
         )
         .within(12),
     );

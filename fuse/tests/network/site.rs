@@ -11,7 +11,7 @@ use larder_registry::clock::{Clock, SystemClock};
 use larder_registry::{Client, ClientOptions, Names, RetryPolicy, Timeouts};
 use larder_test_support::certificates::Certificates;
 use larder_test_support::layer::LayerFixture;
-use larder_test_support::registry::{Auth, Cdn, FakeRegistry, LookedUp, Network, Settings};
+use larder_test_support::registry::{Auth, Cdn, FakeRegistry, Flaw, LookedUp, Network, Settings};
 use tempfile::TempDir;
 
 /// The password that no log may show.
@@ -175,13 +175,23 @@ impl Site {
     }
 }
 
-/// One authority for all sites of the process: making one takes a while.
-fn certificates() -> Certificates {
+/// One authority for all sites of the process, with all its bad certificates: making them takes a while,
+/// and blocks the thread. To be called before anything is timed.
+pub(crate) fn certificates() -> Certificates {
     static MADE: Mutex<Option<Certificates>> = Mutex::new(None);
-    MADE.lock()
-        .unwrap()
-        .get_or_insert_with(Certificates::new)
-        .clone()
+    let made = || {
+        let made = Certificates::new();
+        for flaw in [
+            Flaw::Expired,
+            Flaw::NotYetValid,
+            Flaw::OtherName,
+            Flaw::SelfSigned,
+        ] {
+            let _ = made.flawed_config(flaw);
+        }
+        made
+    };
+    MADE.lock().unwrap().get_or_insert_with(made).clone()
 }
 
 /// The system's clock, wrong as the network says, and moved by hand.

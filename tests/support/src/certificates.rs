@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -80,24 +80,36 @@ impl Certificates {
     }
 
     /// What a TLS server needs to show a certificate with this flaw.
-    pub(crate) fn flawed_config(&self, flaw: Flaw) -> Arc<ServerConfig> {
+    pub fn flawed_config(&self, flaw: Flaw) -> Arc<ServerConfig> {
+        // One after the other: they share the authority's register.
+        static MAKING: Mutex<()> = Mutex::new(());
+        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.dir.path();
+        let missing = |name: &str| !path.join(name).with_extension("crt").exists();
         let good = names("DNS:registry.test,IP:127.0.0.1");
         let name = match flaw {
             Flaw::Expired => {
-                sign_for(path, "expired", &good, "20200101000000Z", "20210101000000Z");
+                if missing("expired") {
+                    sign_for(path, "expired", &good, "20200101000000Z", "20210101000000Z");
+                }
                 "expired"
             }
             Flaw::NotYetValid => {
-                sign_for(path, "early", &good, "20900101000000Z", "20910101000000Z");
+                if missing("early") {
+                    sign_for(path, "early", &good, "20900101000000Z", "20910101000000Z");
+                }
                 "early"
             }
             Flaw::OtherName => {
-                sign(path, "other", &names("DNS:other.test"));
+                if missing("other") {
+                    sign(path, "other", &names("DNS:other.test"));
+                }
                 "other"
             }
             Flaw::SelfSigned => {
-                self_sign(path, "own", "DNS:registry.test,IP:127.0.0.1");
+                if missing("own") {
+                    self_sign(path, "own", "DNS:registry.test,IP:127.0.0.1");
+                }
                 "own"
             }
             Flaw::OldProtocol | Flaw::Plain => "server",
