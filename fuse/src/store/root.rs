@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use larder_proto::digest::Digest;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,13 @@ const VERSION: u32 = 1;
 
 /// Slots taken at once, so that the counter's file is not rewritten for every layer.
 const SLOTS_RESERVED: u32 = 64;
+
+/// How long the lock may still be held by what is left of a daemon that ended: the descriptors of a thread
+/// that was just begun, or of a process between fork and exec. Both are gone within milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often it is tried meanwhile.
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 
 /// The beginning of the name of a directory that is not finished, or being removed.
 const UNFINISHED: &str = ".";
@@ -346,12 +354,20 @@ fn lock(path: &Path) -> Result<File, OpenStoreError> {
         .mode(0o600)
         .open(path)
         .map_err(at(path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenStoreError::Locked {
-            path: path.to_owned(),
-        }),
-        Err(TryLockError::Error(error)) => Err(at(path)(error)),
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(LOCK_LOOK);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenStoreError::Locked {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(at(path)(error)),
+        }
     }
 }
 
