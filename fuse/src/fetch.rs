@@ -200,6 +200,7 @@ impl Fetcher {
                 continue;
             } else if priority == Priority::Demand
                 && let Some(held) = self.context.recent.get(&self.id, row)
+                && !self.layer.may_have_room()
             {
                 Pending::Landed(Landed::Held(held))
             } else if let Some(error) = flights.failure(row, Instant::now()) {

@@ -62,6 +62,7 @@ impl Run {
         let _waits =
             (self.priority == Priority::Demand).then(|| self.fetcher.context.pace.demand());
         self.verify_claims().await;
+        self.keep_held().await;
         tokio::select! {
             biased;
             () = self.fetch() => {}
@@ -108,6 +109,28 @@ impl Run {
                     );
                 }
                 Ok(Some(Checked::Evicted) | None) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Lands the chunks that came while the store had no room and are in memory: now it may have.
+    async fn keep_held(&self) {
+        let recent = &self.fetcher.context.recent;
+        let held = |row: usize| Some((row, recent.get(&self.fetcher.id, row)?));
+        // All of them first: the first that is stored makes the others be forgotten.
+        let held: Vec<_> = self.rows().into_iter().filter_map(held).collect();
+        for (row, content) in held {
+            let layer = self.fetcher.layer.clone();
+            let (bytes, is_awaited) = (content.clone(), self.priority == Priority::Demand);
+            let publish = move || {
+                let chunk = layer.index().chunk(row)?;
+                Some(layer.publish(row, &chunk, &bytes, is_awaited))
+            };
+            match tokio::task::spawn_blocking(publish).await {
+                Ok(Some(Published::Stored)) => self.land(row, Landed::Stored),
+                Ok(Some(Published::NotStored)) => self.land(row, Landed::Held(content)),
+                Ok(None) => {}
                 Err(_) => return,
             }
         }

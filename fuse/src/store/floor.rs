@@ -60,6 +60,13 @@ impl Floor {
         self.has_room_at(Instant::now())
     }
 
+    /// Whether trying to write a chunk may help, without looking at the disk.
+    pub(crate) fn may_have_room(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = |at: Instant| at.elapsed() < CHECK_EVERY;
+        state.closed.is_none() || !state.checked.is_some_and(fresh)
+    }
+
     /// Why nothing is cached now, if so.
     pub(crate) fn stopped(&self) -> Option<CachingStopped> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -287,6 +287,11 @@ impl StoredLayer {
         failed.is_some_and(|at| at.elapsed() < SHAKY)
     }
 
+    /// Whether a chunk may find room now, as far as that can be told without waiting.
+    pub(crate) fn may_have_room(&self) -> bool {
+        !self.is_shaky() && self.rules.floor.may_have_room()
+    }
+
     /// When the layer was last read.
     pub(crate) fn last_used(&self) -> SystemTime {
         self.uses.last()

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use larder_fuse::{Disk, DriverChoice, LayerState, Space};
+use larder_fuse::{DeviceReads, Disk, DriverChoice, LayerState, Space};
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::on_both_drivers;
 use larder_test_support::tar::{Entry, TarBuilder};
 
-use crate::scene::{Mood, Scene, layer_of, noise, read};
+use crate::scene::{Mood, Scene, cold, layer_of, noise, read};
 
 const EIO: Option<i32> = Some(5);
 
@@ -197,6 +197,29 @@ async fn a_full_disk_keeps_serving_and_caches_again_later(driver: DriverChoice) 
     assert_eq!(mounted.layer.status().state, LayerState::Complete);
 }
 
+/// Promise: what came while the disk was full, and is still in memory, is kept as soon as it is read with
+/// room on the disk, and is not fetched again for that.
+async fn what_came_to_a_full_disk_is_kept_when_it_is_read_with_room(driver: DriverChoice) {
+    let disk = Arc::new(Full::default());
+    let scene = Scene::with(driver, |config| {
+        config.disk = disk.clone();
+        // So that the kernel keeps nothing that `cold` does not drop.
+        config.device_reads = DeviceReads::Direct;
+    })
+    .await;
+    let data = noise(7, 100_000);
+    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    disk.0.store(true, Ordering::Relaxed);
+    assert_eq!(read(mounted.target.join("data")).await.unwrap(), data);
+    assert_eq!(mounted.layer.status().bytes_present, TAR_END);
+    let fetched = mounted.source.requests().len();
+    disk.0.store(false, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(cold(mounted.target.join("data")).await.unwrap(), data);
+    assert!(mounted.layer.status().bytes_present >= TAR_END + 100_000);
+    assert_eq!(mounted.source.requests().len(), fetched);
+}
+
 /// Promise: below the free-space floor nothing is cached, and everything is served.
 async fn below_the_floor_reads_are_served_from_memory(driver: DriverChoice) {
     let scene = Scene::with(driver, |c| c.disk = Arc::new(NearlyFull)).await;
@@ -242,6 +265,7 @@ on_both_drivers!(
     a_stalled_read_fails_once_the_deadline_has_passed,
     a_stalled_layer_does_not_delay_another,
     a_full_disk_keeps_serving_and_caches_again_later,
+    what_came_to_a_full_disk_is_kept_when_it_is_read_with_room,
     below_the_floor_reads_are_served_from_memory,
     zeros_are_stored_as_holes,
 );
