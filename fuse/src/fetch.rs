@@ -16,26 +16,31 @@ mod outage;
 mod pace;
 mod recent;
 mod run;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod schedules;
 mod sources;
 mod spent;
 #[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests;
 mod troubles;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use larder_proto::digest::Digest;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::Instant;
 
 use crate::counts::Counts;
 use crate::observer::{Observer, SlowReads};
 use crate::source::{Elsewhere, Source};
 use crate::store::{ChunkState, StoredLayer};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::time::Instant;
+use crate::sync::{Mutex, MutexGuard, spawn};
 
 pub use error::FetchError;
 use flight::{Flights, Pending};
@@ -219,7 +224,7 @@ impl Fetcher {
         drop(flights);
         for rows in self.neighbours(&missing) {
             let run = Run::new(self.clone(), rows, priority);
-            self.context.runtime.spawn(run.fly());
+            spawn(&self.context.runtime, run.fly());
         }
         landing
     }

@@ -24,6 +24,7 @@ mod proof;
 mod session;
 mod source;
 mod store;
+mod sync;
 mod sys;
 
 pub use config::{Completion, DataPlaneConfig, DeviceReads, DriverChoice, Quarantine};

@@ -27,6 +27,9 @@ mod pins;
 mod presence;
 mod record;
 mod root;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod schedules;
 mod stored;
 mod uses;
 

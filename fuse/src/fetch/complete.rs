@@ -2,16 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use tokio::time::{Instant, sleep};
 
 use super::{
     BACKGROUND_REQUESTS, BATCH_BYTES_FIRST, BATCHES_PER_DEADLINE, FetchError, Fetcher, Landing,
     Priority, RUN_BYTES_MAX,
 };
 use crate::store::ChunkState;
+use crate::sync::atomic::Ordering;
+use crate::sync::time::{Instant, sleep};
 
 /// Most bytes of the blob in one polite request. A reader who wants one of its chunks waits for the
 /// whole: 8 ms at 1 Gbit/s.

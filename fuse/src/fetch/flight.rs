@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use larder_proto::verified::Verified;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::{FAILURE_REMEMBERED, FetchError};
+use crate::sync::time::Instant;
 
 /// Deadlines that one flight keeps apart. Who joins within the same part of a deadline shares one, and
 /// is answered that much early at most: a second of thirty.

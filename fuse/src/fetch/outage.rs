@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedMutexGuard};
-use tokio::time::Instant;
+
+use crate::sync::time::{self, Instant};
 
 /// First pause after all sources failed; doubled each time, up to [`PAUSE_MAX`].
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -71,7 +72,7 @@ impl Outage {
                 if at <= Instant::now() {
                     break;
                 }
-                tokio::time::sleep_until(at).await;
+                time::sleep_until(at).await;
             }
             turn
         };

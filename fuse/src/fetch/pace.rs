@@ -1,10 +1,10 @@
 //! Whether readers of this node wait for the network, so that the background lets them go first.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::time::Instant;
 
 /// When somebody last waited for bytes, whatever the layer. One for all layers of a node.
 #[derive(Debug)]
@@ -59,6 +59,7 @@ impl Drop for Demand {
 }
 
 #[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests {
     use super::*;
 

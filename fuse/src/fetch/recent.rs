@@ -1,10 +1,12 @@
 //! Chunks that arrived while the store had no room.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use larder_proto::digest::Digest;
 use larder_proto::verified::Verified;
 use lru::LruCache;
+
+use crate::sync::Mutex;
 
 /// Bytes of such chunks kept, for all layers together. A reader takes a chunk in pieces, one
 /// request of the kernel each; a few dozen chunks serve all of them with one fetch.

@@ -1,11 +1,10 @@
 //! One run of neighbouring chunks, from the first try to the last waiter's answer.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use larder_registry::Origin;
-use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::decode::open_frame;
@@ -17,6 +16,8 @@ use super::{FetchError, Fetcher, Landed, Priority, Tracked};
 use crate::counts::{Delay, Outcome};
 use crate::source::{Delivery, FailureKind, SourceFailure, ask, no_answer};
 use crate::store::{Checked, ChunkState, Published};
+use crate::sync::time::{self, Instant, timeout};
+use crate::sync::{Mutex, MutexGuard, spawn_blocking};
 
 /// One source may take this part of the deadline before the next one is asked, or the same again
 /// on a new connection.
@@ -79,7 +80,7 @@ impl Run {
         loop {
             let next = self.fetcher.lock_flights().deadline(&self.rows());
             let Some(next) = next else { return };
-            tokio::time::sleep_until(next).await;
+            time::sleep_until(next).await;
             self.expire(next);
         }
     }
@@ -92,7 +93,7 @@ impl Run {
             let layer = self.fetcher.layer.clone();
             let verify = move || Some(layer.verify(row, &layer.index().chunk(row)?));
             let begun = Instant::now();
-            let verified = tokio::task::spawn_blocking(verify).await;
+            let verified = spawn_blocking(verify).await;
             self.spent_on(Delay::Verification, begun.elapsed());
             match verified {
                 Ok(Some(Checked::Intact)) => self.land(row, Landed::Stored),
@@ -127,7 +128,7 @@ impl Run {
                 let chunk = layer.index().chunk(row)?;
                 Some(layer.publish(row, &chunk, &bytes, is_awaited))
             };
-            match tokio::task::spawn_blocking(publish).await {
+            match spawn_blocking(publish).await {
                 Ok(Some(Published::Stored)) => self.land(row, Landed::Stored),
                 Ok(Some(Published::NotStored)) => self.land(row, Landed::Held(content)),
                 Ok(None) => {}
@@ -150,7 +151,7 @@ impl Run {
             }
             if !round.may_pass {
                 match round.second_look.filter(|_| !round.refused) {
-                    Some(at) => tokio::time::sleep_until(at).await,
+                    Some(at) => time::sleep_until(at).await,
                     None => return self.refused(),
                 }
                 continue;
@@ -162,7 +163,7 @@ impl Run {
             let wish = round.retry_after.unwrap_or_default();
             let paused = Instant::now();
             let wait = async {
-                tokio::time::sleep(wish.clamp(pause, PAUSE_MAX)).await;
+                time::sleep(wish.clamp(pause, PAUSE_MAX)).await;
                 outage.turn().await
             };
             tokio::select! {
@@ -261,7 +262,7 @@ impl Run {
             let layer = self.fetcher.layer.clone();
             let begun = Instant::now();
             let is_awaited = self.priority == Priority::Demand;
-            let opened = tokio::task::spawn_blocking(move || {
+            let opened = spawn_blocking(move || {
                 let queued = begun.elapsed();
                 let content = open_frame(&chunk, frame)?;
                 let verified = begun.elapsed().saturating_sub(queued);
@@ -438,9 +439,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// How an answer counts.
-fn outcome(
-    answer: &Result<Result<Delivery, SourceFailure>, tokio::time::error::Elapsed>,
-) -> Outcome {
+fn outcome(answer: &Result<Result<Delivery, SourceFailure>, time::error::Elapsed>) -> Outcome {
     match answer {
         Ok(Ok(_)) => Outcome::Delivered,
         Ok(Err(failure)) => match failure.kind {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio::time::Instant;
 
 use super::outage::Outage;
 use crate::source::{Elsewhere, Source, SourceFailure};
+use crate::sync::time::Instant;
 
 /// How long a source that failed is asked after the others: one slow read in this time, not one
 /// in each. As long as the registry client passes over a mirror.

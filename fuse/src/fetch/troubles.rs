@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::Tracked;
 use crate::source::FailureKind;
+use crate::sync::time::Instant;
 
 /// Sources whose troubles one sentence tells: more than have delivered any one layer so far, and a
 /// line that a person still reads to its end.

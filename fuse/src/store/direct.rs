@@ -8,9 +8,9 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::disk::Disk;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// The file beside the device; holds the kernel's boot id.
 const NAME: &str = "direct";

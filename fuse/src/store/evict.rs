@@ -5,15 +5,14 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use larder_proto::index::Chunk;
 
 use super::claims::{claim_zeros, may_be_zeros};
 use super::presence::ChunkState;
 use super::stored::StoredLayer;
+use crate::sync::atomic::Ordering;
 
 impl StoredLayer {
     /// Takes away chunks that nobody read since the hand last passed, about `bytes` of them, each

@@ -2,12 +2,13 @@
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{info, warn};
 
 use super::disk::{Disk, Space};
+use crate::sync::Mutex;
 
 /// How old an answer about free space may be. Caching resumes within 5 s of space coming back, so
 /// well below that; and a chunk write must not cost a system call each time.

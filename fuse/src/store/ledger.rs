@@ -3,13 +3,14 @@
 //! Room is reserved before a chunk is written, so the limit holds at every moment; who finds no
 //! room serves the chunk without keeping it. Well before that, whoever evicts is woken.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::floor::CachingStopped;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Eviction begins above this share of the limit, percent: what is left takes a burst of chunks
 /// meanwhile, 5 GB of 100.

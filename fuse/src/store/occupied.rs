@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::ledger::Ledger;
 use super::stored::StoredLayer;
+use crate::sync::Mutex;
 
 /// The unit of `st_blocks`, whatever the file system's own.
 const BLOCK: u64 = 512;

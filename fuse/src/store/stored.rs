@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use larder_proto::annotation::IndexLocation;
@@ -24,6 +23,8 @@ use super::occupied::Occupied;
 use super::presence::{ChunkState, Presence};
 use super::record::{PATCHES_MAX, Patch, Proof, Record};
 use super::uses::Uses;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::sys::Mapping;
 
 /// How old the note of a layer's last use on the disk may be: it orders layers for eviction after a

@@ -3,8 +3,9 @@
 //! A bit per chunk, set by who reads it and cleared by the hand that passes; a chunk whose bit is
 //! still clear when the hand comes by again is cold. That is 500 bytes for a layer of 1 GB.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// What eviction knows of the reads of one layer.
 #[derive(Debug)]

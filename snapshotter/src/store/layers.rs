@@ -70,7 +70,7 @@ impl Store {
         content: Content,
         facts: &LayerFacts,
     ) -> Result<Record, StoreError> {
-        let txn = self.database.begin_write()?;
+        let (_turn, txn) = self.begin()?;
         if tables::find(&txn, name)?.is_some() {
             return Err(StoreError::Exists(name.to_owned()));
         }
@@ -107,7 +107,7 @@ impl Store {
     /// Takes its chain from a snapshot whose layer is not that of the chain, as `lie` says: no image
     /// adopts it any more. `status` goes on telling it.
     pub fn disown(&self, name: &str, lie: &str) -> Result<(), StoreError> {
-        let txn = self.database.begin_write()?;
+        let (_turn, txn) = self.begin()?;
         let mut record = tables::get(&txn, name)?;
         tables::delete(&txn, name, &record)?;
         if let Some(chain) = record.labels.remove(REF_LABEL) {
@@ -130,7 +130,7 @@ impl Store {
 
     /// Forgets the facts of a layer that is no longer mounted.
     pub fn forget_layer(&self, id: u64) -> Result<(), StoreError> {
-        let txn = self.database.begin_write()?;
+        let (_turn, txn) = self.begin()?;
         txn.open_table(LAYERS)?.remove(id)?;
         txn.commit()?;
         failpoint("reap: layer forgotten");

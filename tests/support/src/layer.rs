@@ -4,7 +4,7 @@ use bytes::Bytes;
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::{Algorithm, Digest};
 use larder_proto::erofs;
-use larder_proto::index::{Chunk, IndexParts, StoredIndex};
+use larder_proto::index::{Chunk, IndexParts, StoredIndex, open_stored};
 use larder_proto::limits;
 use larder_proto::scan::{LayerScan, ScanOptions, ScannedLayer};
 use larder_proto::tree::Tree;
@@ -57,6 +57,17 @@ impl LayerFixture {
     /// If the tar has no tree.
     pub fn claiming(tar: Vec<u8>, diff_id: Digest) -> Self {
         Self::build(tar, limits::CHUNK_TARGET_MIN, Some(diff_id), |_| {})
+    }
+
+    /// The decoded index, as a node keeps it.
+    ///
+    /// # Panics
+    /// If the blob has none.
+    pub fn decoded_index(&self) -> Vec<u8> {
+        let place = |at: u64| usize::try_from(at).expect("a small blob");
+        let (from, len) = (self.index.offset, self.index.stored_len);
+        let stored = &self.blob[place(from)..place(from + len)];
+        open_stored(stored, &self.index).expect("a good index")
     }
 
     fn build(
