@@ -5,6 +5,7 @@
 //! prepare SOCKET ROOT index COUNT    each time: its index is in the store, nothing is mounted
 //! prepare SOCKET ROOT shared COUNT   each time: another snapshot has the layer mounted
 //! prepare SOCKET ROOT keep           makes a snapshot, and prints where the layer is mounted
+//! prepare SOCKET ROOT drop           removes that snapshot again
 //! ```
 //!
 //! Standard input is a JSON object with the labels of the lowest layer of an image. Prints
@@ -42,7 +43,7 @@ struct Node {
 async fn main() -> Result<(), Failure> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [socket, root, what, count @ ..] = &words[..] else {
-        return Err("usage: prepare SOCKET ROOT fresh|index|shared|keep [COUNT]".into());
+        return Err("usage: prepare SOCKET ROOT fresh|index|shared|keep|drop [COUNT]".into());
     };
     let mut labels = String::new();
     std::io::stdin().read_to_string(&mut labels)?;
@@ -61,6 +62,9 @@ async fn main() -> Result<(), Failure> {
         let (_, place) = node.find(&layer.to_string()).await?;
         println!("{}", place.display());
         return Ok(());
+    }
+    if what == "drop" {
+        return node.remove(&layer.to_string(), false).await;
     }
     let count: u32 = count.first().ok_or("how often?")?.parse()?;
     let mut times = Vec::new();

@@ -143,6 +143,8 @@ impl Layer {
                         proofs.proven.fetch_add(1, Ordering::Relaxed);
                         info!(index = %self.id(), layer = %self.blob(), "complete, and proven to be what its index says");
                     }
+                    // Removed meanwhile: nobody asks for its proof any more.
+                    Err(_) if self.0.fetcher.is_removed() => {}
                     Err(error) => warn!(index = %self.id(), %error, "cannot keep a proof"),
                 }
                 true
@@ -178,7 +180,10 @@ impl Layer {
         let kept = proofs.keep(|| {
             let remembered = proofs.lies.remember(&self.id().0, &reason);
             // In memory it counts from here on, whatever the disk does.
-            let written = stored.set_proof(Proof::Quarantined(reason));
+            let written = match stored.set_proof(Proof::Quarantined(reason)) {
+                Err(_) if self.0.fetcher.is_removed() => Ok(()),
+                written => written,
+            };
             remembered.map_err(|error| LayerStoreError::Io {
                 path: stored.directory().to_owned(),
                 error,

@@ -43,9 +43,11 @@ impl Layer {
         self.trust()
     }
 
-    /// Nothing is fetched for it any more but what is read; who waits for its proof is told.
+    /// Nothing is fetched for it any more but what is read, and nothing is written down; who waits for
+    /// its proof is told.
     pub(crate) fn forget(&self) {
         self.0.fetcher.remove();
+        self.stored().retire();
         self.tell();
     }
 

@@ -35,6 +35,9 @@ const BACKGROUND_MAX: u16 = u16::MAX;
 /// is known: what the kernel has room for at least.
 const DIRECTORY_BYTES: u32 = 4096;
 
+/// Longest name of a file, bytes: as on every other file system. FUSE itself would ask for longer ones.
+const NAME_BYTES_MAX: usize = 255;
+
 const GENERATION: Generation = Generation(0);
 
 /// The file system of the session.
@@ -239,6 +242,9 @@ impl Filesystem for LarderFs {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.as_bytes();
+        if name.len() > NAME_BYTES_MAX {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
         let _entry = self.begin_with(request, operation::LOOKUP, parent, (0, 0), name);
         let node = Node::of(parent.0).and_then(|parent| self.child(parent, name));
         let Some((node, attributes)) = node.and_then(|node| Some((node, self.attributes(node)?)))

@@ -23,7 +23,7 @@ use super::occupied::Occupied;
 use super::presence::{ChunkState, Presence};
 use super::record::{PATCHES_MAX, Patch, Proof, Record};
 use super::uses::Uses;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::sys::Mapping;
 
@@ -53,6 +53,8 @@ pub(crate) struct StoredLayer {
     pub(super) occupied: Occupied,
     /// When the disk last failed to give bytes back.
     failed: Mutex<Option<Instant>>,
+    /// Set with the record locked.
+    retired: AtomicBool,
     disk: Arc<dyn Disk>,
     ended: Ended,
     rules: Rules,
@@ -108,6 +110,9 @@ pub enum LayerStoreError {
     /// The metadata image is not one of ours.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Its directory is gone, or another layer's by now.
+    #[error("the layer was removed meanwhile")]
+    Removed,
     /// Too many different parents.
     #[error("the layer is used on more than {PATCHES_MAX} different parents")]
     TooManyPatches,
@@ -211,6 +216,7 @@ impl StoredLayer {
             image,
             device,
             failed: Mutex::default(),
+            retired: AtomicBool::new(false),
             disk,
             ended,
             rules,
@@ -367,6 +373,9 @@ impl StoredLayer {
 
     /// Makes the data durable, and then writes down which chunks are there.
     pub(crate) fn sync(&self) -> Result<(), LayerStoreError> {
+        if self.retired.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.note_use();
         if !self.presence.take_dirty() {
             return Ok(());
@@ -394,6 +403,13 @@ impl StoredLayer {
             // Only the order of eviction after a restart depends on it.
             let _ = file.set_modified(last);
         }
+    }
+
+    /// The layer is removed: nothing is written into its directory any more, which may be a new layer's
+    /// of the same index soon.
+    pub(crate) fn retire(&self) {
+        let _record = self.lock_record();
+        self.retired.store(true, Ordering::Release);
     }
 
     /// Writes down what the proof found.
@@ -472,7 +488,11 @@ impl StoredLayer {
         marked.is_ok()
     }
 
+    /// The caller has the record locked.
     fn save(&self, record: &Record) -> Result<(), LayerStoreError> {
+        if self.retired.load(Ordering::Acquire) {
+            return Err(LayerStoreError::Removed);
+        }
         let path = self.directory.join("layer.json");
         self.disk
             .replace(&path, &record.encode())
@@ -528,3 +548,7 @@ fn map(path: &Path) -> Result<Mapping, LayerStoreError> {
         .and_then(|file| Mapping::of(&file))
         .map_err(at(path))
 }
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests;

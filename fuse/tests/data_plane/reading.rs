@@ -239,7 +239,31 @@ async fn small_files_read_ahead_have_their_own_bytes() {
     .unwrap();
 }
 
+/// Promise: a name of more than 255 bytes is too long, as on every other file system, and no name that
+/// is not there; the FUSE protocol would carry it.
+async fn a_name_of_more_than_255_bytes_is_too_long(driver: DriverChoice) {
+    use std::io::ErrorKind::{InvalidFilename, NotFound};
+    let scene = Scene::new(driver).await;
+    let mounted = scene.mounted(&odd_layer(), "at").await;
+    let at = mounted.target.clone();
+    let look = move || {
+        for (length, expected) in [
+            (255, NotFound),
+            (256, InvalidFilename),
+            (1000, InvalidFilename),
+        ] {
+            for folder in ["", "etc"] {
+                let path = at.join(folder).join("n".repeat(length));
+                let error = std::fs::symlink_metadata(path).unwrap_err();
+                assert_eq!(error.kind(), expected, "{length} bytes in {folder:?}");
+            }
+        }
+    };
+    tokio::task::spawn_blocking(look).await.unwrap();
+}
+
 on_both_drivers!(
+    a_name_of_more_than_255_bytes_is_too_long,
     both_drivers_show_bytes_and_attributes_of_the_tar,
     a_thousand_readers_fetch_each_chunk_once,
     implied_directories_take_the_attributes_they_are_given,
