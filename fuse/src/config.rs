@@ -12,6 +12,9 @@ use crate::supervisor::Handover;
 /// short enough for a container to notice that it does not come back.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
+/// What is gone stays gone, and a container reads all the time.
+const REFUSALS_LAST: Duration = Duration::from_secs(30);
+
 /// Share of the disk that is left free by default, percent: ext4 reserves the same for root.
 const MIN_FREE_PERCENT: u8 = 5;
 
@@ -32,6 +35,9 @@ pub struct DataPlaneConfig {
     pub driver: DriverChoice,
     /// Longest time a read waits for bytes that are not in the store; then it fails with EIO.
     pub read_deadline: Duration,
+    /// How long a source that says no (it has no such blob, or does not give it to us) is not asked again,
+    /// but for a second look.
+    pub refusals_last: Duration,
     /// Percent of the disk below which the store stops caching, `0..=100`.
     pub min_free_percent: u8,
     /// A read that takes this long is reported as slow; without it, none is.
@@ -66,6 +72,7 @@ impl DataPlaneConfig {
             root: root.into(),
             driver: DriverChoice::Auto,
             read_deadline: READ_DEADLINE,
+            refusals_last: REFUSALS_LAST,
             min_free_percent: MIN_FREE_PERCENT,
             slow_read: None,
             observer: Arc::new(Logged),

@@ -23,7 +23,7 @@ mod sources;
 mod spent;
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
-mod tests;
+pub(crate) mod tests;
 mod troubles;
 
 use std::ops::Range;
@@ -80,6 +80,12 @@ const RUN_CONTENT_MAX: u64 = 16 << 20;
 /// milliseconds, and each repetition would wait for the whole deadline again.
 const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
 
+/// After a failed read, the kernel goes on to read ahead for it before it tells the application: EROFS
+/// up to three windows of 128 KiB, one after the other, and only then the failed page once more. Chunks
+/// that begin so far behind one that nobody delivered fail with it, or that read would wait for one deadline
+/// after the other.
+const READ_ON_MAX: u64 = 512 << 10;
+
 /// Who waits for a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Priority {
@@ -94,6 +100,8 @@ pub(crate) enum Priority {
 pub(crate) struct FetchContext {
     /// How long a read waits.
     pub(crate) deadline: Duration,
+    /// How long a source that said no is not asked again.
+    pub(crate) refusals_last: Duration,
     pub(crate) recent: Arc<Recent>,
     pub(crate) pace: Arc<Pace>,
     pub(crate) runtime: Handle,
@@ -129,7 +137,7 @@ impl Fetcher {
         Self {
             id,
             layer,
-            sources: Sources::new(sources, elsewhere),
+            sources: Sources::new(sources, elsewhere, context.refusals_last),
             flights: Mutex::new(Flights::new(context.deadline)),
             demand: Semaphore::new(DEMAND_REQUESTS),
             background: Semaphore::new(BACKGROUND_REQUESTS),
@@ -208,7 +216,9 @@ impl Fetcher {
                 && !self.layer.may_have_room()
             {
                 Pending::Landed(Landed::Held(held))
-            } else if let Some(error) = flights.failure(row, Instant::now()) {
+            } else if let Some(error) =
+                flights.failure(self.failing_with(row, priority), Instant::now())
+            {
                 Pending::Landed(Landed::Failed(error))
             } else if let Some(waiting) = flights.join(row) {
                 if priority == Priority::Demand {
@@ -227,6 +237,18 @@ impl Fetcher {
             spawn(&self.context.runtime, run.fly());
         }
         landing
+    }
+
+    /// The chunk `row`, and before it those whose failure may be its own, too: for a reader as far as
+    /// [`READ_ON_MAX`].
+    fn failing_with(&self, row: usize, priority: Priority) -> Range<usize> {
+        if priority == Priority::Background {
+            return row..row + 1;
+        }
+        let index = self.layer.index();
+        let begin = index.chunk(row).map_or(0, |chunk| chunk.offset);
+        let before = index.rows(begin.saturating_sub(READ_ON_MAX)..begin);
+        before.start.min(row)..row + 1
     }
 
     /// The row after `first` and its neighbours of one range request of at most `bytes_max`.

@@ -14,6 +14,7 @@ use crate::auth::{Access, Grant, Sessions};
 use crate::authority::host_of;
 use crate::calendar;
 use crate::clock::Clock;
+use crate::connections::Lent;
 use crate::echo::Sent;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
@@ -30,6 +31,10 @@ const DETAIL_CHARS_MAX: usize = 300;
 /// How long a refusal's body is waited for: as long as Prepare waits for everything. The body mostly
 /// comes with the status, which is what matters.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What to do about a proxy that answers 407.
+const PROXY_REFUSES: &str = "the proxy on the way wants a user and a password, or other ones: \
+    http://USER:PASSWORD@PROXY in HTTP_PROXY and HTTPS_PROXY";
 
 /// The body of a request, which can be sent again.
 #[derive(Clone)]
@@ -126,7 +131,7 @@ async fn once(
     own: bool,
     authorization: Option<&reqwest::header::HeaderValue>,
 ) -> Result<Response, Cause> {
-    let client = endpoint.transport.client(&call.url, own)?;
+    let lent = endpoint.transport.client(&call.url, own)?;
     let mut headers = call.headers.clone();
     if own {
         headers.extend(endpoint.headers.clone());
@@ -136,13 +141,8 @@ async fn once(
     }
     let (method, url) = (call.method.clone(), call.url.clone());
     let host = if own { &endpoint.host } else { host_of(&url) }.to_owned();
-    let sent = send(
-        client,
-        request(client, method, url, headers, &call.payload),
-        &host,
-        call.timeout,
-    )
-    .await;
+    let request = request(lent.client(), method, url, headers, &call.payload);
+    let sent = send(lent, request, &host, call.timeout).await;
     match &sent {
         Ok(response) => endpoint.counts.answered(response.status().as_u16()),
         Err(_) => endpoint.counts.broken(),
@@ -172,7 +172,7 @@ pub(crate) fn request(
 
 /// Sends a request and waits for the headers of its answer.
 pub(crate) async fn send(
-    client: &Client,
+    lent: Lent<'_>,
     request: RequestBuilder,
     host: &str,
     timeout: Duration,
@@ -182,7 +182,11 @@ pub(crate) async fn send(
         .map_err(|error| Cause::Local(transport::chain(&error)))?;
     tracing::trace!(host, method = %request.method(), path = request.url().path(), "request");
     let sent = Sent::of(&request);
-    match tokio::time::timeout(timeout, client.execute(request)).await {
+    let answer = tokio::time::timeout(timeout, lent.client().execute(request)).await;
+    if answer.is_ok() {
+        lent.heard();
+    }
+    match answer {
         Ok(Ok(mut response)) => {
             response.extensions_mut().insert(sent);
             Ok(response)
@@ -224,6 +228,10 @@ pub(crate) fn broken(error: &reqwest::Error, host: &str) -> Cause {
         Some(other) => Cause::Untrusted {
             host,
             detail: other.to_string(),
+        },
+        None if detail.contains("proxy authorization required") => Cause::Connection {
+            host,
+            detail: PROXY_REFUSES.into(),
         },
         None => Cause::Connection { host, detail },
     }
@@ -324,6 +332,10 @@ pub(crate) async fn refusal(response: Response, host: &str, clock: &dyn Clock) -
             );
             Cause::Untrusted { host, detail }
         }
+        407 => Cause::Connection {
+            host,
+            detail: PROXY_REFUSES.into(),
+        },
         408 | 429 | 500 | 502 | 503 | 504 => Cause::Unavailable {
             host,
             status,

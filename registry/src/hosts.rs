@@ -173,7 +173,12 @@ impl Setup {
                 namespace: setup.namespace.clone(),
                 headers: setup.headers.clone(),
                 capabilities: setup.capabilities,
-                transport: Transport::new(setup.trust.clone(), setup.connect, resolver.clone()),
+                transport: Transport::new(
+                    setup.trust.clone(),
+                    setup.connect,
+                    resolver.clone(),
+                    options.proxies.clone(),
+                ),
                 timeouts: options.timeouts.clone(),
                 clock: Arc::clone(&options.clock),
                 counts: Arc::clone(&options.counts),

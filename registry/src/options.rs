@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::clock::{Clock, SystemClock};
 use crate::counts::RequestCounts;
 use crate::names::{Names, SystemNames};
+use crate::proxies::Proxies;
 use crate::retry::RetryPolicy;
 
 /// Where containerd's own settings per registry are: mirrors, private CAs, client certificates.
@@ -38,6 +39,8 @@ pub struct ClientOptions {
     pub counts: Arc<RequestCounts>,
     /// The addresses of hosts.
     pub names: Arc<dyn Names>,
+    /// What requests go through.
+    pub proxies: Proxies,
 }
 
 impl Default for ClientOptions {
@@ -53,6 +56,7 @@ impl Default for ClientOptions {
             clock: Arc::new(SystemClock),
             counts: Arc::default(),
             names: Arc::new(SystemNames),
+            proxies: Proxies::default(),
         }
     }
 }

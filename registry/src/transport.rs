@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::redirect;
@@ -12,8 +12,10 @@ use rustls::pki_types::pem::PemObject as _;
 use url::Url;
 
 use crate::bounded;
+use crate::connections::{Connections, Lent};
 use crate::error::Cause;
 use crate::names::Resolver;
+use crate::proxies::Proxies;
 
 /// Idle connections kept for each host: as many as one start-up uses at once.
 const IDLE_CONNECTIONS_MAX: usize = 8;
@@ -60,44 +62,47 @@ pub(crate) struct Transport {
     trust: Trust,
     connect_timeout: Duration,
     resolver: Resolver,
+    proxies: Proxies,
     /// For the endpoint itself.
-    own: OnceLock<Client>,
+    own: Connections,
     /// For hosts the endpoint sends us to: same authorities, but never our identity, and never
     /// unverified.
-    foreign: OnceLock<Client>,
+    foreign: Connections,
     /// For plain HTTP: no authorities read.
-    plain: OnceLock<Client>,
+    plain: Connections,
     /// For plain HTTP on this machine: no proxy either.
-    local: OnceLock<Client>,
+    local: Connections,
 }
 
 impl Transport {
-    pub(crate) const fn new(trust: Trust, connect_timeout: Duration, resolver: Resolver) -> Self {
+    pub(crate) fn new(
+        trust: Trust,
+        connect_timeout: Duration,
+        resolver: Resolver,
+        proxies: Proxies,
+    ) -> Self {
         Self {
             trust,
             connect_timeout,
             resolver,
-            own: OnceLock::new(),
-            foreign: OnceLock::new(),
-            plain: OnceLock::new(),
-            local: OnceLock::new(),
+            proxies,
+            own: Connections::default(),
+            foreign: Connections::default(),
+            plain: Connections::default(),
+            local: Connections::default(),
         }
     }
 
-    /// The client for `url`; `own` says whether it is on the endpoint itself.
-    pub(crate) fn client(&self, url: &Url, own: bool) -> Result<&Client, Cause> {
+    /// The client for one request to `url`; `own` says whether that is on the endpoint itself.
+    pub(crate) fn client(&self, url: &Url, own: bool) -> Result<Lent<'_>, Cause> {
         let loopback = is_loopback(url);
-        let slot = match (url.scheme() == "http", loopback, own) {
+        let connections = match (url.scheme() == "http", loopback, own) {
             (true, true, _) => &self.local,
             (true, false, _) => &self.plain,
             (false, _, true) => &self.own,
             (false, _, false) => &self.foreign,
         };
-        if let Some(client) = slot.get() {
-            return Ok(client);
-        }
-        let client = self.build(url, own, loopback)?;
-        Ok(slot.get_or_init(|| client))
+        connections.lend(|| self.build(url, own, loopback))
     }
 
     fn build(&self, url: &Url, own: bool, loopback: bool) -> Result<Client, Cause> {
@@ -118,6 +123,10 @@ impl Transport {
         if loopback && (plain || own) {
             // As Go does: a proxy cannot reach this machine's loopback.
             builder = builder.no_proxy();
+        } else {
+            builder = self.proxies.apply(builder).map_err(|error| {
+                Cause::Local(format!("the proxy cannot be used: {}", chain(&error)))
+            })?;
         }
         if plain {
             // The system's authorities take milliseconds to read, and may not be there at all.

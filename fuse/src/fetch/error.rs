@@ -18,6 +18,14 @@ pub enum FetchError {
         waited: Duration,
         /// Who was asked, and what came of it.
         reasons: String,
+        /// Whether something came, and was wrong.
+        is_wrong: bool,
+    },
+    /// It came, the store lost it before it was read, and it did not come again before the deadline.
+    #[error("the store lost chunks of layer {layer}, and they did not come again in time")]
+    Lost {
+        /// The layer.
+        layer: Digest,
     },
     /// No source will deliver it until somebody mends something.
     #[error("chunk {chunk} of layer {layer} cannot be had: {reasons}")]
@@ -44,4 +52,17 @@ pub enum FetchError {
         /// The layer.
         layer: Digest,
     },
+}
+
+impl FetchError {
+    /// Whether it says nothing of the chunk and all of who should deliver it: others fail for it, too.
+    pub(super) const fn is_of_the_sources(&self) -> bool {
+        matches!(
+            self,
+            Self::Deadline {
+                is_wrong: false,
+                ..
+            }
+        )
+    }
 }

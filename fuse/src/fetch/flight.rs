@@ -1,6 +1,7 @@
 //! Chunks on their way, and who waits for them.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,10 +150,19 @@ impl Flights {
         self.failed.insert(row, (now, error));
     }
 
-    /// Why the chunk failed a moment ago, if it did.
-    pub(super) fn failure(&self, row: usize, now: Instant) -> Option<Arc<FetchError>> {
-        let (at, error) = self.failed.get(&row)?;
-        (now.saturating_duration_since(*at) < FAILURE_REMEMBERED).then(|| error.clone())
+    /// Why the last of these chunks failed a moment ago, if it did; or one of the others, if that was for a
+    /// reason that is its own, too.
+    pub(super) fn failure(&self, mut rows: Range<usize>, now: Instant) -> Option<Arc<FetchError>> {
+        let of = |row: usize| {
+            let (at, error) = self.failed.get(&row)?;
+            (now.saturating_duration_since(*at) < FAILURE_REMEMBERED).then_some(error)
+        };
+        if self.failed.is_empty() {
+            return None;
+        }
+        let own = rows.next_back().and_then(of);
+        let shared = || rows.filter_map(of).find(|error| error.is_of_the_sources());
+        own.or_else(shared).cloned()
     }
 
     pub(super) fn forget_failures(&mut self) {

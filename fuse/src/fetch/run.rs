@@ -62,11 +62,14 @@ impl Run {
     pub(super) async fn fly(self) {
         let _waits =
             (self.priority == Priority::Demand).then(|| self.fetcher.context.pace.demand());
-        self.verify_claims().await;
-        self.keep_held().await;
+        let arrive = async {
+            self.verify_claims().await;
+            self.keep_held().await;
+            self.fetch().await;
+        };
         tokio::select! {
             biased;
-            () = self.fetch() => {}
+            () = arrive => {}
             () = self.keep_time() => {}
         }
     }
@@ -289,6 +292,7 @@ impl Run {
                     self.land(row, landed);
                 }
                 Ok(Err(lie)) => {
+                    lock(&self.troubles).lied();
                     counts.rejected(tracked.source.name(), host);
                     delivery.distrust();
                     let reason = format!("chunk {row} is wrong: {lie}");
@@ -354,6 +358,7 @@ impl Run {
             chunk,
             waited,
             reasons,
+            is_wrong: lock(&self.troubles).has_lied(),
         });
         let mut flights = self.fetcher.lock_flights();
         let awaited: Vec<_> = rows

@@ -14,10 +14,6 @@ use crate::sync::time::Instant;
 /// in each. As long as the registry client passes over a mirror.
 const PASSED_OVER: Duration = Duration::from_secs(30);
 
-/// How long a source that says no (it has no such blob, or does not give it to us) is not asked again, but
-/// for a second look: what is gone stays gone, and a container reads all the time.
-const REFUSAL_REMEMBERED: Duration = Duration::from_secs(30);
-
 /// How soon it is asked a second time, as a part of the deadline: after 2 s of 30. Registries that restart
 /// say no for a moment, too.
 const SECOND_LOOKS_PER_DEADLINE: u32 = 15;
@@ -38,6 +34,8 @@ const HOSTS_MAX: usize = 8;
 #[derive(Debug, Clone)]
 pub(crate) struct Tracked {
     pub(crate) source: Arc<dyn Source>,
+    /// How long it is not asked again after it has said no, but for a second look.
+    refusals_last: Duration,
     tally: Arc<Mutex<Tally>>,
 }
 
@@ -113,9 +111,12 @@ impl Tally {
 }
 
 impl Tracked {
-    fn new(source: Arc<dyn Source>) -> Self {
-        let tally = Arc::default();
-        Self { source, tally }
+    fn new(source: Arc<dyn Source>, refusals_last: Duration) -> Self {
+        Self {
+            source,
+            refusals_last,
+            tally: Arc::default(),
+        }
     }
 
     /// What came of asking it so far.
@@ -159,7 +160,7 @@ impl Tracked {
         tally.fail(failure.reason.clone());
         let now = Instant::now();
         match &mut tally.refusal {
-            Some(refusal) if now - refusal.since < REFUSAL_REMEMBERED => {
+            Some(refusal) if now - refusal.since < self.refusals_last => {
                 refusal.failure = failure.clone();
                 if matches!(refusal.second_look, SecondLook::UnderWay) {
                     refusal.second_look = SecondLook::Over;
@@ -185,7 +186,7 @@ impl Tracked {
         let Some(refusal) = &mut tally.refusal else {
             return Door::Open;
         };
-        if now - refusal.since >= REFUSAL_REMEMBERED {
+        if now - refusal.since >= self.refusals_last {
             return Door::Open;
         }
         if matches!(refusal.second_look, SecondLook::At(at) if at <= now) {
@@ -204,6 +205,7 @@ impl Tracked {
 #[derive(Debug)]
 pub(crate) struct Sources {
     known: RwLock<Arc<[Tracked]>>,
+    refusals_last: Duration,
     pub(super) outage: Outage,
     elsewhere: RwLock<Option<Arc<dyn Elsewhere>>>,
     /// When further ones were last looked for; held while looking.
@@ -212,9 +214,16 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    pub(super) fn new(known: Vec<Arc<dyn Source>>, elsewhere: Option<Arc<dyn Elsewhere>>) -> Self {
+    /// One that says no is not asked again for `refusals_last`.
+    pub(super) fn new(
+        known: Vec<Arc<dyn Source>>,
+        elsewhere: Option<Arc<dyn Elsewhere>>,
+        refusals_last: Duration,
+    ) -> Self {
+        let track = |source| Tracked::new(source, refusals_last);
         Self {
-            known: RwLock::new(known.into_iter().map(Tracked::new).collect()),
+            known: RwLock::new(known.into_iter().map(track).collect()),
+            refusals_last,
             outage: Outage::default(),
             elsewhere: RwLock::new(elsewhere),
             looked: tokio::sync::Mutex::default(),
@@ -240,8 +249,9 @@ impl Sources {
     }
 
     pub(super) fn set(&self, sources: Vec<Arc<dyn Source>>) {
+        let track = |source| Tracked::new(source, self.refusals_last);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        *known = sources.into_iter().map(Tracked::new).collect();
+        *known = sources.into_iter().map(track).collect();
         drop(known);
         self.changed.notify_waiters();
     }
@@ -290,7 +300,7 @@ impl Sources {
         for source in found {
             let is_new = all.iter().all(|one| one.source.name() != source.name());
             if is_new && all.len() < SOURCES_MAX {
-                all.push(Tracked::new(source));
+                all.push(Tracked::new(source, self.refusals_last));
             }
         }
         *known = all.into();

@@ -18,8 +18,10 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const SLOW: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
-enum Mood {
+pub(crate) enum Mood {
     Honest,
+    /// Honest, after so long.
+    Late(Duration),
     Stalls,
     Misses,
     Fails(Option<Duration>),
@@ -30,7 +32,7 @@ enum Mood {
 
 /// A source that notes when it was asked.
 #[derive(Debug)]
-struct Noting {
+pub(crate) struct Noting {
     name: &'static str,
     blob: Bytes,
     mood: Mutex<Mood>,
@@ -63,6 +65,10 @@ impl Source for Noting {
         Box::pin(async move {
             match mood {
                 Mood::Honest => bytes.into(),
+                Mood::Late(time) => {
+                    tokio::time::sleep(time).await;
+                    bytes.into()
+                }
                 Mood::Misses => Answer::Miss,
                 Mood::FailsOnce if self.asked().len() == 1 => Answer::Failed(SourceFailure {
                     reason: "connection refused".into(),
@@ -97,20 +103,25 @@ impl Elsewhere for Directory {
 }
 
 /// A fetcher of a layer of four chunks on an empty store.
-struct Scene {
+pub(crate) struct Scene {
     fixture: LayerFixture,
-    fetcher: Arc<Fetcher>,
+    pub(crate) fetcher: Arc<Fetcher>,
     begun: Instant,
     root: TempDir,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(&["a", "b", "c"], 70_000)
     }
 
     /// The layer has files of these names and this size, in chunks that compress well.
     fn with(names: &[&str], size: usize) -> Self {
+        Self::patient(names, size, DEADLINE)
+    }
+
+    /// The same with another deadline.
+    fn patient(names: &[&str], size: usize, deadline: Duration) -> Self {
         let file = |name: &str| Entry::file(name, vec![name.as_bytes()[0]; size]);
         let tar = names
             .iter()
@@ -140,7 +151,8 @@ impl Scene {
             Vec::new(),
             None,
             FetchContext {
-                deadline: DEADLINE,
+                deadline,
+                refusals_last: Duration::from_secs(30),
                 recent: Arc::new(Recent::new()),
                 pace: Arc::new(Pace::new()),
                 runtime: Handle::current(),
@@ -157,7 +169,7 @@ impl Scene {
         }
     }
 
-    fn source(&self, name: &'static str, mood: Mood) -> Arc<Noting> {
+    pub(crate) fn source(&self, name: &'static str, mood: Mood) -> Arc<Noting> {
         Arc::new(Noting {
             name,
             blob: self.fixture.blob.clone(),
@@ -167,7 +179,7 @@ impl Scene {
         })
     }
 
-    fn set(&self, sources: &[&Arc<Noting>]) {
+    pub(crate) fn set(&self, sources: &[&Arc<Noting>]) {
         let sources = sources
             .iter()
             .map(|&source| source.clone() as Arc<dyn Source>);
@@ -176,12 +188,13 @@ impl Scene {
 
     /// Reads one chunk; how it went, and how long it took.
     async fn read(&self, row: usize) -> (Result<(), Arc<FetchError>>, Duration) {
+        self.read_all(row..row + 1).await
+    }
+
+    /// The same of several.
+    async fn read_all(&self, rows: Range<usize>) -> (Result<(), Arc<FetchError>>, Duration) {
         let begun = Instant::now();
-        let read = self
-            .fetcher
-            .request(row..row + 1, Priority::Demand)
-            .all()
-            .await;
+        let read = self.fetcher.request(rows, Priority::Demand).all().await;
         (read.map(drop), begun.elapsed())
     }
 }
@@ -198,6 +211,70 @@ async fn a_read_fails_at_its_deadline_with_the_reason() {
     let error = read.unwrap_err().to_string();
     assert!(error.contains("only: no answer within 10s"), "{error}");
     assert_eq!(source.asked(), [0, 10_100, 20_300]);
+}
+
+/// Promise: a read has one deadline for all its chunks, which are asked for together, by however many
+/// requests: here twenty, of which sixteen fly at once.
+#[tokio::test(start_paused = true)]
+async fn a_read_of_many_chunks_has_one_deadline() {
+    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    // Every second one is there, so that no two of the others are neighbours.
+    let scene = async || {
+        let scene = Scene::with(&names, 70_000);
+        scene.set(&[&scene.source("whole", Mood::Honest)]);
+        for row in (0..40).step_by(2) {
+            assert!(scene.read(row).await.0.is_ok());
+        }
+        scene
+    };
+    // Just in time for one attempt: the last four are asked for when the first have come.
+    let (late, attempt) = (scene().await, Duration::from_secs(9));
+    let source = late.source("only", Mood::Late(attempt));
+    late.set(&[&source]);
+    let (read, waited) = late.read_all(0..40).await;
+    assert!(read.is_ok(), "{read:?}");
+    assert_eq!((source.asked().len(), waited), (20, 2 * attempt));
+    // Nine tenths of the deadline are too late for every attempt.
+    let (scene, too_late) = (scene().await, DEADLINE.mul_f64(0.9));
+    scene.set(&[&scene.source("only", Mood::Late(too_late))]);
+    let (read, waited) = scene.read_all(0..40).await;
+    let error = read.unwrap_err().to_string();
+    assert!(error.contains("no answer within 10s"), "{error}");
+    assert_eq!(waited, DEADLINE);
+    // What the kernel asks for again, chunk by chunk, has its answer already.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    for row in 0..40 {
+        let (read, waited) = scene.read(row).await;
+        assert_eq!((read.is_ok(), waited), (row % 2 == 0, Duration::ZERO));
+    }
+}
+
+/// Promise: a read of chunks that a former run left, and that wait to be verified, fails at its deadline,
+/// too, however busy this node is.
+#[test]
+fn waiting_to_be_verified_ends_at_the_deadline() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let deadline = Duration::from_millis(300);
+        let scene = Scene::patient(&["a", "b"], 70_000, deadline);
+        scene.set(&[&scene.source("only", Mood::Honest)]);
+        assert!(scene.read(0).await.0.is_ok());
+        scene.fetcher.layer().presence().set_claimed(0);
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || held.recv());
+        let read = tokio::time::timeout(Duration::from_secs(10), scene.read(0)).await;
+        let (read, waited) = read.expect("it hangs");
+        let error = read.unwrap_err().to_string();
+        assert!(error.contains("is this node overloaded?"), "{error}");
+        assert!(waited >= deadline, "{waited:?}");
+        drop(release);
+        let _ = busy.await;
+    });
 }
 
 /// Promise: a failure that says something is not hidden by the silence after it, and what the
@@ -277,6 +354,7 @@ async fn refused_credentials_fail_reads_at_once() {
     tokio::time::advance(Duration::from_secs(31)).await;
     assert_eq!(scene.read(1).await.1, DEADLINE);
     own.set(Mood::Honest);
+    tokio::time::advance(FAILURE_REMEMBERED).await;
     assert!(scene.read(2).await.0.is_ok());
 }
 
@@ -358,22 +436,33 @@ async fn retry_after_is_kept_up_to_five_seconds() {
     }
 }
 
-/// Promise: what failed fails at once for a second, so that the kernel's repetitions do not wait
-/// for the deadline again; then it is tried anew, and other chunks were never affected.
+/// Promise: what failed fails at once for a second, so that the kernel's repetitions do not wait for the
+/// deadline again, and so do the chunks behind it that the kernel reads ahead for the same read; then it is
+/// tried anew, and other chunks were never affected.
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_remembered_for_a_second_for_its_chunk_alone() {
-    let scene = Scene::new();
+async fn a_failure_is_remembered_for_a_second_for_its_chunk_and_those_read_with_it() {
+    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let scene = Scene::with(&names, 70_000);
     let source = scene.source("only", Mood::Fails(None));
     scene.set(&[&source]);
-    assert!(scene.read(0).await.0.is_err());
+    assert!(scene.read(10).await.0.is_err());
     source.set(Mood::Honest);
     tokio::time::advance(Duration::from_millis(900)).await;
-    let (again, waited) = scene.read(0).await;
-    assert!(again.is_err());
-    assert_eq!(waited, Duration::ZERO);
-    assert!(scene.read(1).await.0.is_ok());
+    let index = scene.fetcher.layer().index();
+    let read_on = index.chunk(10).unwrap().end() + READ_ON_MAX;
+    let far = (10..index.chunk_count()).find(|&row| index.chunk(row).unwrap().offset >= read_on);
+    let far = far.unwrap();
+    for row in [10, 11, far - 1] {
+        let (again, waited) = scene.read(row).await;
+        assert!(again.is_err(), "{row}");
+        assert_eq!(waited, Duration::ZERO);
+    }
+    assert!(scene.read(9).await.0.is_ok());
+    assert!(scene.read(far).await.0.is_ok());
     tokio::time::advance(Duration::from_millis(101)).await;
-    assert!(scene.read(0).await.0.is_ok());
+    assert!(scene.read(10).await.0.is_ok());
+    assert!(scene.read(11).await.0.is_ok());
 }
 
 /// Promise: new sources are used at once, whatever failed before.

@@ -19,6 +19,8 @@ pub(super) struct Troubles {
     sources: Vec<Trouble>,
     /// Who is being asked, and since when.
     asking: Option<(Tracked, Instant)>,
+    /// Whether one of them sent something wrong.
+    lied: bool,
 }
 
 /// What went wrong with one source.
@@ -44,6 +46,15 @@ impl Troubles {
     pub(super) fn asked(&self) -> Option<(Tracked, Duration)> {
         let (tracked, since) = self.asking.as_ref()?;
         Some((tracked.clone(), since.elapsed()))
+    }
+
+    /// Notes that a source sent something wrong.
+    pub(super) const fn lied(&mut self) {
+        self.lied = true;
+    }
+
+    pub(super) const fn has_lied(&self) -> bool {
+        self.lied
     }
 
     pub(super) const fn is_empty(&self) -> bool {

@@ -266,6 +266,7 @@ impl Plane {
 fn context(config: &DataPlaneConfig, runtime: &Handle) -> FetchContext {
     FetchContext {
         deadline: config.read_deadline,
+        refusals_last: config.refusals_last,
         recent: Arc::new(Recent::new()),
         pace: Arc::new(Pace::new()),
         runtime: runtime.clone(),

@@ -132,12 +132,18 @@ where
     R: FnOnce(Result<&[u8], ()>) + Send + 'static,
 {
     let waiting = fetcher.context().counts.wait();
+    let until = tokio::time::Instant::now() + fetcher.context().deadline;
     let landings = request(fetcher, &wanted);
     let fetcher = fetcher.clone();
     fetcher.runtime().clone().spawn(async move {
         let (mut landings, mut asked) = (landings, (wanted, reply));
-        for _ in 0..ATTEMPTS {
-            let held = match landed(landings).await {
+        for attempt in 0..ATTEMPTS {
+            let landed = if attempt == 0 {
+                landed(landings).await
+            } else {
+                landed_by(until, &fetcher, landings).await
+            };
+            let held = match landed {
                 Ok(held) => held,
                 Err(error) => {
                     let (wanted, reply) = asked;
@@ -188,6 +194,21 @@ async fn landed(landings: Vec<Landing>) -> Result<Held, Arc<FetchError>> {
     Ok(held)
 }
 
+/// The same for chunks that are asked for again: their flights begin with a new deadline, and the read
+/// has one for all of them.
+async fn landed_by(
+    until: tokio::time::Instant,
+    fetcher: &Fetcher,
+    landings: Vec<Landing>,
+) -> Result<Held, Arc<FetchError>> {
+    let in_time = tokio::time::timeout_at(until, landed(landings)).await;
+    in_time.unwrap_or_else(|_elapsed| {
+        let layer = fetcher.blob();
+        tracing::warn!(%layer, "a read fails: what the store lost of it did not come again in time");
+        Err(Arc::new(FetchError::Lost { layer }))
+    })
+}
+
 /// Answers, unless chunks were evicted meanwhile or the disk failed on them: then what was asked for
 /// is given back.
 fn copy<R>(
@@ -229,7 +250,7 @@ fn ended(fetcher: &Arc<Fetcher>, wanted: &Wanted, began: Instant, failed: Option
 
 const fn failure(error: &FetchError) -> ReadFailure {
     match error {
-        FetchError::Deadline { .. } => ReadFailure::Deadline,
+        FetchError::Deadline { .. } | FetchError::Lost { .. } => ReadFailure::Deadline,
         FetchError::Refused { .. } => ReadFailure::Refused,
         FetchError::ShutDown | FetchError::Removed { .. } => ReadFailure::ShutDown,
         FetchError::NoRoom { .. } => ReadFailure::Disk,
@@ -290,4 +311,27 @@ fn fill_mixed(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::fetch::tests::{Mood, Scene};
+
+    /// Promise: a read whose chunks the store lost before they could be read asks for them again, and
+    /// waits no longer for that than it would have waited for the first ones.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_for_again_has_no_new_deadline() {
+        let scene = Scene::new();
+        scene.set(&[&scene.source("only", Mood::Stalls)]);
+        let left = Duration::from_secs(7);
+        let begun = tokio::time::Instant::now();
+        let landings = vec![scene.fetcher.request(0..2, Priority::Demand)];
+        let error = landed_by(begun + left, &scene.fetcher, landings).await;
+        assert_eq!(begun.elapsed(), left);
+        let error = error.err().unwrap();
+        assert_eq!(failure(&error), ReadFailure::Deadline, "{error}");
+    }
 }

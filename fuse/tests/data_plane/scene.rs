@@ -15,6 +15,7 @@ use larder_fuse::{
     Source, SourceFailure,
 };
 use larder_test_support::layer::LayerFixture;
+pub(crate) use larder_test_support::noise::noise;
 use larder_test_support::tar::{Entry, TarBuilder};
 use rustix::fs::{Advice, fadvise};
 use tempfile::TempDir;
@@ -82,18 +83,6 @@ impl Source for Memory {
             }
         })
     }
-}
-
-/// Bytes without a pattern, the same for the same seed.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    std::iter::repeat_with(next).take(len).collect()
 }
 
 /// A layer with every file type, attributes, and files of more than one chunk.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use larder_fuse::{DataPlane, Layer};
 use larder_test_support::layer::LayerFixture;
+use larder_test_support::noise::noise;
 use larder_test_support::registry::{Fault, On};
 use larder_test_support::tar::{Entry, TarBuilder};
 
@@ -14,12 +15,13 @@ use crate::site::{DEADLINE, Site};
 
 /// What a read may take longer than its deadline before it counts as late: what a busy machine adds. The
 /// deadline itself is kept to the millisecond where the clock is a test's, see `fuse/src/fetch/tests.rs`.
-const BUSY: Duration = Duration::from_secs(4);
+pub(crate) const BUSY: Duration = Duration::from_secs(4);
 
 /// How long reads may take to heal after a fault has ended.
 ///
-/// A source that said no is asked again after thirty seconds; the rest heals within a few.
-const HEALED_MAX: Duration = Duration::from_secs(45);
+/// A source that said no is asked again after one deadline, and the rest heals within a few seconds; the
+/// others are a busy machine's.
+pub(crate) const HEALED_MAX: Duration = Duration::from_secs(45);
 
 /// When a fault is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +66,7 @@ impl Cell<'_> {
 
     /// Brings the fault on, looks at what comes of it, ends it, and sees things heal.
     pub(crate) async fn run(&self) -> Result<(), String> {
-        // One chunk: of a read that needs several, the kernel asks for one after the other, and each has a
-        // deadline of its own.
+        // One chunk: what becomes of a read that the kernel makes several requests of stands in `large`.
         let data = noise(self.number, 60_000);
         let tar = TarBuilder::new()
             .entry(Entry::file("data", &*data))
@@ -227,16 +228,4 @@ fn in_time(begun: Instant) -> Result<(), String> {
         return Err(format!("took {waited:?}, the deadline is {DEADLINE:?}"));
     }
     Ok(())
-}
-
-/// Bytes without a pattern, the same for the same seed.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    std::iter::repeat_with(next).take(len).collect()
 }

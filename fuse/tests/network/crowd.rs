@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use larder_fuse::{DataPlane, DriverChoice, Layer};
 use larder_test_support::layer::LayerFixture;
+use larder_test_support::noise::noise;
 use larder_test_support::registry::{Cdn, Fault, On};
 use larder_test_support::tar::{Entry, TarBuilder};
 
-use crate::cell::noise;
 use crate::log;
 use crate::matrix::{Scratch, plane};
-use crate::site::{Site, Way};
+use crate::site::{DEADLINE, Site, Way};
 
 const READERS: usize = 64;
 
@@ -40,7 +40,7 @@ struct Crowd {
     site: Arc<Site>,
     place: PathBuf,
     seed: u64,
-    _layer: Layer,
+    layer: Layer,
     _plane: DataPlane,
     _scratch: Scratch,
 }
@@ -66,7 +66,7 @@ impl Crowd {
             site: Arc::new(site),
             place,
             seed,
-            _layer: layer,
+            layer,
             _plane: plane,
             _scratch: scratch,
         }
@@ -117,30 +117,87 @@ fn read(path: &PathBuf) -> std::io::Result<Vec<u8>> {
 
 const LONG: Duration = Duration::from_mins(5);
 
-/// Promise: an error costs one more request, never more: with one error for ten good answers, a registry
-/// is asked 1.1 times as often as without.
+/// Requests for one of so many of which the registry has an error: one for ten good answers.
+const ONE_IN: usize = 11;
+
+/// What the requests at a registry were, all of them.
+struct Account {
+    all: usize,
+    tokens: usize,
+    /// Asked without a token, as whoever comes first does.
+    strangers: usize,
+    errors: usize,
+    good: usize,
+}
+
+impl Account {
+    fn of(crowd: &Crowd) -> Self {
+        let seen = crowd.site.registry.requests();
+        let (_, tokens) = crowd.asked();
+        let strangers = seen
+            .iter()
+            .filter(|one| !one.authorized && one.path != "/token");
+        let (strangers, errors) = (strangers.count(), crowd.site.registry.faults_done());
+        let good = seen.len() - tokens - strangers - errors;
+        Self {
+            all: seen.len(),
+            tokens,
+            strangers,
+            errors,
+            good,
+        }
+    }
+
+    /// Holds it to the promise, where one of `one_in` requests failed and `sent` bytes of `layer` came.
+    fn settle(&self, one_in: usize, sent: u64, layer: &LayerFixture) {
+        let Self {
+            all,
+            tokens,
+            strangers,
+            errors,
+            good,
+        } = *self;
+        let times = (good + errors) as f64 / good as f64;
+        println!(
+            "{all} requests: {tokens} for tokens, {strangers} without one, {errors} errors, {good} good \
+             answers; {times:.4} times as many as without errors, {sent} bytes"
+        );
+        let frames = layer.chunks.last().unwrap();
+        assert!(sent <= frames.stored_offset + u64::from(frames.stored_len));
+        assert!(
+            errors >= (good + errors) / one_in && errors > 0,
+            "{errors} errors"
+        );
+        // A log-in is asked for once, by however many came first.
+        assert!(tokens <= 1 && strangers <= 16, "{tokens}, {strangers}");
+        // To the request: the last error may have come before the good answers to it.
+        let allowed = good.div_ceil(one_in - 1);
+        assert!(errors <= allowed, "{errors} errors, {good} good");
+    }
+}
+
+/// Promise: an error costs one more request, never more, and nothing is fetched twice: with one error for
+/// ten good answers, a registry is asked 1.1 times as often as without.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_cost_one_more_request_each() {
     let crowd = Crowd::new(Way::Plain, None, LONG).await;
     let registry = &crowd.site.registry;
     let error = Fault::Status(500, None);
-    registry.fault_one_in(11, crowd.seed, On::Blobs, error);
-    let failed = crowd.read_all(Duration::ZERO).await;
-    let errors = registry.faults_done();
-    let (asked, _) = crowd.asked();
-    // A log-in that is asked for is no amplification: once, by however many came first.
-    let challenged = registry.requests();
-    let challenged = challenged
-        .iter()
-        .filter(|one| !one.authorized && one.path != "/token");
-    let good = asked - errors - challenged.count();
-    println!("{asked} requests, {errors} errors, {good} good answers");
-    assert_eq!(failed, 0, "reads failed");
-    assert!(errors >= 8, "only {errors} errors");
-    assert!(
-        (good + errors) as f64 <= 1.1 * good as f64 + 1.0,
-        "{good} good, {errors} errors"
-    );
+    registry.fault_one_in(ONE_IN, crowd.seed, On::Blobs, error);
+    assert_eq!(crowd.read_all(Duration::ZERO).await, 0, "reads failed");
+    Account::of(&crowd).settle(ONE_IN, registry.blob_bytes_sent(), &crowd.site.fixture);
+}
+
+/// Promise: the same of what is fetched for nobody in particular.
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_cost_the_background_one_more_request_each() {
+    let crowd = Crowd::new(Way::Plain, None, LONG).await;
+    let registry = &crowd.site.registry;
+    let error = Fault::Status(500, None);
+    // It makes few requests, so more of them fail.
+    registry.fault_one_in(3, crowd.seed, On::Blobs, error);
+    crowd.layer.fetch_all().await.unwrap();
+    Account::of(&crowd).settle(3, registry.blob_bytes_sent(), &crowd.site.fixture);
 }
 
 /// Promise: a registry that answers nothing but errors is asked at most three times per read that waits
@@ -151,8 +208,9 @@ async fn a_dead_registry_is_asked_at_most_three_times_per_read() {
     let registry = &crowd.site.registry;
     registry.set_fault(Fault::Status(503, None));
     let failed = crowd.read_all(Duration::ZERO).await;
-    let (asked, _) = crowd.asked();
-    println!("{asked} requests for {failed} failed reads");
+    let asked = registry.requests().len();
+    let times = asked as f64 / failed as f64;
+    println!("{asked} requests, all told, for {failed} failed reads: {times:.3} each");
     assert_eq!(failed, CHUNKS);
     assert!(asked <= 3 * failed, "{asked} requests for {failed} reads");
     registry.clear_faults();
@@ -178,8 +236,10 @@ async fn a_missing_blob_is_not_hammered() {
             begun.elapsed()
         );
         assert_eq!(failed, CHUNKS);
-        // The sixteen that were on their way before anybody knew, and one second look.
-        assert!(asked <= 16 + 16, "{status}: {asked}");
+        // Each time the sixteen that were on their way before anybody knew, and one second look.
+        let times = 1 + begun.elapsed().as_millis() / DEADLINE.as_millis();
+        let most = 32 * usize::try_from(times).unwrap();
+        assert!(asked <= most, "{status}: {asked}");
     }
 }
 
@@ -221,7 +281,8 @@ async fn expiring_urls_cost_three_requests_each() {
             .iter()
             .filter(|one| one.path != "/token")
             .partition::<Vec<_>, _>(|one| one.cdn);
-        let extra = at_registry.len() + at_store.len() - CHUNKS;
+        // Chunks beside each other may come by one request.
+        let extra = (at_registry.len() + at_store.len()).saturating_sub(CHUNKS);
         println!(
             "told {told}: {} + {} requests, {extra} extra in {:?}",
             at_registry.len(),

@@ -7,7 +7,9 @@
 
 mod cell;
 mod crowd;
+mod large;
 mod log;
 mod matrix;
+mod random;
 mod rows;
 mod site;

@@ -33,11 +33,13 @@ impl Drop for Scratch {
     }
 }
 
-/// A data plane with the deadline of these tests.
+/// A data plane with the deadline of these tests, ten times as short as that of nodes; so long, too, a
+/// source is not asked again that has said no.
 pub(crate) async fn plane(root: &Path, driver: DriverChoice) -> DataPlane {
     let mut config = DataPlaneConfig::new(root.join("root"));
     config.driver = driver;
     config.read_deadline = DEADLINE;
+    config.refusals_last = DEADLINE;
     DataPlane::start(config).await.unwrap()
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::BoxFuture;
 use larder_fuse::{LayerSpec, RegistrySource, Source};
 use larder_registry::clock::{Clock, SystemClock};
-use larder_registry::{Client, ClientOptions, Names, RetryPolicy, Timeouts};
+use larder_registry::{Client, ClientOptions, Names, Proxies, RetryPolicy, Secret, Timeouts};
 use larder_test_support::certificates::Certificates;
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::registry::{Auth, Cdn, FakeRegistry, Flaw, LookedUp, Network, Settings};
@@ -33,6 +33,18 @@ pub(crate) enum Way {
     Tls,
     /// It has a mirror, which is asked first and to which the faults happen.
     Mirror,
+    /// By plain HTTP through a proxy; its name means nothing here.
+    Proxy,
+    /// By TLS through a proxy; its name means nothing here.
+    TlsProxy,
+    /// By plain HTTP; there is a proxy, which is not for it.
+    NoProxy,
+}
+
+impl Way {
+    const fn is_tls(self) -> bool {
+        matches!(self, Self::Tls | Self::TlsProxy)
+    }
 }
 
 /// A registry, its surroundings, and a client.
@@ -48,7 +60,9 @@ pub(crate) struct Site {
     client: Client,
     clock: HandClock,
     reference: String,
-    _files: TempDir,
+    /// Whom clients trust, by TLS.
+    certificates: Option<Certificates>,
+    files: TempDir,
 }
 
 impl Site {
@@ -73,7 +87,8 @@ impl Site {
         tokens: Duration,
         fixture: LayerFixture,
     ) -> Self {
-        let tls = (way == Way::Tls).then(certificates);
+        let tls = way.is_tls().then(certificates);
+        let proxied = matches!(way, Way::Proxy | Way::TlsProxy | Way::NoProxy);
         let settings = || Settings {
             auth: Auth::Token {
                 account: (way != Way::Stranger).then(|| ("anna".into(), PASSWORD.into())),
@@ -82,6 +97,7 @@ impl Site {
             },
             cdn: cdn.clone(),
             tls: tls.clone(),
+            proxy: proxied.then(|| format!("anna:{PASSWORD}")),
             ..Settings::default()
         };
         let registry = FakeRegistry::start_now(match way {
@@ -115,15 +131,33 @@ impl Site {
             let toml = format!("server = \"http://{host}\"\n[host.\"http://{mirror}\"]\n");
             std::fs::write(place.join("hosts.toml"), toml).unwrap();
         }
+        let authority = files.path().join("ca.pem");
+        if let Some(tls) = &tls {
+            std::fs::copy(tls.authority(), &authority).unwrap();
+        }
+        let proxies = main.proxy().map(|url| Proxies::One {
+            url: Secret::new(url),
+            not_for: if way == Way::NoProxy {
+                "registry.test"
+            } else {
+                ""
+            }
+            .into(),
+        });
+        let names = ToldNames {
+            network: main.network(),
+            // Who goes through a proxy need not know them.
+            known: !matches!(way, Way::Proxy | Way::TlsProxy),
+        };
         let clock = HandClock {
             network: registry.network(),
             ahead: Arc::default(),
         };
         let options = ClientOptions {
-            plain_http: way != Way::Tls,
+            plain_http: !way.is_tls(),
             authfile: Some(authfile),
             hosts_dir: Some(files.path().join("certs.d")),
-            extra_ca: tls.iter().map(Certificates::authority).collect(),
+            extra_ca: tls.iter().map(|_| authority.clone()).collect(),
             // As the snapshotter has it, for a deadline ten times as short.
             retry: RetryPolicy {
                 attempts_max: 3,
@@ -138,7 +172,8 @@ impl Site {
                 ..Timeouts::default()
             },
             clock: Arc::new(clock.clone()),
-            names: Arc::new(ToldNames(main.network())),
+            names: Arc::new(names),
+            proxies: proxies.unwrap_or_default(),
             ..ClientOptions::default()
         };
         Self {
@@ -149,7 +184,8 @@ impl Site {
             client: Client::new(options).unwrap(),
             clock,
             reference: format!("{host}/team/app:v1"),
-            _files: files,
+            certificates: tls,
+            files,
         }
     }
 
@@ -168,6 +204,15 @@ impl Site {
     /// Lets as much time pass for the client as anything is remembered by it.
     pub(crate) fn pass_time(&self) {
         *self.clock.ahead.lock().unwrap() += Duration::from_secs(31);
+    }
+
+    /// Adds the authority of [`Flaw::OtherAuthority`] to the CA file, which is read again as time passes.
+    pub(crate) fn trust_other_authority(&self) {
+        let certificates = self.certificates.as_ref().unwrap();
+        let both = [certificates.authority(), certificates.other_authority()];
+        let both = both.map(|path| std::fs::read(path).unwrap()).concat();
+        std::fs::write(self.files.path().join("ca.pem"), both).unwrap();
+        self.pass_time();
     }
 
     /// Whether any host was shown credentials that are not its own.
@@ -191,6 +236,7 @@ pub(crate) fn certificates() -> Certificates {
             Flaw::NotYetValid,
             Flaw::OtherName,
             Flaw::SelfSigned,
+            Flaw::OtherAuthority,
         ] {
             let _ = made.flawed_config(flaw);
         }
@@ -229,16 +275,20 @@ impl Clock for HandClock {
 
 /// `registry.test` as the network has it.
 #[derive(Debug)]
-struct ToldNames(Network);
+struct ToldNames {
+    network: Network,
+    known: bool,
+}
 
 impl Names for ToldNames {
     fn look_up(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
-        let told = self.0.addresses();
-        let known = host == "registry.test";
+        let told = self.network.addresses();
+        let known = self.known && host == "registry.test";
         Box::pin(async move {
             match told {
                 LookedUp::Addresses(found) if known => Ok(found),
                 LookedUp::Silence => std::future::pending().await,
+                LookedUp::Failure => Err(io::Error::other("the name servers fail")),
                 _ => Err(io::Error::other("no such name")),
             }
         })

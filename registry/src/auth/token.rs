@@ -67,10 +67,10 @@ impl Request<'_> {
             });
         }
         let own = same_origin(realm, &endpoint.base);
-        let client = endpoint.transport.client(realm, own)?;
+        let lent = endpoint.transport.client(realm, own)?;
         let (method, url, headers, payload) = self.build()?;
-        let request = exchange::request(client, method, url, headers, &payload);
-        let response = exchange::send(client, request, &host, timeout).await?;
+        let request = exchange::request(lent.client(), method, url, headers, &payload);
+        let response = exchange::send(lent, request, &host, timeout).await?;
         let status = response.status();
         if matches!(status.as_u16(), 400 | 401 | 403) {
             return Err(match self.credential {

@@ -312,3 +312,36 @@ async fn a_registry_that_comes_back_is_found_again() {
         bytes[..10]
     );
 }
+
+/// Promise: where connections fell silent, as behind a firewall that forgot them, one attempt finds that out
+/// for all of them, however many are kept.
+#[tokio::test]
+async fn connections_that_fell_silent_cost_one_attempt() {
+    let (registry, digest, bytes, repository, clock) = world().await;
+    registry.fault(On::Blobs, Fault::Delay(Duration::from_millis(200)));
+    let reads = (0..8).map(|_| repository.blob_range(&digest, 0..10));
+    for read in futures_util::future::join_all(reads).await {
+        assert!(read.is_ok());
+    }
+    registry.clear_faults();
+    registry.clear_requests();
+    registry.fault(On::All, Fault::Mute);
+    let read = repository.blob_range(&digest, 0..SIZE_64).await.unwrap();
+    assert!(read == bytes);
+    // The first of them came to nobody.
+    assert_eq!((registry.requests().len(), clock.waits().len()), (1, 1));
+}
+
+/// The same where who asked has stopped waiting, as a read does after a third of its deadline.
+#[tokio::test]
+async fn a_call_that_is_given_up_gives_silent_connections_up() {
+    let (registry, digest, bytes, repository, _) = world().await;
+    assert!(repository.blob_range(&digest, 0..10).await.is_ok());
+    registry.fault(On::All, Fault::Mute);
+    let patience = Duration::from_millis(300);
+    let call = repository.blob_range(&digest, 0..SIZE_64);
+    assert!(tokio::time::timeout(patience, call).await.is_err());
+    let read = repository.blob_range(&digest, 0..SIZE_64);
+    let read = tokio::time::timeout(patience, read).await;
+    assert!(read.expect("a new connection is made").unwrap() == bytes);
+}

@@ -1,5 +1,7 @@
 //! TLS: whom the client trusts, and how it says that it does not.
 
+use std::time::Duration;
+
 use larder_proto::digest::Digest;
 use larder_registry::{Cause, ClientOptions, Repository};
 use larder_test_support::certificates::Certificates;
@@ -188,4 +190,44 @@ async fn a_registry_of_the_other_kind_is_recognised() {
     let error = world.read(&repository).await.unwrap_err();
     assert!(error.to_string().contains("it speaks no TLS"), "{error}");
     assert!(!error.is_transient(), "{error}");
+}
+
+/// Promise: a CA and a client certificate that are exchanged in certs.d are used within thirty seconds, without
+/// a restart; before, and with the old ones, nobody is let in and nobody is trusted.
+#[tokio::test]
+async fn exchanged_certificates_are_used_without_a_restart() {
+    let world = World::new(Certificates::new().asking_clients(), None).await;
+    let (stranger, clock) = (Certificates::new(), TestClock::new());
+    let place = world.dir.path().join(world.registry.host());
+    std::fs::create_dir(&place).unwrap();
+    let write = |authority: &Certificates, owner: &Certificates| {
+        let (certificate, key) = owner.client();
+        for (name, from) in [
+            ("ca.crt", authority.authority()),
+            ("me.cert", certificate),
+            ("me.key", key),
+        ] {
+            std::fs::copy(from, place.join(name)).unwrap();
+        }
+    };
+    write(&stranger, &world.certificates);
+    let options = ClientOptions {
+        hosts_dir: Some(world.dir.path().into()),
+        ..options(&clock)
+    };
+    let repository = open(&world.registry.reference("team/app", "v1"), options);
+    let error = world.read(&repository).await.unwrap_err();
+    assert!(matches!(error.cause(), Cause::Untrusted { .. }), "{error}");
+    write(&world.certificates, &stranger);
+    clock.advance(Duration::from_secs(31));
+    assert!(world.read(&repository).await.is_err());
+    assert_eq!(world.registry.requests(), []);
+    write(&world.certificates, &world.certificates);
+    clock.advance(Duration::from_secs(31));
+    assert_eq!(world.read(&repository).await.unwrap(), 10_000);
+    // The authority is taken back: what was connected by it is not used any more.
+    write(&stranger, &world.certificates);
+    clock.advance(Duration::from_secs(31));
+    let error = world.read(&repository).await.unwrap_err();
+    assert!(matches!(error.cause(), Cause::Untrusted { .. }), "{error}");
 }

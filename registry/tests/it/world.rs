@@ -127,12 +127,5 @@ pub(crate) fn open(reference: &str, options: ClientOptions) -> Repository {
 
 /// Bytes that differ everywhere.
 pub(crate) fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let step = |_| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    (0..length).map(step).collect()
+    larder_test_support::noise::noise(1, length)
 }

@@ -27,9 +27,7 @@ impl Certificates {
         let path = dir.path();
         std::fs::write(path.join("ca.cnf"), AUTHORITY).expect("write the authority's settings");
         std::fs::write(path.join("index.txt"), "").expect("write an empty register");
-        let authority = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
-             -keyout ca.key -out ca.crt -subj /CN=larder-test-ca -addext basicConstraints=critical,CA:TRUE";
-        openssl(path, authority);
+        authority(path, "ca");
         sign(
             path,
             "server",
@@ -56,6 +54,13 @@ impl Certificates {
         self.dir.path().join("ca.crt")
     }
 
+    /// The certificate of another authority, PEM: that of servers with [`Flaw::OtherAuthority`].
+    pub fn other_authority(&self) -> PathBuf {
+        // Made with the certificate that it signs.
+        let _ = self.flawed_config(Flaw::OtherAuthority);
+        self.dir.path().join("ca2.crt")
+    }
+
     /// The server's certificate and key, PEM.
     pub fn server(&self) -> (PathBuf, PathBuf) {
         self.pair("server")
@@ -77,6 +82,13 @@ impl Certificates {
     /// What a TLS server needs.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.config("server")
+    }
+
+    /// What a TLS server needs that speaks nothing but HTTP/2.
+    pub fn http2_config(&self) -> Arc<ServerConfig> {
+        let mut config = (*self.server_config()).clone();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Arc::new(config)
     }
 
     /// What a TLS server needs to show a certificate with this flaw.
@@ -111,6 +123,13 @@ impl Certificates {
                     self_sign(path, "own", "DNS:registry.test,IP:127.0.0.1");
                 }
                 "own"
+            }
+            Flaw::OtherAuthority => {
+                if missing("foreign") {
+                    authority(path, "ca2");
+                    sign_by(path, "ca2", "foreign", &good);
+                }
+                "foreign"
             }
             Flaw::OldProtocol | Flaw::Plain => "server",
         };
@@ -183,7 +202,22 @@ fn self_sign(dir: &Path, name: &str, names: &str) {
     );
 }
 
+/// A new authority.
+fn authority(dir: &Path, name: &str) {
+    openssl(
+        dir,
+        &format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout {name}.key \
+             -out {name}.crt -subj /CN=larder-test-{name} -addext basicConstraints=critical,CA:TRUE"
+        ),
+    );
+}
+
 fn sign(dir: &Path, name: &str, extensions: &str) {
+    sign_by(dir, "ca", name, extensions);
+}
+
+fn sign_by(dir: &Path, authority: &str, name: &str, extensions: &str) {
     std::fs::write(dir.join(format!("{name}.ext")), extensions).expect("write extensions");
     openssl(
         dir,
@@ -195,7 +229,7 @@ fn sign(dir: &Path, name: &str, extensions: &str) {
     openssl(
         dir,
         &format!(
-            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
+            "x509 -req -in {name}.csr -CA {authority}.crt -CAkey {authority}.key -CAcreateserial -days 2 \
              -out {name}.crt -extfile {name}.ext"
         ),
     );

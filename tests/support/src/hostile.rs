@@ -75,6 +75,11 @@ pub fn tars(canary: &Path) -> Vec<HostileTar> {
     table.0
 }
 
+/// The way from any directory to the root, and further.
+fn up() -> String {
+    "../".repeat(30)
+}
+
 /// The blobs.
 pub fn blobs() -> Vec<HostileBlob> {
     streams::blobs()

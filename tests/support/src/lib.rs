@@ -4,5 +4,6 @@ pub mod certificates;
 pub mod hostile;
 pub mod kernel;
 pub mod layer;
+pub mod noise;
 pub mod registry;
 pub mod tar;

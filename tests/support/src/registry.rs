@@ -15,6 +15,7 @@ mod blobs;
 mod fault;
 mod manifests;
 mod network;
+mod proxy;
 mod real;
 mod settings;
 mod state;
@@ -22,7 +23,7 @@ mod tokens;
 mod uploads;
 mod wire;
 
-pub use fault::{BadNames, Fault, Flaw, On};
+pub use fault::{BadNames, BadProxy, Fault, Flaw, On};
 pub use network::{LookedUp, Network};
 pub use real::{RealOptions, RealRegistry};
 pub use settings::{Auth, Cdn, Settings};
@@ -37,6 +38,7 @@ pub struct FakeRegistry {
     address: SocketAddr,
     servers: Vec<JoinHandle<()>>,
     network: Network,
+    proxy: Option<String>,
 }
 
 impl FakeRegistry {
@@ -55,7 +57,7 @@ impl FakeRegistry {
     /// The same for tests that have no runtime. It answers from threads of its own, so a test may
     /// block while it waits for an answer.
     pub fn start_now(settings: Settings) -> Self {
-        let tls = settings.tls.clone();
+        let (tls, login) = (settings.tls.clone(), settings.proxy.clone());
         let listener = wire::bind();
         let address = listener.address();
         let network = Network::new(address, tls.clone());
@@ -70,12 +72,19 @@ impl FakeRegistry {
         let state: Shared = Arc::new(std::sync::Mutex::new(state));
         let serve =
             |(listener, cdn)| answer::serve(listener, network.clone(), Arc::clone(&state), cdn);
-        let servers = listeners.into_iter().map(serve).collect();
+        let mut servers: Vec<_> = listeners.into_iter().map(serve).collect();
+        let proxy = login.map(|login| {
+            let bound = wire::bind();
+            let url = format!("http://{login}@{}", bound.address());
+            servers.push(proxy::serve(bound, network.clone(), address, &login));
+            url
+        });
         Self {
             state,
             address,
             servers,
             network,
+            proxy,
         }
     }
 
@@ -87,6 +96,11 @@ impl FakeRegistry {
     /// Breaks all connections there are.
     pub fn break_connections(&self) {
         self.network.throw_out();
+    }
+
+    /// The URL of the proxy on the way to it, with user and password, if there is one.
+    pub fn proxy(&self) -> Option<&str> {
+        self.proxy.as_deref()
     }
 
     /// The network on the way to it, as its faults have it.
@@ -193,7 +207,7 @@ impl FakeRegistry {
 
     /// Answers one of `many` requests that `on` names with `fault`: one of each `many` that follow each
     /// other, at a place that `seed` decides.
-    pub fn fault_one_in(&self, many: u64, seed: u64, on: On, fault: Fault) {
+    pub fn fault_one_in(&self, many: usize, seed: u64, on: On, fault: Fault) {
         self.push_rule(on, fault, None, Some(OneIn::new(many, seed)));
     }
 

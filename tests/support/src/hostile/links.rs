@@ -1,7 +1,7 @@
 //! Links that want to lead out of the layer, or in circles.
 
 use super::Answer::{Copied, SameTree};
-use super::Table;
+use super::{Table, up};
 use crate::tar::Entry;
 
 pub(super) fn fill(table: &mut Table, canary: &str) {
@@ -10,7 +10,7 @@ pub(super) fn fill(table: &mut Table, canary: &str) {
 }
 
 fn symlinks(table: &mut Table, canary: &str) {
-    let up = "../".repeat(30);
+    let up = up();
     // CVE-2021-29136: what comes after would be unpacked where the link leads.
     table.add(
         "symlink-named-dot",
@@ -93,7 +93,7 @@ fn symlinks(table: &mut Table, canary: &str) {
 
 fn hard_links(table: &mut Table, canary: &str) {
     let secret = format!("{canary}/secret");
-    let up = "../".repeat(30);
+    let up = up();
     for (name, target) in [
         ("hard-link-to-outside", secret.clone()),
         ("hard-link-to-outside-by-dots", format!("{up}{secret}")),

@@ -1,7 +1,7 @@
 //! Names that want out, want to be hidden, or want to be two things.
 
 use super::Answer::{Broken, Copied, SameTree};
-use super::Table;
+use super::{Table, up};
 use crate::tar::{Entry, set_checksum};
 
 pub(super) fn fill(table: &mut Table, canary: &str) {
@@ -13,7 +13,7 @@ pub(super) fn fill(table: &mut Table, canary: &str) {
 }
 
 fn outward(table: &mut Table, canary: &str) {
-    let up = "../".repeat(30);
+    let up = up();
     table.add(
         "dotted-name",
         SameTree,

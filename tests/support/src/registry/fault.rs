@@ -72,6 +72,13 @@ pub enum Fault {
     HangUp,
     /// Shows a bad certificate, or speaks a protocol that nobody does any more. For all requests.
     Tls(Flaw),
+    /// Answers nothing more on the connections there are, and keeps them open, as a firewall does that has
+    /// forgotten them. New ones are served. For all requests.
+    Mute,
+    /// Speaks HTTP/2 on so many connections, and ends each at once by GOAWAY. For all requests, by TLS.
+    GoAway(u32),
+    /// The proxy on the way fails. For all requests, of clients that go through [`super::FakeRegistry::proxy`].
+    Proxy(BadProxy),
     /// Its name cannot be looked up. For all requests, of clients that ask
     /// [`super::Network::addresses`].
     Names(BadNames),
@@ -91,6 +98,8 @@ pub enum Flaw {
     OtherName,
     /// Its certificate is signed by itself.
     SelfSigned,
+    /// Its certificate is signed by another authority.
+    OtherAuthority,
     /// It speaks TLS 1.0 and nothing newer.
     OldProtocol,
     /// It speaks no TLS at all.
@@ -102,12 +111,31 @@ pub enum Flaw {
 pub enum BadNames {
     /// There is no such name.
     Unknown,
+    /// The name servers answer that they fail.
+    Fail,
     /// The name servers do not answer.
     Silent,
     /// Of several addresses the first refuses connections.
     FirstRefuses,
     /// Of several addresses the first swallows connections.
     FirstIsDead,
+    /// The first address is one of IPv6, and swallows connections.
+    Ipv6IsDead,
+    /// It has moved to another address; at the old one nobody listens.
+    Moved,
+}
+
+/// What is wrong with a proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadProxy {
+    /// It takes nobody's user and password.
+    WantsLogin,
+    /// It resets connections.
+    Resets,
+    /// It answers nothing.
+    Silent,
+    /// It does not reach the registry.
+    ReachesNobody,
 }
 
 impl Fault {
@@ -147,12 +175,15 @@ impl Fault {
             Self::HangUp => "connection reset",
             Self::Tls(_) => "TLS",
             Self::Names(_) => "names",
+            Self::Mute => "connections silent",
+            Self::GoAway(_) => "GOAWAY",
+            Self::Proxy(_) => "proxy",
             Self::Clock(_) => "clock",
         }
     }
 
     /// The names of all faults that a reader can meet; the others are about pushing, or building blocks.
-    pub const READ: [&'static str; 29] = [
+    pub const READ: [&'static str; 33] = [
         "stall before headers",
         "stall mid-body",
         "delay",
@@ -182,13 +213,24 @@ impl Fault {
         "connection reset",
         "TLS",
         "names",
+        "connections silent",
+        "GOAWAY",
+        "proxy",
+        "clock",
     ];
 
     /// Whether it is met below HTTP, where requests cannot be told apart.
     pub(super) const fn is_of_the_network(&self) -> bool {
         matches!(
             self,
-            Self::Refuse | Self::HangUp | Self::Tls(_) | Self::Names(_) | Self::Clock(_)
+            Self::Refuse
+                | Self::HangUp
+                | Self::Tls(_)
+                | Self::Names(_)
+                | Self::Clock(_)
+                | Self::Mute
+                | Self::GoAway(_)
+                | Self::Proxy(_)
         )
     }
 }

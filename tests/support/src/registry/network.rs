@@ -1,6 +1,6 @@
 //! The network on the way to a registry, and what is wrong with it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
-use super::fault::{BadNames, Fault, Flaw};
+use super::fault::{BadNames, BadProxy, Fault, Flaw};
 use super::wire::{Connection, Lever, threads};
 use crate::certificates::Certificates;
 
@@ -17,6 +17,12 @@ const DEAD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
 /// One on which nobody listens.
 const REFUSING: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
+
+/// The same of IPv6.
+const DEAD_IPV6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+/// Where a registry is that has moved.
+const MOVED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 4));
 
 /// How long a connection is waited for that should be swallowed.
 const SWALLOWED: Duration = Duration::from_millis(100);
@@ -37,6 +43,8 @@ struct Inner {
 struct State {
     fault: Option<Fault>,
     acceptor: Option<TlsAcceptor>,
+    /// For HTTP/2, and for so many connections.
+    go_away: Option<(TlsAcceptor, u32)>,
     inside: Vec<Weak<Lever>>,
     black_hole: Option<BlackHole>,
 }
@@ -54,6 +62,8 @@ pub enum LookedUp {
     Addresses(Vec<SocketAddr>),
     /// That there is no such name.
     Unknown,
+    /// That they fail.
+    Failure,
     /// Nothing.
     Silence,
 }
@@ -66,6 +76,8 @@ pub(super) enum Service {
     Tls(TlsAcceptor),
     /// As a server of the last century.
     OldTls,
+    /// By one that says that it goes away.
+    GoAway(TlsAcceptor),
     /// It is reset.
     Reset,
 }
@@ -89,12 +101,35 @@ impl Network {
         let at = |ip| SocketAddr::new(ip, good.port());
         match self.lock().fault {
             Some(Fault::Names(BadNames::Unknown)) => LookedUp::Unknown,
+            Some(Fault::Names(BadNames::Fail)) => LookedUp::Failure,
             Some(Fault::Names(BadNames::Silent)) => LookedUp::Silence,
             Some(Fault::Names(BadNames::FirstRefuses)) => {
                 LookedUp::Addresses(vec![at(REFUSING), good])
             }
             Some(Fault::Names(BadNames::FirstIsDead)) => LookedUp::Addresses(vec![at(DEAD), good]),
+            Some(Fault::Names(BadNames::Ipv6IsDead)) => {
+                LookedUp::Addresses(vec![at(DEAD_IPV6), good])
+            }
+            Some(Fault::Names(BadNames::Moved)) => LookedUp::Addresses(vec![at(MOVED)]),
             _ => LookedUp::Addresses(vec![good]),
+        }
+    }
+
+    /// Where a server listens now that otherwise is at `address`.
+    pub(super) fn place(&self, address: SocketAddr) -> SocketAddr {
+        let moved = matches!(self.lock().fault, Some(Fault::Names(BadNames::Moved)));
+        if moved && address == self.0.address {
+            SocketAddr::new(MOVED, address.port())
+        } else {
+            address
+        }
+    }
+
+    /// What is wrong with the proxy.
+    pub(super) fn bad_proxy(&self) -> Option<BadProxy> {
+        match self.lock().fault {
+            Some(Fault::Proxy(bad)) => Some(bad),
+            _ => None,
         }
     }
 
@@ -106,7 +141,7 @@ impl Network {
         }
     }
 
-    /// Brings a fault of the network on, or ends it. Whoever is connected is thrown out.
+    /// Brings a fault of the network on, or ends it. Whoever is connected is thrown out, or silenced.
     pub(super) fn set(&self, fault: Option<Fault>) {
         let acceptor = self.0.certificates.as_ref().map(|certificates| {
             TlsAcceptor::from(match fault {
@@ -114,16 +149,34 @@ impl Network {
                 _ => certificates.server_config(),
             })
         });
-        let dead = matches!(fault, Some(Fault::Names(BadNames::FirstIsDead)));
+        let go_away = match (&fault, &self.0.certificates) {
+            (Some(Fault::GoAway(times)), Some(certificates)) => {
+                Some((TlsAcceptor::from(certificates.http2_config()), *times))
+            }
+            _ => None,
+        };
+        let dead = match fault {
+            Some(Fault::Names(BadNames::FirstIsDead)) => Some(DEAD),
+            Some(Fault::Names(BadNames::Ipv6IsDead)) => Some(DEAD_IPV6),
+            _ => None,
+        };
+        let mute = matches!(fault, Some(Fault::Mute));
         let mut state = self.lock();
         // The old one goes first: it has the port.
         state.black_hole = None;
-        state.black_hole =
-            dead.then(|| BlackHole::at(SocketAddr::new(DEAD, self.0.address.port())));
+        state.black_hole = dead.map(|ip| BlackHole::at(SocketAddr::new(ip, self.0.address.port())));
         state.acceptor = acceptor;
+        state.go_away = go_away;
         state.fault = fault;
+        if mute {
+            for lever in state.inside.iter().filter_map(Weak::upgrade) {
+                Connection(lever).silence();
+            }
+        }
         drop(state);
-        self.throw_out();
+        if !mute {
+            self.throw_out();
+        }
         self.0.changed.notify_waiters();
     }
 
@@ -156,6 +209,12 @@ impl Network {
         let mut state = self.lock();
         state.inside.retain(|lever| lever.strong_count() > 0);
         state.inside.push(Arc::downgrade(&connection.0));
+        if let Some((acceptor, times)) = &mut state.go_away
+            && *times > 0
+        {
+            *times -= 1;
+            return Service::GoAway(acceptor.clone());
+        }
         match (&state.fault, &state.acceptor) {
             (Some(Fault::HangUp | Fault::Refuse), _) => Service::Reset,
             (Some(Fault::Tls(Flaw::OldProtocol)), _) => Service::OldTls,
@@ -178,7 +237,11 @@ struct BlackHole {
 impl BlackHole {
     fn at(address: SocketAddr) -> Self {
         let _threads = threads().enter();
-        let socket = tokio::net::TcpSocket::new_v4().expect("make a socket");
+        let socket = match address.ip() {
+            IpAddr::V4(_) => tokio::net::TcpSocket::new_v4(),
+            IpAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
+        };
+        let socket = socket.expect("make a socket");
         socket.set_reuseaddr(true).expect("an option of sockets");
         socket
             .bind(address)

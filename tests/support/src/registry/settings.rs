@@ -29,6 +29,8 @@ pub struct Settings {
     pub head: bool,
     /// Speak TLS with this certificate.
     pub tls: Option<Certificates>,
+    /// Have a proxy on the way that wants this user and password, `user:password`.
+    pub proxy: Option<String>,
 }
 
 impl Default for Settings {
@@ -43,6 +45,7 @@ impl Default for Settings {
             piece_min: None,
             head: true,
             tls: None,
+            proxy: None,
         }
     }
 }

@@ -10,6 +10,7 @@ use larder_proto::digest::Digest;
 
 use super::fault::{Fault, On};
 use super::settings::Settings;
+use crate::noise::Random;
 
 pub(super) type Shared = Arc<Mutex<State>>;
 
@@ -51,17 +52,17 @@ pub(super) struct Rule {
 /// One request of so many, at a place that a seed decides.
 #[derive(Debug)]
 pub(super) struct OneIn {
-    many: u64,
-    random: u64,
-    asked: u64,
-    chosen: u64,
+    many: usize,
+    random: Random,
+    asked: usize,
+    chosen: usize,
 }
 
 impl OneIn {
-    pub(super) const fn new(many: u64, seed: u64) -> Self {
+    pub(super) const fn new(many: usize, seed: u64) -> Self {
         Self {
             many,
-            random: seed,
+            random: Random::new(seed),
             asked: 0,
             chosen: 0,
         }
@@ -71,11 +72,7 @@ impl OneIn {
     fn is_next(&mut self) -> bool {
         let place = self.asked % self.many;
         if place == 0 {
-            self.random = self
-                .random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            self.chosen = (self.random >> 33) % self.many;
+            self.chosen = self.random.below(self.many);
         }
         self.asked += 1;
         place == self.chosen

@@ -45,6 +45,8 @@ pub(super) struct Listening {
     listener: Option<TcpListener>,
     _holder: TcpSocket,
     address: SocketAddr,
+    /// Where it listens: elsewhere while the registry has moved.
+    place: SocketAddr,
     network: Network,
 }
 
@@ -78,6 +80,7 @@ impl Bound {
             listener: Some(listener),
             _holder: self.holder,
             address: self.address,
+            place: self.address,
             network,
         }
     }
@@ -110,6 +113,8 @@ pub(super) struct Connection(pub(super) Arc<Lever>);
 #[derive(Debug, Default)]
 pub(super) struct Lever {
     pulled: AtomicBool,
+    /// Nothing is read or written any more.
+    silent: AtomicBool,
     reader: Mutex<Option<Waker>>,
 }
 
@@ -128,6 +133,21 @@ impl Connection {
         }
     }
 
+    /// Lets nothing through any more, and keeps the connection open.
+    pub(super) fn silence(&self) {
+        self.0.silent.store(true, Ordering::Release);
+    }
+
+    fn is_silent(&self) -> bool {
+        self.0.silent.load(Ordering::Acquire)
+    }
+
+    /// Has the task woken that waits for the connection, when the lever is pulled.
+    fn wake_later(&self, context: &Context<'_>) {
+        let mut reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        *reader = Some(context.waker().clone());
+    }
+
     pub(super) fn check(&self) -> io::Result<()> {
         if self.0.pulled.load(Ordering::Acquire) {
             return Err(io::ErrorKind::ConnectionReset.into());
@@ -138,7 +158,7 @@ impl Connection {
 
 impl Listening {
     /// The next connection, while connections are not refused.
-    async fn next(&mut self) -> TcpStream {
+    pub(super) async fn next(&mut self) -> TcpStream {
         loop {
             let network = self.network.clone();
             let mut changed = std::pin::pin!(network.changed());
@@ -148,7 +168,11 @@ impl Listening {
                 changed.await;
                 continue;
             }
-            let address = self.address;
+            let address = network.place(self.address);
+            if address != self.place {
+                self.listener = None;
+                self.place = address;
+            }
             let open = || TcpListener::from_std(listen_at(address)).expect("listen again");
             let listener = self.listener.get_or_insert_with(open);
             tokio::select! {
@@ -188,6 +212,11 @@ impl Listener for Listening {
                     let _ = tokio::time::timeout(HANDSHAKE_MAX, say_old_hello(&mut plain)).await;
                     continue;
                 }
+                Service::GoAway(acceptor) => {
+                    let farewell = async move { say_go_away(acceptor.accept(plain).await?).await };
+                    threads().spawn(tokio::time::timeout(HANDSHAKE_MAX, farewell));
+                    continue;
+                }
                 Service::Tls(acceptor) => {
                     let handshake = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(plain));
                     match handshake.await {
@@ -219,6 +248,18 @@ async fn say_old_hello(stream: &mut Resettable) -> io::Result<()> {
     Ok(())
 }
 
+/// Greets a client of HTTP/2, and says at once that no request was or will be served here.
+async fn say_go_away(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    // Length, type, flags, stream: settings, none of them; GOAWAY, of stream 0 and without an error.
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+    stream.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0]).await?;
+    stream.write_all(&[0; 8]).await?;
+    stream.flush().await?;
+    // Until the client goes as well.
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
 impl Connected<IncomingStream<'_, Listening>> for Connection {
     fn connect_info(stream: IncomingStream<'_, Listening>) -> Self {
         stream.io().connection.clone()
@@ -245,14 +286,11 @@ impl AsyncRead for Resettable {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let waker = context.waker().clone();
-        *self
-            .connection
-            .0
-            .reader
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(waker);
+        self.connection.wake_later(context);
         self.connection.check()?;
+        if self.connection.is_silent() {
+            return Poll::Pending;
+        }
         Pin::new(&mut self.tcp).poll_read(context, buffer)
     }
 }
@@ -264,6 +302,10 @@ impl AsyncWrite for Resettable {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.connection.check()?;
+        if self.connection.is_silent() {
+            self.connection.wake_later(context);
+            return Poll::Pending;
+        }
         Pin::new(&mut self.tcp).poll_write(context, bytes)
     }
 
