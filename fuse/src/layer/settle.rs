@@ -131,7 +131,14 @@ impl Layer {
         match verdict {
             Verdict::True => {
                 // Durable before it is called proven: the file may be mounted from now on.
-                let write = || stored.sync().and_then(|()| stored.set_proof(Proof::Proven));
+                let write = || {
+                    stored.sync()?;
+                    match stored.record().proof {
+                        // Since a run before.
+                        Proof::Proven => Ok(()),
+                        _ => stored.set_proof(Proof::Proven),
+                    }
+                };
                 let kept = proofs.keep(write);
                 match kept {
                     Ok(false) => {}
@@ -180,7 +187,7 @@ impl Layer {
             // In memory it counts from here on, whatever the disk does.
             let written = stored.set_proof(Proof::Quarantined(reason));
             remembered.map_err(|error| LayerStoreError::Io {
-                path: stored.directory().to_owned(),
+                path: stored.directory(),
                 error,
             })?;
             written
