@@ -10,7 +10,7 @@ mod trust;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
@@ -71,6 +71,7 @@ pub(crate) struct LayerParts {
     settled: watch::Sender<()>,
     /// Ends the task that waits for the last chunk.
     watcher: AbortHandle,
+    origin: Mutex<Vec<u8>>,
 }
 
 /// A layer that could not be mounted.
@@ -132,6 +133,7 @@ impl Layer {
                 plane,
                 proven: AtomicBool::new(false),
                 settled: watch::Sender::new(()),
+                origin: Mutex::default(),
             }
         }))
     }
@@ -184,6 +186,17 @@ impl Layer {
     /// Replaces the sources, for instance when the network is known again after a restart.
     pub fn set_sources(&self, sources: Vec<Arc<dyn Source>>) {
         self.0.fetcher.set_sources(sources);
+    }
+
+    /// Says how its sources are found again, in the caller's own words: see [`crate::RemovedLayer`].
+    pub fn set_origin(&self, origin: Vec<u8>) {
+        let mut kept = self.0.origin.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = origin;
+    }
+
+    pub(crate) fn origin(&self) -> Vec<u8> {
+        let kept = self.0.origin.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.clone()
     }
 
     /// Says who finds more sources when none of them delivers.

@@ -15,6 +15,7 @@ mod apart;
 mod config;
 mod counts;
 mod driver;
+mod failpoint;
 mod fetch;
 mod layer;
 mod observer;
@@ -33,13 +34,17 @@ pub use counts::{
     SenderKind,
 };
 pub use driver::{Driver, DriverReport, EROFS_FILES_SINCE, kernel_version};
+#[doc(hidden)]
+pub use failpoint::failpoint;
 pub use fetch::FetchError;
 pub use layer::{
     ImpliedDirectory, Layer, LayerId, LayerSpec, LayerState, LayerStatus, MountError,
     NodeAttributes, SourceStatus, Trust, Verdicts,
 };
 pub use observer::{Observer, SlowRead};
-pub use plane::{AddLayerError, DataPlane, RemoveLayerError, StartError, StoreUsage, UnmountError};
+pub use plane::{
+    AddLayerError, DataPlane, RemoveLayerError, RemovedLayer, StartError, StoreUsage, UnmountError,
+};
 pub use private::{check_place, create_private, private_directory};
 #[doc(hidden)]
 pub use session::write_state_as;

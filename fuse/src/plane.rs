@@ -7,6 +7,7 @@ mod decoding;
 mod evict;
 mod mounts;
 mod remove;
+mod retired;
 mod scrub;
 mod start;
 mod usage;
@@ -23,14 +24,17 @@ use crate::counts::Counts;
 use crate::driver::DriverReport;
 use crate::fetch::FetchContext;
 use crate::layer::{Layer, LayerId, LayerSpec, Proofs, Verdicts};
-use crate::session::{Sessions, Slots};
+use crate::session::{Sessions, Slots, Told};
 use crate::store::{CachingStopped, PinError, StoreRoot};
+use crate::supervisor::Takeovers;
 
 pub use add::AddLayerError;
 use complete::Completion;
 use decoding::Decoding;
 use mounts::Mounts;
 pub use remove::{RemoveLayerError, UnmountError};
+pub use retired::RemovedLayer;
+use retired::Retired;
 pub use start::StartError;
 pub use usage::StoreUsage;
 
@@ -53,10 +57,12 @@ pub(crate) struct Plane {
     adding: Mutex<HashMap<LayerId, Arc<tokio::sync::Mutex<()>>>>,
     decoding: Decoding,
     mounts: Mutex<Mounts>,
+    /// Removed layers that somebody has open, by slot.
+    retired: Mutex<HashMap<u32, Retired>>,
     proofs: Arc<Proofs>,
     /// Threads of its own, so that neither side delays the other. `None` once shut down.
     runtime: Mutex<Option<Runtime>>,
-    lost: Option<u64>,
+    told: Told,
     /// Whether the mounts are for the next daemon, whatever happens here.
     leaves: AtomicBool,
 }
@@ -112,6 +118,11 @@ impl DataPlane {
         layers
     }
 
+    /// Layers that were removed and are still open somewhere.
+    pub fn removed_layers(&self) -> Vec<RemovedLayer> {
+        self.0.removed()
+    }
+
     /// What the store takes. Looks at every file of it.
     pub fn usage(&self) -> StoreUsage {
         self.0.usage()
@@ -163,7 +174,12 @@ impl DataPlane {
     /// That containers lost their mounts when the sessions began, because the daemon before and its
     /// supervisor had both died: seconds since 1970.
     pub fn lost(&self) -> Option<u64> {
-        self.0.lost
+        self.0.told.lost
+    }
+
+    /// How often a daemon took over from another since the sessions began.
+    pub fn takeovers(&self) -> Takeovers {
+        self.0.told.takeovers
     }
 
     /// Writes down what is in the store, and leaves all mounts to the next daemon. The caller ends the

@@ -34,6 +34,7 @@ pub(crate) use mountpoint::FuseMount;
 pub(crate) use slots::{Content, Faulty, Slots, Unopened};
 #[doc(hidden)]
 pub use state::write_state_as;
+pub(crate) use state::{Told, keeps_verified};
 
 use crate::config::DeviceReads;
 

@@ -10,6 +10,9 @@
 //! direct      the kernel reads the device past us, in this boot
 //! ```
 //!
+//! A layer that is removed while somebody has files of it open becomes `store/.retired-<slot>`, and goes
+//! when nobody has any more.
+//!
 //! Indexes that lied are kept apart, see [`Lies`].
 
 mod claims;
@@ -26,12 +29,14 @@ mod occupied;
 mod pins;
 mod presence;
 mod record;
+mod retired;
 mod root;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]
 mod schedules;
 mod stored;
 mod uses;
+mod vouched;
 
 pub(crate) use device::{Device, Published};
 pub use disk::{Disk, Space, StdDisk};
@@ -45,3 +50,4 @@ pub(crate) use record::{Proof, Record};
 pub use root::OpenStoreError;
 pub(crate) use root::{Limits, StoreRoot};
 pub(crate) use stored::{Checked, LayerStoreError, NewLayer, StoredLayer};
+pub(crate) use vouched::Vouched;

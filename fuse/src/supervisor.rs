@@ -3,9 +3,11 @@
 //! ```text
 //! supervisor                          daemon (the same program)
 //!   item NAME + descriptor   ─────▶     takes over what the one before had
+//!   ended CAUSE COUNT        ─────▶     how many ended so since one last served
 //!   begin                    ─────▶
 //!                            ◀─────   hold NAME + descriptor: keep this for the next one
 //!                            ◀─────   drop NAME
+//!                            ◀─────   alive + descriptor: closed when this daemon is killed
 //!                            ◀─────   serving: containers, that is, mounts
 //!                            ◀─────   ready: for containerd as well
 //!   stop                     ─────▶     unmounts everything and ends
@@ -15,11 +17,14 @@
 //! ones are passed over, since either side may be the older one.
 
 mod channel;
+mod endings;
 mod handover;
 mod keep;
+mod priority;
 mod restarts;
 mod systemd;
 
+pub use endings::Takeovers;
 pub use handover::{Bidding, Handover};
 pub use keep::{SuperviseError, supervise};
 
@@ -35,8 +40,8 @@ pub fn is_supervised() -> bool {
     std::env::var_os(SUPERVISED).is_some()
 }
 
-/// Items held at once: two sessions with a device and a state each, counters, a journal, the lock
-/// and a few sockets; four times that for builds to come.
+/// Items held at once: two sessions with a device and a state each, counters, a journal, what was
+/// verified, the lock and a few sockets; four times that for builds to come.
 const ITEMS_MAX: usize = 64;
 
 /// What the two say to each other.
@@ -44,7 +49,9 @@ mod word {
     pub(super) const ITEM: &str = "item";
     pub(super) const BEGIN: &str = "begin";
     pub(super) const NOTE: &str = "note";
+    pub(super) const ENDED: &str = "ended";
     pub(super) const STOP: &str = "stop";
+    pub(super) const ALIVE: &str = "alive";
     pub(super) const HOLD: &str = "hold";
     pub(super) const DROP: &str = "drop";
     pub(super) const SERVING: &str = "serving";

@@ -128,6 +128,7 @@ fn store(usage: &StoreUsage) -> control::Store {
         evictable: usage.evictable,
         pinned: usage.pinned,
         database: 0,
+        removed: usage.removed,
     }
 }
 

@@ -154,6 +154,9 @@ impl Figures {
         page.gauges(&names::BUILD, [(labels, 1.0)])?;
         let started = self.metrics.started.duration_since(UNIX_EPOCH);
         page.gauge(&names::STARTED, started.unwrap_or_default().as_secs_f64())?;
+        let takeovers = self.plane().map(Plane::takeovers).unwrap_or_default();
+        let takeovers = takeovers.all().map(|(cause, count)| (vec![cause], count));
+        page.counters(&names::TAKEOVERS, takeovers)?;
         let logged = log::counts().map(|(level, count)| (vec![level], count));
         page.counters(&names::LOGGED, logged)
     }

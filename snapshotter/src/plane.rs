@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use larder_fuse::supervisor::Takeovers;
 use larder_fuse::{CachingStopped, Counts, StoreUsage, Verdicts};
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
@@ -39,6 +40,19 @@ impl Wanted {
             origins: facts.origins.clone(),
             namespace: facts.namespace.clone(),
         })
+    }
+
+    /// In the form in which facts are stored, to find the sources of a removed layer again.
+    fn origin(&self) -> Vec<u8> {
+        let facts = LayerFacts {
+            blob: self.blob.to_string(),
+            location: self.index.to_string(),
+            origins: self.origins.clone(),
+            namespace: self.namespace.clone(),
+            implied: Vec::new(),
+        };
+        // Without it, what the store has is served.
+        serde_json::to_vec(&facts).unwrap_or_default()
     }
 }
 
@@ -174,6 +188,11 @@ pub trait Plane: Send + Sync + Debug {
     /// All recorded layers were mounted again, as far as they could be: what else is mounted goes away.
     fn settle(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
+    }
+
+    /// How often a daemon took over from another.
+    fn takeovers(&self) -> Takeovers {
+        Takeovers::default()
     }
 
     /// That containers lost their mounts and must be restarted, seconds since 1970.

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ READERS = 16
 FILES = 150  # of each layer
 FILE_BYTES_MAX = 120_000
 LARGE_BYTES = 6_000_000
-LIFE_SECONDS = (0, 0.4)  # of a daemon, once it serves
+LIFE_SECONDS = (0, 0.15)  # of a daemon, once it serves
+QUIET_SECONDS = 1  # of every twentieth: by then all is as before the kill
 START_SECONDS_MAX = 30  # for a daemon on a busy machine; only tells a start from a hang
 REST_SECONDS_MAX = 60  # for a reader to end what it does
 SHELL = "/bin/dash"
@@ -166,7 +168,7 @@ class Log:
 
 
 def kill_again_and_again(supervisor, log, count, seed, by=signal.SIGKILL, before=lambda number: None, life=LIFE_SECONDS):
-    """Kills daemon after daemon at random moments, every tenth of them while it starts; the moments."""
+    """Kills daemon after daemon at random moments, every tenth of them while it starts, every twentieth after a while; the moments."""
     chance = random.Random(seed)
     deaths = []
     for number in range(count):
@@ -175,20 +177,32 @@ def kill_again_and_again(supervisor, log, count, seed, by=signal.SIGKILL, before
         while not (living := rig.daemons(supervisor.pid)):
             if time.monotonic() > until:
                 raise rig.RigError("no daemon")
-            time.sleep(0.0005)
+            time.sleep(0.001)
         if number % 10 == 9:
             time.sleep(chance.uniform(0, 0.05))
         else:
             if deaths:
                 log.wait("serving the mounts of the daemon before", supervisor)
-            time.sleep(chance.uniform(*life))
+            time.sleep(QUIET_SECONDS if number % 20 == 10 else chance.uniform(*life))
         for pid in living:
-            deaths.append(time.monotonic())
-            try:
-                os.kill(pid, by)
-            except ProcessLookupError:
-                pass
+            end(pid, by, deaths)
             while pid in rig.daemons(supervisor.pid):
-                time.sleep(0.0005)
+                time.sleep(0.001)
     log.wait("ready for containerd", supervisor)
     return deaths
+
+
+def end(pid, by, deaths):
+    """Sends a daemon a signal and waits for the end of its first thread, without taking the processor from its successor."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        deaths.append(time.monotonic())
+        signal.pidfd_send_signal(process, by)
+        select.select([process], [], [], START_SECONDS_MAX)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(process)

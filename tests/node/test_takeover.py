@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import load
@@ -17,17 +18,30 @@ import trees
 import world
 from world import DRIVERS, once_per, rig
 
-# In CI, for each driver; `scripts/soak kills` says more.
-KILLS = int(os.environ.get("LARDER_COUNT", 200))
+# In CI, for each driver, a thousand in all; `scripts/soak kills` says more.
+KILLS = int(os.environ.get("LARDER_COUNT", 500))
 SEED = int(os.environ.get("LARDER_SEED", secrets.randbits(32)))
 UPGRADES = int(os.environ.get("LARDER_COUNT", 100))
 COLD_KILLS = 20
-# The promise is 2 s; this only tells a stall from a hang on a busy machine, and the figures are printed.
-STALL_SECONDS_MAX = 15
+# The promise is 2 s, and the figures are printed; this is for a busy machine with unoptimised programs.
+STALL_SECONDS_MAX = 5
 KINDS_OF_READERS = ["import hashlib, sys; " + text + "; print(hashlib.sha256(data).hexdigest())" for text in (
     "data = open(sys.argv[1], 'rb').read()",
     "import mmap; file = open(sys.argv[1]); data = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)[:]",
 )]
+# Has a file open, another mapped, and a program running; reads them when it is told to.
+HOLDER = """
+import hashlib, mmap, subprocess, sys
+opened, mapped, program = sys.argv[1:]
+file, other = open(opened, 'rb'), open(mapped, 'rb')
+pages = mmap.mmap(other.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+other.close()
+running = subprocess.Popen([program, '-c', 'read line; echo $((6 * 7))'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+print('open', flush=True)
+sys.stdin.readline()
+print(hashlib.sha256(file.read()).hexdigest(), hashlib.sha256(pages).hexdigest(), running.communicate('go\\n')[0].strip(), flush=True)
+sys.stdin.readline()
+"""
 EXPECTED = (
     "the daemon before was killed by signal 9",
     "the daemon before ended with exit code 0",
@@ -227,6 +241,68 @@ class Takeover(world.Case):
             self.quiet(log)
 
     @once_per(driver=DRIVERS)
+    def test_a_removed_image_that_is_open_is_read_across_takeovers(self, driver):
+        """Promise: files of a removed image that a process has open, has mapped or runs stay there through takeovers, also when the
+        daemon is killed between the steps of the removal; their bytes are accounted for, and go with the last of them."""
+        folder = self.folder()
+        layout, armed = os.path.join(folder, "layout"), os.path.join(folder, "armed")
+        tars = load.image(layout, SEED)
+        _, converted = world.publish_layout(f"removed-{driver}-{secrets.token_hex(4)}", layout)
+        with open(load.sums(folder, tars, {})) as file:
+            digests = {name: digest for name, (_, digest) in json.load(file)["files"].items()}
+        os.environ["LARDER_FAILPOINT"] = armed
+        self.addCleanup(os.environ.pop, "LARDER_FAILPOINT", None)
+        with self.node("2", lazy=True, driver=driver) as node:
+            node.pull(converted)
+            log = load.Log(os.path.join(node.work, "larder.log"))
+            store = os.path.join(node.work, "larder/store")
+
+            def retired():
+                return [name for name in os.listdir(store) if name.startswith(".retired-")]
+            place = tempfile.mkdtemp(dir=world.work())
+            node.ctr("images", "mount", "--snapshotter", "larder", converted, place)
+            paths = [os.path.join(place, name) for name in ("first/large", "second/large", "first/bin/0")]
+            holder = subprocess.Popen([sys.executable, "-c", HOLDER, *paths], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            try:
+                self.assertEqual(holder.stdout.readline(), "open\n")
+                self.arm(armed, "retire: renamed")
+                rig.run("umount", "--lazy", place)
+                node.ctr("snapshots", "--snapshotter", "larder", "rm", place)
+                node.ctr("images", "rm", "--sync", converted)
+                rig.wait_for(lambda: not os.path.exists(armed), "the daemon to be killed while it removes", node.log)
+                rig.wait_for(lambda: len(retired()) == 2, "both layers to be retired", node.log)
+                log.wait("ready for containerd", node.daemon)
+                for _ in range(3):
+                    os.kill(self.only_daemon(node), signal.SIGKILL)
+                    log.wait("ready for containerd", node.daemon)
+                self.assertEqual(len(os.listdir(store)), 2, os.listdir(store))
+                told = world.status(os.path.join(node.work, "larder"))["store"]
+                self.assertEqual(told["total"], int(rig.run("du", "-s", "--block-size=1", store).split()[0]))
+                self.assertGreater(told["removed"], 0)
+                holder.stdin.write("\n")
+                holder.stdin.flush()
+                expected = [digests["first/large"], digests["second/large"], "42"]
+                self.assertEqual(holder.stdout.readline().split(), expected)
+                self.arm(armed, "retire: unused")
+                holder.stdin.close()
+                holder.wait()
+                rig.wait_for(lambda: not os.path.exists(armed), "the daemon to be killed while it frees", node.log)
+                rig.wait_for(lambda: not os.listdir(store), "the store to be empty", node.log)
+                log.wait("ready for containerd", node.daemon)
+            finally:
+                holder.kill()
+                holder.wait()
+            self.assertEqual(world.status(os.path.join(node.work, "larder"))["store"]["removed"], 0)
+            self.gone(node.left_behind)
+            self.quiet(log)
+
+    def arm(self, path, place):
+        """Has the daemon killed at a place."""
+        with open(path + ".new", "w") as file:
+            file.write(place)
+        os.replace(path + ".new", path)
+
+    @once_per(driver=DRIVERS)
     def test_upgrades_and_downgrades_are_invisible_to_readers(self, driver):
         """Promise: programs that write different versions of the state replace each other, by SIGHUP and by `kill -9`, under load."""
         with self.serving(driver, programs=True) as (node, place, known, log):
@@ -247,4 +323,4 @@ class Takeover(world.Case):
             finally:
                 readers.kill()
             versions = {line.split("state=")[1].split()[0] for line in log.lines if "state=" in line}
-            self.assertEqual(versions, {"1", "2"}, "both programs took over from the other")
+            self.assertEqual(versions, {"1", "3"}, "both programs took over from the other")

@@ -131,7 +131,14 @@ impl Layer {
         match verdict {
             Verdict::True => {
                 // Durable before it is called proven: the file may be mounted from now on.
-                let write = || stored.sync().and_then(|()| stored.set_proof(Proof::Proven));
+                let write = || {
+                    stored.sync()?;
+                    match stored.record().proof {
+                        // Since a run before.
+                        Proof::Proven => Ok(()),
+                        _ => stored.set_proof(Proof::Proven),
+                    }
+                };
                 let kept = proofs.keep(write);
                 match kept {
                     Ok(false) => {}
@@ -185,7 +192,7 @@ impl Layer {
                 written => written,
             };
             remembered.map_err(|error| LayerStoreError::Io {
-                path: stored.directory().to_owned(),
+                path: stored.directory(),
                 error,
             })?;
             written

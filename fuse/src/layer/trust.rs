@@ -47,7 +47,7 @@ impl Layer {
     /// its proof is told.
     pub(crate) fn forget(&self) {
         self.0.fetcher.remove();
-        self.stored().retire();
+        self.stored().lose_name();
         self.tell();
     }
 

@@ -12,7 +12,9 @@ use tracing::{debug, warn};
 
 use super::Plane;
 use super::mounts::slots;
+use super::retired::RemovedLayer;
 use crate::layer::Layer;
+use crate::store::StoredLayer;
 
 /// Pause between two rounds. Also the longest time that a store full of unread chunks stays full:
 /// twice this, well below the five seconds within which caching resumes.
@@ -43,7 +45,9 @@ impl Plane {
         layers.retain(|layer| !self.store.pins().has(&layer.id().0));
         layers.sort_by_key(|layer| layer.stored().last_used());
         // Somebody else fills the disk: all that could be evicted would not bring caching back.
+        let removed = self.removed();
         let evictable: u64 = layers.iter().map(|layer| self.evictable(layer)).sum();
+        let evictable = evictable + removed.iter().map(RemovedLayer::evictable).sum::<u64>();
         let shortage = if shortage <= evictable { shortage } else { 0 };
         let wanted = excess.max(shortage);
         if wanted == 0 {
@@ -56,9 +60,10 @@ impl Plane {
                 freed += self.evict_unused(layer);
             }
         }
-        for layer in &layers {
+        let read = removed.iter().map(RemovedLayer::stored);
+        for stored in read.chain(layers.iter().map(Layer::stored)) {
             if freed < wanted {
-                freed += evict_cold(layer, wanted - freed);
+                freed += evict_cold(stored, wanted - freed);
             }
         }
         debug!(wanted, freed, "made room in the store");
@@ -113,9 +118,9 @@ impl Plane {
     }
 }
 
-fn evict_cold(layer: &Layer, bytes: u64) -> u64 {
-    layer.stored().evict_cold(bytes).unwrap_or_else(|error| {
-        warn!(layer = %layer.blob(), %error, "cannot evict chunks");
+fn evict_cold(layer: &StoredLayer, bytes: u64) -> u64 {
+    layer.evict_cold(bytes).unwrap_or_else(|error| {
+        warn!(layer = %layer.record().blob, %error, "cannot evict chunks");
         0
     })
 }

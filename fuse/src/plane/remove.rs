@@ -1,11 +1,19 @@
 //! Unmounting and removing layers.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::Plane;
 use super::mounts::slots;
 use crate::layer::{Layer, LayerId};
 use crate::mount::MountFailed;
+
+/// How long the kernel may take to forget the names of a layer: it does within a millisecond, unless
+/// somebody has it open. Longer only costs that the layer is freed a moment later.
+const FORGETTING_MAX: Duration = Duration::from_millis(20);
+
+/// How often that is looked for.
+const FORGETTING_LOOK: Duration = Duration::from_millis(1);
 
 /// A layer that was not removed.
 #[derive(Debug, thiserror::Error)]
@@ -72,11 +80,30 @@ impl Plane {
             return Ok(());
         };
         layer.forget();
-        for slot in slots(&layer) {
-            self.slots.retire(slot);
-            self.session.forget(slot);
+        let slots = slots(&layer);
+        for slot in &slots {
+            self.session.forget(*slot);
         }
-        self.store.remove(&id.0);
+        if !(self.is_open(&slots) && self.retire(&layer, &slots)) {
+            self.store.remove(&id.0);
+            self.store.forget_verified(layer.0.slot);
+        }
+        for slot in slots {
+            self.slots.retire(slot);
+        }
         Ok(())
+    }
+
+    /// Whether the kernel has anything of the slots open, when it has forgotten the names that it was asked
+    /// to forget.
+    fn is_open(&self, slots: &[u32]) -> bool {
+        let until = Instant::now() + FORGETTING_MAX;
+        while slots.iter().any(|slot| self.slots.in_use(*slot)) {
+            if Instant::now() >= until {
+                return true;
+            }
+            std::thread::sleep(FORGETTING_LOOK);
+        }
+        false
     }
 }

@@ -18,10 +18,12 @@ use crate::store::Checked;
 /// Pause after each chunk: at 256 KiB a chunk, at most 5 MB/s of the disk go to this.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Lets what was verified long ago be verified again, until the plane is gone.
-pub(super) async fn expire_now_and_then(plane: Weak<Plane>, every: Duration) {
+/// Lets what was verified long ago be verified again, until the plane is gone. What a daemon before
+/// verified may be due sooner than what this one does.
+pub(super) async fn expire_now_and_then(plane: Weak<Plane>, first: Duration, every: Duration) {
+    let mut next = first;
     loop {
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(std::mem::replace(&mut next, every)).await;
         let Some(plane) = plane.upgrade() else { return };
         for layer in plane.lock_layers().values() {
             layer.stored().presence().expire();

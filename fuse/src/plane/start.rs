@@ -16,6 +16,7 @@ use super::complete::{Completion, complete};
 use super::decoding::Decoding;
 use super::evict::keep_room;
 use super::mounts::Mounts;
+use super::retired::free_retired;
 use super::scrub::{expire_now_and_then, scrub_now_and_then};
 use crate::config::DataPlaneConfig;
 use crate::counts::Counts;
@@ -25,10 +26,11 @@ use crate::layer::{Layer, LayerId, Proofs, Trust};
 use crate::mount::{mounts, unmount_stale};
 use crate::observer::SlowReads;
 use crate::session::{
-    Content, FuseMount, Inherited, Manner, Sessions, Slots, TakeOverError, Unopened,
+    Content, FuseMount, Inherited, Manner, Sessions, Slots, TakeOverError, Told, Unopened,
+    keeps_verified,
 };
 use crate::source::{Elsewhere, Source};
-use crate::store::{Lies, Limits, OpenStoreError, Record, StoreRoot, StoredLayer};
+use crate::store::{Lies, Limits, OpenStoreError, Record, StoreRoot, StoredLayer, Vouched};
 use crate::supervisor::Handover;
 use crate::sys::raise_open_files;
 
@@ -42,6 +44,9 @@ const SYNC_EVERY: Duration = Duration::from_secs(10);
 
 /// What the supervisor calls the lock of the root directory.
 const LOCK: &str = "lock";
+
+/// What it calls the memory of what was verified.
+const VERIFIED: &str = "verified";
 
 /// Files open apart from those of layers: connections to registries and from containerd, the
 /// session, databases, logs.
@@ -84,15 +89,7 @@ pub enum StartError {
 impl Plane {
     pub(super) fn start(config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
         let handover = config.handover.clone();
-        let held = handover.as_ref().and_then(|handover| handover.take(LOCK));
-        let limits = Limits {
-            bytes_max: config.store_bytes_max,
-            min_free_percent: config.min_free_percent,
-        };
-        let store = StoreRoot::open(&config.root, config.disk.clone(), limits, held)?;
-        if let Some(handover) = &handover {
-            handover.hold(LOCK, store.lock());
-        }
+        let mut store = open_store(&config)?;
         let open_files = raise_open_files().unwrap_or_else(|error| {
             warn!(%error, "cannot raise the limit of open files");
             OPEN_FILES_USUAL
@@ -106,8 +103,12 @@ impl Plane {
             slots,
             session,
             driver,
-            lost,
+            mut told,
         } = begun;
+        if let Some(handover) = &handover {
+            told.takeovers.add(handover.endings());
+            told.verified = believe(&mut store, handover, told, config.verify_again_after);
+        }
         let runtime = runtime().map_err(StartError::Threads)?;
         let handle = runtime.handle().clone();
         // Those of a daemon before are opened as they are asked for.
@@ -132,22 +133,23 @@ impl Plane {
             adding: Mutex::default(),
             decoding: Decoding::default(),
             mounts: Mutex::new(Mounts::default()),
+            retired: Mutex::default(),
             proofs: Arc::new(proofs),
             runtime: Mutex::new(Some(runtime)),
-            lost,
+            told,
             leaves: AtomicBool::new(predecessor.is_some()),
         });
         for (id, layer) in stored {
             plane.register(LayerId(id), layer, Vec::new(), None);
         }
-        if let Some(handover) = predecessor {
-            plane.resume(handover)?;
-        }
         if let Some(handover) = &handover {
             let held = plane
                 .session
-                .hold(handover, &plane.slots, &plane.driver, lost);
+                .hold(handover, &plane.slots, &plane.driver, told);
             held.map_err(|error| StartError::TakeOver(error.to_string()))?;
+        }
+        if let Some(handover) = predecessor {
+            plane.resume(handover)?;
         }
         plane.look_after_the_store();
         Ok(plane)
@@ -160,19 +162,22 @@ impl Plane {
         handle.spawn(sync_now_and_then(plane()));
         handle.spawn(complete(plane()));
         handle.spawn(keep_room(plane()));
-        handle.spawn(expire_now_and_then(plane(), again));
+        handle.spawn(free_retired(plane()));
+        let first = again.saturating_sub(self.store.oldest_verified());
+        handle.spawn(expire_now_and_then(plane(), first, again));
         handle.spawn(scrub_now_and_then(plane(), scrub));
     }
 
     /// Serves the sessions of the daemon before, and claims its mounts. Containers wait: what need not be
     /// done before is done after.
     fn resume(self: &Arc<Self>, handover: &Handover) -> Result<(), StartError> {
-        let unopened: Vec<_> = self
+        let mut unopened: Vec<_> = self
             .store
             .records()
             .into_iter()
             .map(|(id, record)| self.unopened(id, &record))
             .collect();
+        unopened.extend(self.take_up_retired());
         let failed = |error: io::Error| StartError::TakeOver(error.to_string());
         self.session.resume().map_err(failed)?;
         handover.serving();
@@ -232,6 +237,10 @@ impl Plane {
         };
         self.slots.put(slot, content);
         let layer = Layer::new(id, slot, fetcher, Arc::downgrade(self), self.proofs.clone());
+        if layer.stored().presence().all_verified() {
+            // By a daemon before: no chunk will arrive and tell.
+            layer.0.fetcher.complete_again();
+        }
         if let Trust::Quarantined(_) = layer.trust() {
             self.proofs.bar(&layer.0.fetcher);
         }
@@ -251,7 +260,7 @@ impl Plane {
     }
 
     /// Serves the layer's images for other parents, which the kernel may know by their numbers.
-    fn serve_patches(&self, fetcher: &Arc<Fetcher>) {
+    pub(super) fn serve_patches(&self, fetcher: &Arc<Fetcher>) {
         for (slot, image) in fetcher.layer().patches() {
             let content = Content::Layer {
                 fetcher: fetcher.clone(),
@@ -260,6 +269,21 @@ impl Plane {
             self.slots.put(slot, content);
         }
     }
+}
+
+/// Locks the root, or goes on with the lock of the daemon before.
+fn open_store(config: &DataPlaneConfig) -> Result<StoreRoot, OpenStoreError> {
+    let handover = config.handover.as_ref();
+    let held = handover.and_then(|handover| handover.take(LOCK));
+    let limits = Limits {
+        bytes_max: config.store_bytes_max,
+        min_free_percent: config.min_free_percent,
+    };
+    let store = StoreRoot::open(&config.root, config.disk.clone(), limits, held)?;
+    if let Some(handover) = handover {
+        handover.hold(LOCK, store.lock());
+    }
+    Ok(store)
 }
 
 /// What all layers of a data plane fetch with.
@@ -281,13 +305,40 @@ struct Begun {
     slots: Arc<Slots>,
     session: Sessions,
     driver: DriverReport,
-    lost: Option<u64>,
+    told: Told,
+}
+
+/// Has layers believe what daemons before verified in this boot, if the one before kept that in order;
+/// the name of the memory, for the next one.
+fn believe(
+    store: &mut StoreRoot,
+    handover: &Handover,
+    told: Told,
+    age_max: Duration,
+) -> Option<u64> {
+    if !keeps_verified() {
+        return None;
+    }
+    let held = handover.take(VERIFIED);
+    let held = held.and_then(|memory| Vouched::of(memory, age_max));
+    let held = held.filter(|vouched| told.verified == Some(vouched.name()));
+    let vouched = match held.map_or_else(|| Vouched::new(age_max), Ok) {
+        Ok(vouched) => vouched,
+        Err(error) => {
+            warn!(%error, "the next daemon will have to verify everything again");
+            return None;
+        }
+    };
+    handover.hold(VERIFIED, &vouched);
+    let name = vouched.name();
+    store.believe(vouched);
+    Some(name)
 }
 
 /// Mounts new sessions, after what a former run left was cleared away.
 fn begin(config: &DataPlaneConfig, store: &StoreRoot) -> Result<Begun, StartError> {
     let stale = unmount_stale(store.root()).map_err(StartError::Mounts)?;
-    let mut lost = None;
+    let mut told = Told::default();
     if stale > 0 {
         warn!(
             mounts = stale,
@@ -295,7 +346,11 @@ fn begin(config: &DataPlaneConfig, store: &StoreRoot) -> Result<Begun, StartErro
              were running must be restarted"
         );
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        lost = Some(now.unwrap_or_default().as_secs());
+        told.lost = Some(now.unwrap_or_default().as_secs());
+    }
+    // No session has lived until now, so nobody has any of them open.
+    for (slot, _) in store.all_retired() {
+        store.free_retired(slot);
     }
     let failed = |error| StartError::Session {
         path: store.root().join("session"),
@@ -308,7 +363,7 @@ fn begin(config: &DataPlaneConfig, store: &StoreRoot) -> Result<Begun, StartErro
         slots,
         session,
         driver,
-        lost,
+        told,
     })
 }
 
@@ -321,10 +376,10 @@ fn take_over(
 ) -> Result<Begun, StartError> {
     let failed = |error: TakeOverError| StartError::TakeOver(error.to_string());
     let inherited = Inherited::from(handover).map_err(failed)?;
-    let (slots, driver, lost) = (
+    let (slots, driver, told) = (
         inherited.slots.clone(),
         inherited.driver.clone(),
-        inherited.lost,
+        inherited.told,
     );
     info!(
         state = inherited.version,
@@ -337,7 +392,7 @@ fn take_over(
         slots,
         session,
         driver,
-        lost,
+        told,
     })
 }
 

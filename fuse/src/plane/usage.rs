@@ -21,6 +21,8 @@ pub struct StoreUsage {
     pub evictable: u64,
     /// Of `data`, what is pinned.
     pub pinned: u64,
+    /// Of all, what layers take that were removed and are still open somewhere.
+    pub removed: u64,
 }
 
 impl Plane {
@@ -47,6 +49,16 @@ impl Plane {
                 usage.evictable += self.evictable(&layer);
             }
         }
+        for layer in self.removed() {
+            let on_disk = layer.stored().measure();
+            usage.data += on_disk.device;
+            usage.overhead += on_disk.beside;
+            usage.removed += on_disk.total();
+            usage.evictable += layer.evictable();
+        }
+        let unopened = self.unopened_bytes();
+        usage.overhead += unopened;
+        usage.removed += unopened;
         usage.total = usage.data + usage.overhead;
         usage
     }

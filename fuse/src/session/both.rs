@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::state::{SessionState, StateError};
+use super::state::{SessionState, StateError, Told};
 use super::{FuseMount, Manner, Slots};
 use crate::config::DeviceReads;
 use crate::driver::{Driver, DriverReport};
@@ -57,7 +57,7 @@ pub(crate) enum TakeOverError {
 pub(crate) struct Inherited {
     pub(crate) slots: Arc<Slots>,
     pub(crate) driver: DriverReport,
-    pub(crate) lost: Option<u64>,
+    pub(crate) told: Told,
     /// Which version of the state the daemon before wrote.
     pub(crate) version: u32,
     main: Part,
@@ -104,7 +104,7 @@ impl Inherited {
         Ok(Self {
             slots: Arc::new(Slots::counted_by(counts)),
             driver,
-            lost: main.state.lost,
+            told: main.state.told(),
             version: main.state.version(),
             main,
             plain,
@@ -190,13 +190,13 @@ impl Sessions {
         handover: &Handover,
         slots: &Slots,
         driver: &DriverReport,
-        lost: Option<u64>,
+        told: Told,
     ) -> io::Result<()> {
         handover.hold(COUNTS, slots.counts());
         let parts = [(self.plain.as_ref(), PLAIN), (Some(&self.main), MAIN)];
         for (session, names) in parts {
             let Some(session) = session else { continue };
-            let state = SessionState::new(driver, session.exchange().clone(), lost);
+            let state = SessionState::new(driver, session.exchange().clone(), told);
             handover.hold(names.state, state.write()?);
             if let Some(journal) = session.journal() {
                 handover.hold(names.journal, journal);
@@ -218,6 +218,17 @@ impl Sessions {
             _ => &self.main,
         };
         session.path().join("tree").join(slot.to_string())
+    }
+
+    /// All places where a slot may be seen.
+    pub(crate) fn places(&self, slot: u32) -> Vec<PathBuf> {
+        let name = slot.to_string();
+        match &self.plain {
+            None => vec![self.path().join("dev").join(name)],
+            Some(plain) => [self.path(), plain.path()]
+                .map(|session| session.join("tree").join(&name))
+                .into(),
+        }
     }
 
     /// The same tree where the kernel asks for every attribute, if [`Sessions::tree`] is where it does not.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, PoisonError, RwLock};
 
 use larder_proto::erofs::Image;
+use tokio::sync::Notify;
 
 use super::counts::{Count, Counts};
 use crate::fetch::Fetcher;
@@ -77,6 +78,8 @@ enum Place {
 pub(crate) struct Slots {
     places: RwLock<HashMap<u32, Place>>,
     counts: Counts,
+    /// Told when a retired slot is let go of.
+    let_go: Notify,
 }
 
 impl Slots {
@@ -87,8 +90,11 @@ impl Slots {
 
     /// Slots of sessions that were counted before.
     pub(crate) fn counted_by(counts: Counts) -> Self {
-        let places = RwLock::default();
-        Self { places, counts }
+        Self {
+            places: RwLock::default(),
+            counts,
+            let_go: Notify::new(),
+        }
     }
 
     /// The memory of the counts, for the daemon after this one.
@@ -152,6 +158,12 @@ impl Slots {
         }
     }
 
+    /// Nobody has anything of the slot open, and nobody can open it any more.
+    pub(crate) fn let_go_of(&self, number: u32) {
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        places.remove(&number);
+    }
+
     /// A file of the slot is about to be open.
     pub(super) fn opened(&self, number: u32) {
         self.counts.up(number, Count::Opens, 1);
@@ -179,6 +191,13 @@ impl Slots {
         if !self.in_use(number) && self.get(number).as_ref().is_some_and(is_retired) {
             let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
             places.remove(&number);
+            drop(places);
+            self.let_go.notify_one();
         }
+    }
+
+    /// Waits until a retired slot is let go of, now or since the call before.
+    pub(crate) async fn let_go(&self) {
+        self.let_go.notified().await;
     }
 }

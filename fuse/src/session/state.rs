@@ -14,9 +14,14 @@ use serde::{Deserialize, Serialize};
 
 use super::greeting::Exchange;
 use crate::driver::{Driver, DriverReport};
+use crate::supervisor::Takeovers;
 
-/// The version this build writes. Version 1 had no `lost`.
-pub(super) const VERSION: u32 = 2;
+/// The version this build writes. Version 1 had no `lost`, version 2 neither `verified` nor
+/// `takeovers`.
+pub(super) const VERSION: u32 = 3;
+
+/// The first version whose daemons keep what they verified.
+const KEEPS_VERIFIED: u32 = 3;
 
 /// What it needs of its readers.
 const READABLE_SINCE: u32 = 1;
@@ -34,6 +39,11 @@ pub fn write_state_as(version: u32) {
     WRITTEN.store(version, Ordering::Relaxed);
 }
 
+/// Whether this process is of a build that keeps what it verified for the next daemon.
+pub(crate) fn keeps_verified() -> bool {
+    WRITTEN.load(Ordering::Relaxed) >= KEEPS_VERIFIED
+}
+
 /// A session's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SessionState {
@@ -46,6 +56,24 @@ pub(crate) struct SessionState {
     /// That containers lost their mounts when it began, seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lost: Option<u64>,
+    /// Names the memory of what this daemon verified: it kept that in order. A daemon that does not know
+    /// of it leaves this out, and the next one believes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) verified: Option<u64>,
+    /// How often it was taken over.
+    #[serde(default)]
+    pub(crate) takeovers: Takeovers,
+}
+
+/// What the next daemon is told of a session, apart from its beginning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// See [`SessionState::lost`].
+    pub(crate) lost: Option<u64>,
+    /// See [`SessionState::verified`].
+    pub(crate) verified: Option<u64>,
+    /// See [`SessionState::takeovers`].
+    pub(crate) takeovers: Takeovers,
 }
 
 /// A state this build cannot go on from.
@@ -68,14 +96,24 @@ pub(crate) enum StateError {
 }
 
 impl SessionState {
-    pub(super) fn new(report: &DriverReport, exchange: Exchange, lost: Option<u64>) -> Self {
+    pub(super) fn new(report: &DriverReport, exchange: Exchange, told: Told) -> Self {
         Self {
             version: VERSION,
             readable_since: READABLE_SINCE,
             driver: report.driver.to_string(),
             driver_reason: report.reason.clone(),
             exchange,
-            lost,
+            lost: told.lost,
+            verified: told.verified,
+            takeovers: told.takeovers,
+        }
+    }
+
+    pub(super) fn told(&self) -> Told {
+        Told {
+            lost: self.lost,
+            verified: self.verified,
+            takeovers: self.takeovers,
         }
     }
 
@@ -101,6 +139,12 @@ impl SessionState {
         let written = Self {
             version,
             lost: self.lost.filter(|_| version > 1),
+            verified: self.verified.filter(|_| version >= KEEPS_VERIFIED),
+            takeovers: if version >= KEEPS_VERIFIED {
+                self.takeovers
+            } else {
+                Takeovers::default()
+            },
             ..self.clone()
         };
         let mut file = File::from(memfd_create("larder-session", MemfdFlags::CLOEXEC)?);
@@ -152,12 +196,12 @@ mod tests {
         assert_eq!(read.driver().unwrap().driver, Driver::Fuse);
         assert_eq!(read.lost, None);
         let later = first.replace(r#""version":1"#, r#""version":9"#);
-        let later = format!(r#"{later},"lost":7,"unheard of":[1]}}"#);
+        let later = format!(r#"{later},"lost":7,"verified":8,"unheard of":[1]}}"#);
         let read = SessionState::read(memory(&later)).unwrap();
-        assert_eq!(read.lost, Some(7));
+        assert_eq!((read.lost, read.verified), (Some(7), Some(8)));
         let rewritten = SessionState::read(read.write().unwrap()).unwrap();
         assert_eq!((rewritten.version(), read.version()), (VERSION, 9));
-        assert_eq!(rewritten.lost, read.lost);
+        assert_eq!(rewritten.told(), read.told());
         let needs = later.replace(r#""readable_since":1"#, r#""readable_since":9"#);
         let refused = SessionState::read(memory(&needs)).unwrap_err().to_string();
         assert!(refused.contains("put it back"), "{refused}");

@@ -74,7 +74,10 @@ impl StoredLayer {
         }
         self.evictions.fetch_add(1, Ordering::SeqCst);
         let last = self.uses.last();
-        let old = self.device.replace(&self.directory.join("device"))?;
+        self.unbind();
+        let replaced = self.device.replace(&self.directory().join("device"));
+        self.bind();
+        let old = replaced?;
         // A new file is not a new use.
         let _ = self.device.file().set_modified(last);
         self.unmark_direct();

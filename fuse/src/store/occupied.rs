@@ -78,9 +78,15 @@ impl StoredLayer {
             if let Ok(found) = self.device.file().metadata() {
                 seen.device = found.blocks() * BLOCK;
             }
-            seen.beside = beside(&self.directory);
+            seen.beside = beside(&self.directory());
         })
     }
+}
+
+/// Bytes of the directory `path` and of everything in it.
+pub(super) fn taken(path: &Path) -> u64 {
+    let device = std::fs::metadata(path.join("device"));
+    beside(path) + device.map_or(0, |found| found.blocks() * BLOCK)
 }
 
 /// Bytes of the directory `path` and of everything in it but the device.

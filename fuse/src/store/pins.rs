@@ -50,10 +50,12 @@ pub(crate) struct Pins {
     kept: Mutex<Kept>,
 }
 
+/// Fields are only ever added; `readable_since` says from which version on a build can read it.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct File {
     version: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    readable_since: Option<u32>,
     pins: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -145,6 +147,7 @@ fn encode(kept: &Kept) -> Vec<u8> {
     let pins = pins.map(|(layer, names)| (layer.to_string(), names.clone()));
     let file = File {
         version: VERSION,
+        readable_since: None,
         pins: pins.collect(),
     };
     serde_json::to_vec_pretty(&file).expect("strings and numbers always serialise")
@@ -152,8 +155,11 @@ fn encode(kept: &Kept) -> Vec<u8> {
 
 fn decode(bytes: &[u8]) -> Result<Kept, String> {
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if file.version != VERSION {
-        return Err(format!("version {} is not {VERSION}", file.version));
+    if file.readable_since.unwrap_or(file.version) > VERSION {
+        return Err(format!(
+            "a later build wrote it, in version {}; this build reads {VERSION}",
+            file.version
+        ));
     }
     let pins = file.pins.into_iter().map(|(layer, names)| {
         let layer = layer.parse().map_err(|error| format!("{layer:?}: {error}"));
@@ -204,5 +210,14 @@ mod tests {
             assert!(!load(&path).has(&layer));
             assert_eq!(std::fs::read(path.with_extension("damaged")).unwrap(), bad);
         }
+        let later = newer.replace(
+            "\"version\": 2",
+            "\"version\": 2, \"readable_since\": 1, \"new\": 0",
+        );
+        std::fs::write(&path, later).unwrap();
+        assert!(
+            load(&path).has(&layer),
+            "a later build says that this one can read it"
+        );
     }
 }

@@ -1,5 +1,9 @@
 //! Which chunks of a layer the store has.
 
+use std::fmt;
+// In memory that other processes have, too: not of those that a model checker exchanges.
+use std::sync::atomic::AtomicU64 as SharedWord;
+
 use larder_proto::digest::Algorithm;
 
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -19,8 +23,17 @@ pub(crate) enum ChunkState {
     Absent,
     /// A former run of the daemon said it is there: to be verified before it is used.
     Claimed,
-    /// Its digest was checked in this run.
+    /// Its digest was checked in this run, or by a daemon before in this boot.
     Verified,
+}
+
+/// Bits that outlive the daemon, one per chunk: it was verified in this boot, and is there.
+pub(crate) trait Outliving: fmt::Debug + Send + Sync {
+    /// The bits, at least one for each chunk.
+    fn bits(&self) -> &[SharedWord];
+
+    /// All of them were just cleared: what is set from now on is younger.
+    fn begun_anew(&self);
 }
 
 /// Three bits per chunk. Bits are set after the bytes they speak of are in the file.
@@ -33,6 +46,8 @@ pub(crate) struct Presence {
     stale: Box<[AtomicU64]>,
     verified_count: AtomicUsize,
     dirty: AtomicBool,
+    /// What the next daemon may believe. A bit is cleared there first and set there last.
+    outliving: Option<Box<dyn Outliving>>,
 }
 
 impl Presence {
@@ -46,6 +61,26 @@ impl Presence {
             stale: words(),
             verified_count: AtomicUsize::new(0),
             dirty: AtomicBool::new(false),
+            outliving: None,
+        }
+    }
+
+    /// Believes what a daemon before verified of the chunks that are claimed, and keeps what is
+    /// verified from now on for the next one.
+    pub(crate) fn believe(&mut self, outliving: Box<dyn Outliving>) {
+        let claimed: Vec<_> = self.rows(|state| state == ChunkState::Claimed).collect();
+        let is_set = |row: &usize| {
+            let word = outliving.bits().get(row / 64);
+            word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (row % 64)) != 0)
+        };
+        let was_verified: Vec<_> = claimed.into_iter().filter(is_set).collect();
+        // Whatever else is set speaks of chunks that are not there any more.
+        for word in outliving.bits() {
+            word.store(0, Ordering::Release);
+        }
+        self.outliving = Some(outliving);
+        for row in was_verified {
+            self.set_verified(row);
         }
     }
 
@@ -109,6 +144,24 @@ impl Presence {
                 self.verified_count.fetch_add(1, Ordering::AcqRel);
             }
             self.dirty.store(true, Ordering::Release);
+            if let Some(word) = self.outliving_word(row) {
+                word.fetch_or(bit, Ordering::AcqRel);
+                // Nothing is locked: what was taken back meanwhile is not to be believed.
+                if self.state(row) != ChunkState::Verified {
+                    self.withdraw(row);
+                }
+            }
+        }
+    }
+
+    fn outliving_word(&self, row: usize) -> Option<&SharedWord> {
+        self.outliving.as_ref()?.bits().get(row / 64)
+    }
+
+    /// The next daemon is to verify the chunk itself.
+    fn withdraw(&self, row: usize) {
+        if let Some(word) = self.outliving_word(row) {
+            word.fetch_and(!(1 << (row % 64)), Ordering::AcqRel);
         }
     }
 
@@ -126,13 +179,22 @@ impl Presence {
     /// One step, since nothing is locked: in two, a chunk that is evicted between them would be claimed,
     /// and its hole be called damage.
     pub(crate) fn set_claimed(&self, row: usize) {
+        self.withdraw(row);
         if let Some(stale) = self.stale.get(row / 64) {
             stale.fetch_or(1 << (row % 64), Ordering::AcqRel);
+            // Again: who verified it before may have set the bit meanwhile.
+            self.withdraw(row);
         }
     }
 
     /// Every chunk is to be verified again before its next use: a disk may have changed it.
     pub(crate) fn expire(&self) {
+        if let Some(outliving) = &self.outliving {
+            for word in outliving.bits() {
+                word.store(0, Ordering::Release);
+            }
+            outliving.begun_anew();
+        }
         for (verified, stale) in self.verified.iter().zip(&self.stale) {
             stale.fetch_or(verified.load(Ordering::Acquire), Ordering::AcqRel);
         }
@@ -140,6 +202,7 @@ impl Presence {
 
     /// Forgets a chunk that turned out damaged.
     pub(crate) fn set_absent(&self, row: usize) {
+        self.withdraw(row);
         let bit = 1 << (row % 64);
         if let (Some(verified), Some(claimed)) =
             (self.verified.get(row / 64), self.claimed.get(row / 64))
@@ -149,6 +212,8 @@ impl Presence {
                 self.verified_count.fetch_sub(1, Ordering::AcqRel);
             }
         }
+        // Again: who verified it before may have set the bit meanwhile.
+        self.withdraw(row);
         self.dirty.store(true, Ordering::Release);
     }
 
@@ -167,7 +232,7 @@ impl Presence {
         (0..self.rows).filter(move |&row| wanted(self.state(row)))
     }
 
-    /// Whether every chunk was verified in this run.
+    /// Whether every chunk was verified in this run, or by a daemon before in this boot.
     pub(crate) fn all_verified(&self) -> bool {
         self.verified_count.load(Ordering::Acquire) == self.rows
     }

@@ -4,8 +4,12 @@ use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
 use serde::{Deserialize, Serialize};
 
-/// Version of the store's files. Another version is not read: its layers are fetched again.
+/// Version of what this build writes of a layer. Fields are only ever added, each with a default that
+/// says what its absence means; a build that does not know one drops it.
 const VERSION: u32 = 1;
+
+/// What that needs of its readers, if not all versions will do: without it, its own version.
+const READABLE_SINCE: Option<u32> = None;
 
 /// Most patched images one layer may have; a layer is rarely used on more than a few parents.
 pub(crate) const PATCHES_MAX: usize = 256;
@@ -24,7 +28,6 @@ pub(crate) enum Proof {
 
 /// A metadata image of the layer that has the attributes of implied directories filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Patch {
     /// Names the patch: hex of the digest of its description.
     pub(crate) key: String,
@@ -47,9 +50,10 @@ pub(crate) struct Record {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Raw {
     version: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    readable_since: Option<u32>,
     blob: String,
     location: String,
     slot: u32,
@@ -57,6 +61,12 @@ struct Raw {
     meta_sum: String,
     proof: Proof,
     patches: Vec<Patch>,
+}
+
+#[derive(Deserialize)]
+struct Versions {
+    version: u32,
+    readable_since: Option<u32>,
 }
 
 impl Record {
@@ -69,6 +79,7 @@ impl Record {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let raw = Raw {
             version: VERSION,
+            readable_since: READABLE_SINCE,
             blob: self.blob.to_string(),
             location: self.location.to_string(),
             slot: self.slot,
@@ -81,10 +92,18 @@ impl Record {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if raw.version != VERSION {
-            return Err(format!("version {} is not {VERSION}", raw.version));
+        let told = |error: serde_json::Error| error.to_string();
+        // First, since the rest may be anything in a later version.
+        let Versions {
+            version,
+            readable_since,
+        } = serde_json::from_slice(bytes).map_err(told)?;
+        if readable_since.unwrap_or(version) > VERSION {
+            return Err(format!(
+                "a later build wrote it, in version {version}; this build reads {VERSION}"
+            ));
         }
+        let raw: Raw = serde_json::from_slice(bytes).map_err(told)?;
         if raw.patches.len() > PATCHES_MAX {
             return Err(format!("it lists more than {PATCHES_MAX} patched images"));
         }
@@ -136,10 +155,34 @@ mod tests {
     fn odd_records_are_refused() {
         let mut outside = record();
         outside.patches[0].key = "../../etc".into();
-        let newer = String::from_utf8(record().encode()).unwrap();
-        let newer = newer.replace("\"version\": 1", "\"version\": 2");
-        for bad in [outside.encode(), newer.into(), b"{".to_vec(), Vec::new()] {
+        for bad in [outside.encode(), b"{".to_vec(), Vec::new()] {
             assert!(Record::decode(&bad).is_err());
         }
+    }
+
+    /// Promise: what a later build adds keeps nobody from going back to this one; what this one cannot
+    /// understand is refused in a sentence.
+    #[test]
+    fn records_of_a_later_build_are_read_if_they_say_so() {
+        let written = |as_version: &str| {
+            let text = String::from_utf8(record().encode()).unwrap();
+            let text = text.replace("\"version\": 1", as_version);
+            text.replace("\"slot\": 5", "\"slot\": 5, \"unheard of\": {}")
+                .into_bytes()
+        };
+        for later in [
+            "\"version\": 9, \"readable_since\": 1, \"new\": [1]",
+            "\"version\": 1, \"new\": 2",
+        ] {
+            let read = Record::decode(&written(later));
+            assert_eq!(read, Ok(record()), "{later}");
+        }
+        for needs in ["\"version\": 2", "\"version\": 9, \"readable_since\": 2"] {
+            let refused = Record::decode(&written(needs)).unwrap_err();
+            assert!(refused.contains("a later build wrote it"), "{refused}");
+        }
+        let needs = br#"{"version":2,"blob":["in another way"]}"#;
+        let refused = Record::decode(needs).unwrap_err();
+        assert!(refused.contains("a later build wrote it"), "{refused}");
     }
 }

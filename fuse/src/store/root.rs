@@ -17,10 +17,13 @@ use super::floor::{CachingStopped, Floor};
 use super::ledger::Ledger;
 use super::pins::Pins;
 use super::record::Record;
+use super::retired::RETIRED;
 use super::stored::{Ended, LayerStoreError, NewLayer, Rules, StoredLayer};
+use super::vouched::Vouched;
 use crate::private::private_directory;
 
-/// Version of `state.json`, and of the directory layout it stands for.
+/// Version of `state.json`, and of the directory layout it stands for. As with [`Record`], fields are only
+/// ever added, and `readable_since` says from which version on a build can read it.
 const VERSION: u32 = 1;
 
 /// Slots taken at once, so that the counter's file is not rewritten for every layer.
@@ -58,7 +61,9 @@ pub enum OpenStoreError {
     },
     /// A newer build was here.
     #[error(
-        "{path} was written by version {found} of the layout; this build reads {VERSION}: remove it or upgrade"
+        "{path} was written by a later build, in version {found} of the layout; this build reads \
+         {VERSION}: put the later build back. To go back to this one for good, let it stop in order, and \
+         remove the root directory and the images that were pulled through it"
     )]
     Version {
         /// The file.
@@ -71,7 +76,16 @@ pub enum OpenStoreError {
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     version: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    readable_since: Option<u32>,
     next_slot: u32,
+}
+
+/// What every version of [`State`] begins with.
+#[derive(Debug, Deserialize)]
+struct Versions {
+    version: u32,
+    readable_since: Option<u32>,
 }
 
 /// How much of the disk the store may take.
@@ -87,8 +101,8 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct StoreRoot {
     root: PathBuf,
-    disk: Arc<dyn Disk>,
-    rules: Rules,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) rules: Rules,
     pins: Pins,
     slots: Mutex<Slots>,
     ended: Ended,
@@ -136,6 +150,7 @@ impl StoreRoot {
         let rules = Rules {
             floor: Arc::new(floor),
             ledger: Arc::new(Ledger::new(limits.bytes_max)),
+            vouched: None,
         };
         let store = Self {
             root: root.clone(),
@@ -156,6 +171,18 @@ impl StoreRoot {
     /// The lock, for the daemon after this one.
     pub(crate) fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
+    }
+
+    /// Layers opened from now on believe what daemons before verified, by `vouched`, and keep there what
+    /// they verify.
+    pub(crate) fn believe(&mut self, vouched: Vouched) {
+        self.rules.vouched = Some(Arc::new(vouched));
+    }
+
+    /// How long ago the oldest of what was believed may have been verified.
+    pub(crate) fn oldest_verified(&self) -> Duration {
+        let vouched = self.rules.vouched.as_ref();
+        vouched.map_or(Duration::ZERO, |vouched| vouched.oldest())
     }
 
     /// Leaves the mark that everything was written down: the next start need not look for more.
@@ -195,6 +222,7 @@ impl StoreRoot {
                 .ok_or_else(|| io::Error::other("all slots were used; use a new root directory"))?;
             let state = State {
                 version: VERSION,
+                readable_since: None,
                 next_slot: reserved,
             };
             let bytes = serde_json::to_vec(&state)?;
@@ -295,7 +323,7 @@ impl StoreRoot {
     }
 
     /// Slots up to `last` are taken, whatever the counter says.
-    fn skip_slots(&self, last: u32) {
+    pub(super) fn skip_slots(&self, last: u32) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.next <= last {
             slots.next = last.saturating_add(1);
@@ -314,7 +342,7 @@ impl StoreRoot {
         }
     }
 
-    fn open_layer(&self, directory: PathBuf) -> Result<StoredLayer, LayerStoreError> {
+    pub(super) fn open_layer(&self, directory: PathBuf) -> Result<StoredLayer, LayerStoreError> {
         StoredLayer::open(directory, self.disk.clone(), self.rules.clone(), self.ended)
     }
 
@@ -332,7 +360,9 @@ impl StoreRoot {
             return;
         };
         for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(UNFINISHED) && !name.starts_with(RETIRED) {
                 let _ = self.disk.remove_directory(&entry.path());
             }
         }
@@ -388,15 +418,49 @@ fn read_state(path: &Path) -> Result<u32, OpenStoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(FIRST_SLOT),
         Err(error) => return Err(at(path)(error)),
     };
-    match serde_json::from_slice::<State>(&bytes) {
-        Ok(state) if state.version == VERSION => Ok(state.next_slot.max(FIRST_SLOT)),
-        Ok(state) => Err(OpenStoreError::Version {
+    if let Ok(told) = serde_json::from_slice::<Versions>(&bytes)
+        && told.readable_since.unwrap_or(told.version) > VERSION
+    {
+        return Err(OpenStoreError::Version {
             path: path.to_owned(),
-            found: state.version,
-        }),
+            found: told.version,
+        });
+    }
+    match serde_json::from_slice::<State>(&bytes) {
+        Ok(state) => Ok(state.next_slot.max(FIRST_SLOT)),
         Err(error) => {
             warn!(path = %path.display(), %error, "the counter of slots is damaged; starting anew");
             Ok(FIRST_SLOT)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise: what a later build wrote is read where it says so, and otherwise refused with what to do;
+    /// a damaged counter is no reason not to start.
+    #[test]
+    fn a_layout_of_a_later_build_is_read_if_it_says_so() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("state.json");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read_state(&path).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(r#"{"version":1,"next_slot":65}"#), Ok(65));
+        let added = r#"{"version":3,"readable_since":1,"next_slot":65,"new":[]}"#;
+        assert_eq!(read(added), Ok(65));
+        for needs in [
+            r#"{"version":2,"next_slot":65}"#,
+            r#"{"version":3,"readable_since":2,"slots":{"next":65}}"#,
+        ] {
+            let refused = read(needs).unwrap_err();
+            assert!(refused.contains("put the later build back"), "{refused}");
+        }
+        for damaged in ["", "{", r#"{"version":1}"#] {
+            assert_eq!(read(damaged), Ok(1), "{damaged}");
         }
     }
 }

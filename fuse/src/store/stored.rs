@@ -23,6 +23,7 @@ use super::occupied::Occupied;
 use super::presence::{ChunkState, Presence};
 use super::record::{PATCHES_MAX, Patch, Proof, Record};
 use super::uses::Uses;
+use super::vouched::{Binding, OfLayer, Vouched};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::sys::Mapping;
@@ -38,12 +39,15 @@ const SHAKY: Duration = Duration::from_secs(4);
 /// A layer whose files are open and whose index and metadata image were validated.
 #[derive(Debug)]
 pub(crate) struct StoredLayer {
-    pub(super) directory: PathBuf,
+    /// Another one once the layer is removed while somebody has it open.
+    directory: Mutex<PathBuf>,
     record: Mutex<Record>,
     pub(super) index: Index<Mapping>,
     image: Arc<Image<Mapping>>,
     pub(super) device: Device,
     pub(super) presence: Presence,
+    /// The memory behind its verified bits, if a supervisor keeps it.
+    vouched: Option<OfLayer>,
     /// Held for reading while a chunk is written or verified, for writing while some are evicted.
     pub(super) writing: RwLock<()>,
     /// Counts how often chunks were taken away: who read meanwhile reads again.
@@ -54,17 +58,18 @@ pub(crate) struct StoredLayer {
     /// When the disk last failed to give bytes back.
     failed: Mutex<Option<Instant>>,
     /// Set with the record locked.
-    retired: AtomicBool,
+    nameless: AtomicBool,
     disk: Arc<dyn Disk>,
     ended: Ended,
     rules: Rules,
 }
 
-/// What all layers of a store share: whether there is room.
+/// What all layers of a store share: whether there is room, and what daemons before verified.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) floor: Arc<Floor>,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) vouched: Option<Arc<Vouched>>,
 }
 
 /// How the run before this one ended.
@@ -201,7 +206,12 @@ impl StoredLayer {
         let is_new = !path.exists();
         let device = Device::open(&path, disk.clone(), device_len(index.tar_len()));
         let device = device.map_err(at(&path))?;
-        let presence = claims(&directory, &index, &device, is_new, ended);
+        let mut presence = claims(&directory, &index, &device, is_new, ended);
+        let all = rules.vouched.as_ref();
+        let vouched = all.and_then(|all| bits(all, &record, index.chunk_count(), &device));
+        if let Some(bits) = &vouched {
+            presence.believe(Box::new(bits.clone()));
+        }
         let last = device.file().metadata().and_then(|found| found.modified());
         let layer = Self {
             writing: RwLock::default(),
@@ -210,13 +220,14 @@ impl StoredLayer {
             direct: DirectMark::found(&directory, &*disk),
             occupied: Occupied::new(rules.ledger.clone()),
             presence,
+            vouched,
             record: Mutex::new(record),
-            directory,
+            directory: Mutex::new(directory),
             index,
             image,
             device,
             failed: Mutex::default(),
-            retired: AtomicBool::new(false),
+            nameless: AtomicBool::new(false),
             disk,
             ended,
             rules,
@@ -230,8 +241,23 @@ impl StoredLayer {
         self.ended == Ended::Badly
     }
 
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
+    pub(crate) fn directory(&self) -> PathBuf {
+        let directory = self.directory.lock();
+        directory.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives its directory the name `place`. What is written to it meanwhile finds it there.
+    pub(super) fn move_to(&self, place: &Path) -> io::Result<()> {
+        // Whoever writes holds one of them.
+        let _alone = self.writing.write().unwrap_or_else(PoisonError::into_inner);
+        let _record = self.lock_record();
+        let directory = self.directory.lock();
+        let mut directory = directory.unwrap_or_else(PoisonError::into_inner);
+        self.disk.rename(&directory, place)?;
+        place.clone_into(&mut directory);
+        // A directory of its own again.
+        self.nameless.store(false, Ordering::Release);
+        Ok(())
     }
 
     pub(crate) fn index(&self) -> &Index<Mapping> {
@@ -373,20 +399,21 @@ impl StoredLayer {
 
     /// Makes the data durable, and then writes down which chunks are there.
     pub(crate) fn sync(&self) -> Result<(), LayerStoreError> {
-        if self.retired.load(Ordering::Acquire) {
+        if self.nameless.load(Ordering::Acquire) {
             return Ok(());
         }
         self.note_use();
         if !self.presence.take_dirty() {
             return Ok(());
         }
-        let path = self.directory.join("present");
+        let path = self.directory().join("present");
         // The bits are taken before the sync: what is set later is in the next round.
         let bits = self.presence.encode();
-        let written = self
-            .device
-            .sync()
-            .and_then(|()| self.disk.replace(&path, &bits));
+        let durable = self.device.sync().inspect_err(|_| {
+            // The kernel drops pages that it could not write: what is on the disk is another thing.
+            self.presence.expire();
+        });
+        let written = durable.and_then(|()| self.disk.replace(&path, &bits));
         written.map_err(|error| {
             self.presence.mark_dirty();
             at(&path)(error)
@@ -407,9 +434,9 @@ impl StoredLayer {
 
     /// The layer is removed: nothing is written into its directory any more, which may be a new layer's
     /// of the same index soon.
-    pub(crate) fn retire(&self) {
+    pub(crate) fn lose_name(&self) {
         let _record = self.lock_record();
-        self.retired.store(true, Ordering::Release);
+        self.nameless.store(true, Ordering::Release);
     }
 
     /// Writes down what the proof found.
@@ -427,7 +454,7 @@ impl StoredLayer {
         new_slot: impl FnOnce() -> io::Result<u32>,
         make: impl FnOnce() -> Result<Vec<u8>, String>,
     ) -> Result<(PathBuf, Image<Mapping>, u32), LayerStoreError> {
-        let path = self.directory.join(format!("meta-{key}"));
+        let path = self.directory().join(format!("meta-{key}"));
         let mut record = self.lock_record();
         if let Some(patch) = record.patches.iter().find(|patch| patch.key == key)
             && let Ok(meta) = map(&path)
@@ -459,7 +486,7 @@ impl StoredLayer {
     pub(crate) fn patches(&self) -> Vec<(u32, Image<Mapping>)> {
         let record = self.record();
         let open = |patch: &Patch| {
-            let path = self.directory.join(format!("meta-{}", patch.key));
+            let path = self.directory().join(format!("meta-{}", patch.key));
             let meta = map(&path)
                 .ok()
                 .filter(|meta| sum(meta.as_ref()) == patch.sum)?;
@@ -469,6 +496,22 @@ impl StoredLayer {
         record.patches.iter().filter_map(open).collect()
     }
 
+    /// The device is about to be replaced: nobody believes what was verified of the old one.
+    pub(super) fn unbind(&self) {
+        if let Some(bits) = &self.vouched {
+            bits.unbind();
+        }
+    }
+
+    /// What is verified from now on is about the device that is there now.
+    pub(super) fn bind(&self) {
+        let Some(bits) = &self.vouched else { return };
+        // Without it, the next daemon verifies the layer itself.
+        if let Ok(binding) = Binding::of(&self.lock_record().index_sum, &self.device.file()) {
+            bits.bind(binding);
+        }
+    }
+
     /// Notes that a place of the device could not be cleared; it is overwritten when its chunk comes.
     pub(super) fn clear_failed(&self, error: &io::Error) {
         self.rules.floor.write_failed(error);
@@ -476,13 +519,13 @@ impl StoredLayer {
 
     /// The device is a new file.
     pub(super) fn unmark_direct(&self) {
-        self.direct.clear(&self.directory, &*self.disk);
+        self.direct.clear(&self.directory(), &*self.disk);
     }
 
     pub(super) fn mark_direct(&self) -> bool {
-        let marked = self.direct.set(&self.directory, &*self.disk);
+        let marked = self.direct.set(&self.directory(), &*self.disk);
         if let Err(error) = &marked {
-            tracing::warn!(layer = %self.directory.display(), %error,
+            tracing::warn!(layer = %self.directory().display(), %error,
                 "cannot mark a layer as read by the kernel; it goes on through FUSE");
         }
         marked.is_ok()
@@ -490,10 +533,10 @@ impl StoredLayer {
 
     /// The caller has the record locked.
     fn save(&self, record: &Record) -> Result<(), LayerStoreError> {
-        if self.retired.load(Ordering::Acquire) {
+        if self.nameless.load(Ordering::Acquire) {
             return Err(LayerStoreError::Removed);
         }
-        let path = self.directory.join("layer.json");
+        let path = self.directory().join("layer.json");
         self.disk
             .replace(&path, &record.encode())
             .map_err(at(&path))
@@ -506,6 +549,16 @@ impl StoredLayer {
     fn lock_record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The bits of a layer that outlive the daemon, for its device as it is now.
+fn bits(all: &Vouched, record: &Record, rows: usize, device: &Device) -> Option<OfLayer> {
+    let binding = Binding::of(&record.index_sum, &device.file());
+    let bits = binding.and_then(|binding| all.layer(record.slot, rows, binding));
+    bits.unwrap_or_else(|error| {
+        tracing::debug!(layer = %record.blob, %error, "what is verified is not kept for the next daemon");
+        None
+    })
 }
 
 /// What a former run left, by the bits it wrote down, and after a bad end by the file itself.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Instant;
 
 use nix::sys::signal::SigSet;
@@ -12,7 +12,9 @@ use rustix::net::{SocketType, sockopt};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::channel::Channel;
-use super::{MAIN_SESSION, is_supervised, systemd, word};
+use super::endings::Takeovers;
+use super::{MAIN_SESSION, is_supervised, priority, systemd, word};
+use crate::sys::spawn_with_only;
 
 /// What the supervisor wants, or that it is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +31,10 @@ pub struct Handover {
     channel: Channel,
     items: Mutex<BTreeMap<String, OwnedFd>>,
     notes: Vec<String>,
+    endings: Takeovers,
     takes_over: bool,
     began: Instant,
+    alive: Once,
 }
 
 impl Handover {
@@ -59,6 +63,7 @@ impl Handover {
 
     fn hear(channel: Channel, began: Instant) -> io::Result<Self> {
         let (mut items, mut notes) = (BTreeMap::new(), Vec::new());
+        let mut endings = Takeovers::default();
         loop {
             let Some(message) = channel.hear()? else {
                 return Err(io::Error::other("the supervisor is gone"));
@@ -66,17 +71,25 @@ impl Handover {
             match (&*message.word, message.descriptor) {
                 (word::ITEM, Some(descriptor)) => drop(items.insert(message.argument, descriptor)),
                 (word::NOTE, _) => notes.push(message.argument),
+                (word::ENDED, _) => endings.hear(&message.argument),
                 (word::BEGIN, _) => break,
                 // A word of a supervisor from a later build.
                 _ => {}
             }
         }
+        let takes_over = items.contains_key(MAIN_SESSION);
+        if takes_over && endings == Takeovers::default() {
+            // A supervisor of an earlier build, or one that was restarted.
+            endings.unknown = 1;
+        }
         Ok(Self {
             channel,
-            takes_over: items.contains_key(MAIN_SESSION),
+            takes_over,
+            endings,
             items: Mutex::new(items),
             notes,
             began,
+            alive: Once::new(),
         })
     }
 
@@ -88,6 +101,11 @@ impl Handover {
     /// What the supervisor had to tell of daemons before.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// How the daemons ended that this one takes over from.
+    pub(crate) fn endings(&self) -> Takeovers {
+        self.endings
     }
 
     /// When this process began to listen to its supervisor.
@@ -119,11 +137,14 @@ impl Handover {
 
     /// Tells that this daemon serves the mounts of the one before.
     pub(crate) fn serving(&self) {
+        self.alive.call_once(|| self.show_life());
         self.say(word::SERVING, "", None);
     }
 
     /// Tells that this daemon serves containerd, too.
     pub fn ready(&self) {
+        self.alive.call_once(|| self.show_life());
+        priority::calm_down();
         self.say(word::READY, "", None);
     }
 
@@ -135,6 +156,23 @@ impl Handover {
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return Bidding::Gone,
             }
+        }
+    }
+
+    /// Gives the supervisor one end of a pipe whose other end a thread has that does nothing, and nobody
+    /// else: the first to die when the process is killed, while others still wait for a processor or for
+    /// the kernel, and hold what all have.
+    fn show_life(&self) {
+        let shown = std::io::pipe().and_then(|(theirs, ours)| {
+            spawn_with_only("larder-alive", ours.into(), |_ours| {
+                loop {
+                    std::thread::park();
+                }
+            })?;
+            self.channel.say(word::ALIVE, "", Some(theirs.as_fd()))
+        });
+        if let Err(error) = shown {
+            tracing::debug!(%error, "the supervisor will hear late of this daemon's end");
         }
     }
 

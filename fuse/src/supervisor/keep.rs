@@ -16,6 +16,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::channel::{Channel, Message};
+use super::endings::{self, Takeovers};
+use super::priority;
 use super::restarts::Restarts;
 use super::systemd::{self, Systemd};
 use super::{ITEMS_MAX, SUPERVISED, word};
@@ -35,7 +37,8 @@ const REAP_UNHURRIED: Duration = Duration::from_secs(2);
 /// the kernel does until the next daemon gives that answer.
 const STUCK_MAX: Duration = Duration::from_millis(200);
 
-/// `PIDFD_THREAD`: tells of the end of the first thread, whatever the others do. Since 6.9.
+/// `PIDFD_THREAD`: tells of the end of the first thread, whatever the others do. Since 6.9; later kernels
+/// keep it back until the others have ended, too.
 const FIRST_THREAD: u32 = 0o200;
 
 /// The program of this process, also after its file was replaced or removed.
@@ -64,6 +67,7 @@ pub enum SuperviseError {
 /// thread, before it opens anything.
 pub fn supervise(program: &Path, arguments: &[OsString]) -> Result<u8, SuperviseError> {
     let kept = systemd::kept();
+    priority::hurry();
     let mut mask = SigSet::empty();
     for signal in [
         Signal::SIGTERM,
@@ -85,6 +89,7 @@ pub fn supervise(program: &Path, arguments: &[OsString]) -> Result<u8, Supervise
         systemd: Systemd::find(),
         restarts: Restarts::default(),
         notes: Vec::new(),
+        endings: Takeovers::default(),
         wants_end: false,
     };
     supervisor.run()
@@ -99,6 +104,8 @@ struct Supervisor {
     restarts: Restarts,
     /// For the log of the next daemon.
     notes: Vec<String>,
+    /// How daemons ended since one last served.
+    endings: Takeovers,
     /// Whether any daemon ever did: then there may be mounts that wait for one.
     has_served: bool,
     /// SIGTERM or SIGINT came.
@@ -109,7 +116,8 @@ struct Supervisor {
 struct Running {
     child: Child,
     channel: Channel,
-    /// Readable once its first thread has ended.
+    /// Readable once it is being killed, whatever its threads still wait for: the end of its first
+    /// thread, or, where the kernel tells that only with the last one's, what the daemon gave for it.
     first_thread: Option<OwnedFd>,
     /// Since when it serves.
     serves: Option<Instant>,
@@ -149,8 +157,10 @@ impl Supervisor {
             gone.push(running.child);
             let now = Instant::now();
             let served = running.serves.map(|since| now - since);
-            let pause = self.restarts.died(now, served, failed(status));
+            let failed = status.is_some_and(endings::failed);
+            let pause = self.restarts.died(now, served, failed);
             self.note(status, served);
+            self.endings.add(Takeovers::after(status));
             if pause.is_loop {
                 let told = format!(
                     "the daemon {}, again and again; mounts wait. The next attempt is in {} s",
@@ -193,6 +203,9 @@ impl Supervisor {
         }
         for note in self.notes.drain(..) {
             drop(channel.say(word::NOTE, &note, None));
+        }
+        for ended in self.endings.words() {
+            drop(channel.say(word::ENDED, &ended, None));
         }
         drop(channel.say(word::BEGIN, "", None));
         let first_thread = rustix::process::Pid::from_child(&child);
@@ -237,6 +250,7 @@ impl Supervisor {
             }
             if ended {
                 running.first_thread = None;
+                priority::hasten(rustix::process::Pid::from_child(&running.child));
                 running.deadline = Some(Instant::now() + STUCK_MAX);
             }
             if running.deadline.is_some_and(|end| end <= Instant::now()) {
@@ -269,8 +283,11 @@ impl Supervisor {
                 self.systemd.remove(&name);
                 self.items.remove(&name);
             }
+            (word::ALIVE, Some(descriptor)) => running.first_thread = Some(descriptor),
             (word::SERVING, _) => {
                 running.serves.get_or_insert_with(Instant::now);
+                // It has counted them.
+                self.endings = Takeovers::default();
             }
             (word::READY, _) => {
                 running.serves.get_or_insert_with(Instant::now);
@@ -389,24 +406,6 @@ fn came_to(status: Option<ExitStatus>) -> String {
             (None, code) => format!("ended with exit code {}", code.unwrap_or(0)),
         },
         None => "died".to_owned(),
-    }
-}
-
-/// Whether a daemon ended by its own fault: not when somebody killed it, and not when it made room for
-/// the next one in order.
-fn failed(status: Option<ExitStatus>) -> bool {
-    const OUTSIDE: [Signal; 5] = [
-        Signal::SIGKILL,
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-    ];
-    let signal = status.and_then(|status| status.signal());
-    let signal = signal.and_then(|number| Signal::try_from(number).ok());
-    match (signal, status) {
-        (Some(signal), _) => !OUTSIDE.contains(&signal),
-        (None, status) => status.is_some_and(|status| !status.success()),
     }
 }
 

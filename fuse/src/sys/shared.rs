@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -12,7 +13,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 /// that nobody wrote to take no memory.
 #[derive(Debug)]
 pub(crate) struct SharedNumbers {
-    file: File,
+    file: Arc<File>,
     start: NonNull<AtomicU64>,
     len: usize,
 }
@@ -27,10 +28,18 @@ impl SharedNumbers {
 
     /// Memory that another process made for `len` numbers or more.
     pub(crate) fn of(file: File, len: usize) -> io::Result<Self> {
+        Self::part(&Arc::new(file), 0, len)
+    }
+
+    /// The `len` numbers of `file` that begin at byte `at`, a multiple of the page.
+    pub(crate) fn part(file: &Arc<File>, at: u64, len: usize) -> io::Result<Self> {
         let bytes = len * size_of::<AtomicU64>();
-        if len == 0 || file.metadata()?.len() < bytes as u64 {
+        let end = at.checked_add(bytes as u64);
+        let there = file.metadata()?.len();
+        if len == 0 || end.is_none_or(|end| there < end) {
             return Err(io::Error::other("the shared memory is too short"));
         }
+        let place = libc::off_t::try_from(at).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address the kernel chooses disturbs no memory of ours; the
         // descriptor is open for the length of the call and the result is checked.
         let start = unsafe {
@@ -40,13 +49,14 @@ impl SharedNumbers {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED | libc::MAP_NORESERVE,
                 file.as_raw_fd(),
-                0,
+                place,
             )
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
+        let file = Arc::clone(file);
         Ok(Self { file, start, len })
     }
 
@@ -90,7 +100,12 @@ mod tests {
         drop(first);
         let second = SharedNumbers::of(File::from(descriptor), 1 << 30).unwrap();
         assert_eq!(second.numbers()[1 << 29].load(Ordering::Relaxed), 3);
-        let descriptor = second.as_fd().try_clone_to_owned().unwrap();
-        assert!(SharedNumbers::of(File::from(descriptor), (1 << 30) + 1).is_err());
+        let file = Arc::new(File::from(second.as_fd().try_clone_to_owned().unwrap()));
+        let part = SharedNumbers::part(&file, 8 << 29, 512).unwrap();
+        assert_eq!(part.numbers()[0].load(Ordering::Relaxed), 3);
+        let beyond = [(0, (1 << 30) + 1), (8 << 30, 1), (u64::MAX - 7, 1)];
+        for (at, len) in beyond {
+            assert!(SharedNumbers::part(&file, at, len).is_err(), "{at}");
+        }
     }
 }

@@ -172,8 +172,12 @@ fn store(store: &Store) -> String {
         0 => "no limit".to_owned(),
         limit => format!("limit {}", size(limit)),
     };
+    let removed = match store.removed {
+        0 => String::new(),
+        removed => format!(" {} of removed layers that are open,", size(removed)),
+    };
     format!(
-        "store: {} on disk ({limit}), {} of it evictable, {} pinned, {} indexes and records; \
+        "store: {} on disk ({limit}), {} of it evictable, {} pinned,{removed} {} indexes and records; \
          database {}",
         size(store.total),
         size(store.evictable),
@@ -324,6 +328,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
             "overhead": store.overhead,
             "evictable": store.evictable,
             "pinned": store.pinned,
+            "removed": store.removed,
             "database": store.database,
         })),
         "layers_proven": status.layers_proven,
@@ -474,6 +479,7 @@ mod tests {
             limit: 10_000_000_000,
             total: 2_000_000_000,
             overhead: 20_000_000,
+            removed: 3_000_000,
             ..Store::default()
         });
         status.layers = vec![Layer {
@@ -485,6 +491,10 @@ mod tests {
         let told = text(&status);
         assert!(
             told.contains("store: 2.0 GB on disk (limit 10.0 GB), 0 bytes of it evictable"),
+            "{told}"
+        );
+        assert!(
+            told.contains("3.0 MB of removed layers that are open"),
             "{told}"
         );
         let line = "1.0 MB on disk, 0 bytes beside, last read 2027-01-15T08:00:00Z, not in use, \

@@ -154,12 +154,15 @@ impl Lazy {
         };
         self.plane.unmount(&store.fs(id)).await?;
         failpoint("reap: unmounted");
-        blocking(store, move |store| store.forget_layer(id)).await?;
-        self.set_missing(id, None);
         if let Some(wanted) = Wanted::from_facts(&facts) {
+            // Who has files of it open goes on reading: a daemon that took over does not know yet where
+            // the bytes are.
+            self.plane.attach(&wanted);
             self.free(store, &[wanted.index.digest]).await?;
             failpoint("reap: layer freed");
         }
+        blocking(store, move |store| store.forget_layer(id)).await?;
+        self.set_missing(id, None);
         Ok(())
     }
 

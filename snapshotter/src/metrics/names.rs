@@ -72,6 +72,13 @@ pub(super) const STARTED: Name = Name::gauge(
 )
 .in_unit(Unit::Seconds);
 
+pub(super) const TAKEOVERS: Name = Name::counter(
+    "larder_takeovers",
+    "Daemons that went on with what one before served, by how that had ended: killed, failed, \
+     replaced (in order, as for an upgrade) or unknown. Counted across daemons, from a full start on.",
+)
+.by(&["cause"]);
+
 pub(super) const LOGGED: Name = Name::counter(
     "larder_log_events",
     "Lines logged, by level: warn or error.",
@@ -220,6 +227,7 @@ pub(super) const TOKEN_REQUESTS: Name = Name::counter(
 pub(super) const ALL: &[&Name] = &[
     &BUILD,
     &STARTED,
+    &TAKEOVERS,
     &LOGGED,
     &SNAPSHOTS,
     &DATABASE,

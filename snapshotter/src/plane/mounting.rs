@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use futures_util::future::BoxFuture;
-use larder_fuse::supervisor::Handover;
+use larder_fuse::supervisor::{Handover, Takeovers};
 use larder_fuse::{
     CachingStopped, Counts, DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory,
     Layer, LayerId, LayerSpec, LayerState, Observer, RegistrySource, Source, StartError,
@@ -123,11 +123,23 @@ impl MountingPlane {
     ) -> Self {
         let ports = &config.registry.ports;
         let lookup = containerd.map(|one| Arc::new(Lookup::new(one, ports.clone())));
-        Self {
+        let mounting = Self {
             plane,
             registries,
             lookup,
             adding: Mutex::default(),
+        };
+        mounting.attach_removed();
+        mounting
+    }
+
+    /// Gives sources to layers that were removed by a daemon before and are still read.
+    fn attach_removed(&self) {
+        for layer in self.plane.removed_layers() {
+            let facts = serde_json::from_slice(layer.origin()).ok();
+            if let Some(wanted) = facts.as_ref().and_then(Wanted::from_facts) {
+                layer.set_sources(self.sources(&wanted), self.elsewhere(&wanted));
+            }
         }
     }
 
@@ -177,11 +189,10 @@ impl Plane for MountingPlane {
         };
         Box::pin(async move {
             let _added = Added::note(&self.adding, &spec);
-            self.plane
-                .add_layer(spec)
-                .await
-                .map(drop)
-                .map_err(|error| refused(&error))
+            let added = self.plane.add_layer(spec).await;
+            let layer = added.map_err(|error| refused(&error))?;
+            layer.set_origin(wanted.origin());
+            Ok(())
         })
     }
 
@@ -196,6 +207,7 @@ impl Plane for MountingPlane {
         let Some(layer) = self.layer(&wanted.index.digest) else {
             return false;
         };
+        layer.set_origin(wanted.origin());
         layer.set_sources(self.sources(wanted));
         layer.set_elsewhere(self.elsewhere(wanted));
         true
@@ -329,6 +341,10 @@ impl Plane for MountingPlane {
 
     fn settle(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.plane.settle())
+    }
+
+    fn takeovers(&self) -> Takeovers {
+        self.plane.takeovers()
     }
 
     fn lost(&self) -> Option<u64> {

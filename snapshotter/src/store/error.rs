@@ -42,7 +42,11 @@ pub enum StoreError {
     #[error("{0} is in use: another larder-snapshotter owns this root directory")]
     InUse(PathBuf),
     /// A newer build wrote the database.
-    #[error("the snapshot database has version {found}, this build reads {newest}: upgrade it")]
+    #[error(
+        "a later build wrote the snapshot database, in version {found}; this build reads {newest}: put the \
+         later build back. To go back to this one for good, remove the root directory and the images that \
+         were pulled through it"
+    )]
     TooNew {
         /// Version in the database.
         found: u64,

@@ -24,9 +24,11 @@ pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("me
 
 /// In [`META`]: no id at or above it was ever used.
 pub(super) const NEXT_ID: &str = "next_id";
-/// In [`META`]: version of the tables.
+/// In [`META`]: version of the tables. Tables, and fields of records, are only ever added.
 const VERSION: &str = "version";
-/// The version this build writes and reads.
+/// In [`META`]: from which version on a build can use them; without it, from their own.
+const READABLE_SINCE: &str = "readable_since";
+/// The version this build writes.
 const VERSION_NEWEST: u64 = 1;
 
 /// Longest chain of parents: the kernel refuses overlays of more than 500 layers, so a longer
@@ -44,8 +46,9 @@ pub(super) fn prepare(database: &Database) -> Result<u64, StoreError> {
         txn.open_table(REMOVED)?;
         let mut meta = txn.open_table(META)?;
         let found = meta.get(VERSION)?.map(|value| value.value());
+        let since = meta.get(READABLE_SINCE)?.map(|value| value.value());
         match found {
-            Some(found) if found > VERSION_NEWEST => {
+            Some(found) if since.unwrap_or(found) > VERSION_NEWEST => {
                 return Err(StoreError::TooNew {
                     found,
                     newest: VERSION_NEWEST,

@@ -308,10 +308,33 @@ fn a_database_of_a_newer_build_is_refused() {
     txn.commit().unwrap();
     let World { dir, store } = world;
     drop(store);
-    assert!(matches!(
-        Store::open(dir.path()),
-        Err(StoreError::TooNew { found: 99, .. })
-    ));
+    let refused = Store::open(dir.path()).unwrap_err();
+    assert!(matches!(refused, StoreError::TooNew { found: 99, .. }));
+    assert!(refused.to_string().contains("put the later build back"));
+}
+
+/// Promise: what a later build adds to database and records keeps nobody from going back to this one.
+#[test]
+fn a_database_of_a_later_build_is_used_if_it_says_so() {
+    let world = World::new();
+    world.active("kept", "").unwrap();
+    let txn = world.store.database.begin_write().unwrap();
+    {
+        let mut meta = txn.open_table(META).unwrap();
+        meta.insert("version", 99).unwrap();
+        meta.insert("readable_since", 1).unwrap();
+        let mut records = txn.open_table(SNAPSHOTS).unwrap();
+        let written = records.get("kept").unwrap().unwrap().value().to_vec();
+        let mut record: serde_json::Value = serde_json::from_slice(&written).unwrap();
+        record["unheard of"] = 1.into();
+        let written = serde_json::to_vec(&record).unwrap();
+        records.insert("kept", written.as_slice()).unwrap();
+    }
+    txn.commit().unwrap();
+    let World { dir, store } = world;
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.stat("kept").unwrap().kind, Kind::Active);
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn nothing_is_written_of_a_layer_that_was_removed() {
     };
     let old = add(1);
     old.set_proof(Proof::Pending).unwrap();
-    old.retire();
+    old.lose_name();
     root.remove(&fixture.index.digest);
     let new = add(2);
     assert!(matches!(

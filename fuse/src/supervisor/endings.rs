@@ -1,0 +1,132 @@
+//! How daemons ended, as it is counted.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+/// Takeovers, by how the daemon before had ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Takeovers {
+    /// Somebody ended it by a signal, or the kernel did for want of memory.
+    pub killed: u64,
+    /// By its own fault: it crashed, or gave up.
+    pub failed: u64,
+    /// It made room in order, as for an upgrade.
+    pub replaced: u64,
+    /// Nobody saw it.
+    pub unknown: u64,
+}
+
+impl Takeovers {
+    /// One, after a daemon that ended so.
+    pub(super) fn after(status: Option<ExitStatus>) -> Self {
+        let mut one = Self::default();
+        let count = match status {
+            None => &mut one.unknown,
+            Some(status) if failed(status) => &mut one.failed,
+            Some(status) if status.signal().is_some() => &mut one.killed,
+            Some(_) => &mut one.replaced,
+        };
+        *count = 1;
+        one
+    }
+
+    /// The causes and their counts.
+    pub fn all(&self) -> [(&'static str, u64); 4] {
+        let mut copy = *self;
+        copy.all_mut().map(|(cause, count)| (cause, *count))
+    }
+
+    /// Adds those of `others`.
+    pub(crate) fn add(&mut self, others: Self) {
+        for ((_, count), (_, more)) in self.all_mut().into_iter().zip(others.all()) {
+            *count = count.saturating_add(more);
+        }
+    }
+
+    /// What [`Takeovers::words`] said, in this build or another; a cause that is not known is none.
+    pub(super) fn hear(&mut self, words: &str) {
+        let Some((cause, count)) = words.split_once(' ') else {
+            return;
+        };
+        let Ok(more) = count.parse() else { return };
+        let causes = self.all_mut().into_iter();
+        let known = causes.filter(|(name, _)| *name == cause);
+        known.for_each(|(_, count)| *count = count.saturating_add(more));
+    }
+
+    /// In words for another process, a message each.
+    pub(super) fn words(&self) -> Vec<String> {
+        let counted = self.all().into_iter().filter(|(_, count)| *count > 0);
+        counted
+            .map(|(cause, count)| format!("{cause} {count}"))
+            .collect()
+    }
+
+    fn all_mut(&mut self) -> [(&'static str, &mut u64); 4] {
+        [
+            ("killed", &mut self.killed),
+            ("failed", &mut self.failed),
+            ("replaced", &mut self.replaced),
+            ("unknown", &mut self.unknown),
+        ]
+    }
+}
+
+/// Whether a daemon ended by its own fault: not when somebody killed it, and not when it made room for
+/// the next one in order.
+pub(super) fn failed(status: ExitStatus) -> bool {
+    const OUTSIDE: [Signal; 5] = [
+        Signal::SIGKILL,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ];
+    let signal = status.signal().map(Signal::try_from);
+    match signal {
+        Some(Ok(signal)) => !OUTSIDE.contains(&signal),
+        _ => !status.success(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise: each end is counted by its cause, over words to another build, too.
+    #[test]
+    fn ends_are_told_apart() {
+        // As wait(2) gives them: a signal, or a code in the second byte.
+        let status = |raw| Some(ExitStatus::from_raw(raw));
+        let (killed, crashed) = (Signal::SIGKILL as i32, Signal::SIGSEGV as i32);
+        let mut sum = Takeovers::default();
+        for ended in [
+            None,
+            status(0),
+            status(1 << 8),
+            status(killed),
+            status(crashed),
+        ] {
+            sum.add(Takeovers::after(ended));
+        }
+        let expected = Takeovers {
+            killed: 1,
+            failed: 2,
+            replaced: 1,
+            unknown: 1,
+        };
+        assert_eq!(sum, expected);
+        let mut heard = Takeovers::default();
+        for words in sum.words() {
+            heard.hear(&words);
+        }
+        for nonsense in ["", "killed", "killed x", "eaten 3"] {
+            heard.hear(nonsense);
+        }
+        assert_eq!(heard, expected);
+    }
+}
