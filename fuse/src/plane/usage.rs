@@ -21,6 +21,8 @@ pub struct StoreUsage {
     pub evictable: u64,
     /// Of `data`, what is pinned.
     pub pinned: u64,
+    /// What is to stay free on the disk: below it, nothing that is fetched is kept.
+    pub floor: u64,
 }
 
 impl Plane {
@@ -33,6 +35,7 @@ impl Plane {
         let rules = self.store.rules();
         let mut usage = StoreUsage {
             limit: rules.ledger.limit(),
+            floor: rules.floor.bytes(),
             overhead: blocks(&self.store.root().join("store")),
             ..StoreUsage::default()
         };
