@@ -24,4 +24,5 @@ pub mod service;
 pub mod snapshots;
 pub mod socket;
 pub mod store;
+pub mod survey;
 pub mod usage;

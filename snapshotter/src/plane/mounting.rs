@@ -163,7 +163,7 @@ impl MountingPlane {
 }
 
 fn refused(error: &dyn std::fmt::Display) -> PlaneError {
-    PlaneError(error.to_string())
+    PlaneError::Failed(error.to_string())
 }
 
 impl Plane for MountingPlane {
@@ -181,7 +181,10 @@ impl Plane for MountingPlane {
                 .add_layer(spec)
                 .await
                 .map(drop)
-                .map_err(|error| refused(&error))
+                .map_err(|error| match error.is_disk_full() {
+                    true => PlaneError::DiskFull(error.to_string()),
+                    false => refused(&error),
+                })
         })
     }
 
