@@ -36,9 +36,10 @@ pub const INDEX_STORED_BYTES_MAX: u64 = INDEX_BYTES_MAX;
 /// Sections an index may have: ours has four; the rest is room for compatible additions.
 pub const SECTIONS_MAX: usize = 16;
 
-/// Entries a tree may have, hard links included. The largest images there are have a million in all their
-/// layers. What knows a layer as a tree pays MEMORY for each: converting one at this limit takes CONVERT,
-/// proving it on a node PROVE.
+/// Entries a tree may have, hard links included, the root not. The largest images there are have a million
+/// in all their layers. A tree of a tar takes about 190 bytes for each entry: of a layer at this limit the
+/// converter had 397 MB at the peak, and comparing the tree of its tar with that of its index, as the proof on
+/// a node does, 465 MB (resident, measured).
 pub const ENTRIES_MAX: usize = 1 << 20;
 
 /// Longest name of one directory entry, bytes: Linux NAME_MAX, and EROFS's own limit.

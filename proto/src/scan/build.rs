@@ -300,7 +300,8 @@ impl Builder {
         self.bytes += bytes as u64;
         let nodes = self.tree.nodes.len();
         let sum = self.bytes + nodes as u64 * NODE_BYTES;
-        if nodes.max(self.entries) > limits::ENTRIES_MAX {
+        // The root directory is no entry.
+        if (nodes - 1).max(self.entries) > limits::ENTRIES_MAX {
             return Err(TOO_MANY.into());
         }
         if sum > limits::INDEX_BYTES_MAX {

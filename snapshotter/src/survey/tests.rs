@@ -1,3 +1,5 @@
+//! What two looks make of each other, and what is told of it.
+
 use super::look::Look;
 use super::*;
 

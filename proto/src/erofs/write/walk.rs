@@ -38,7 +38,7 @@ pub(super) fn walk(tree: &Tree) -> Result<Walk, WriteError> {
     ) {
         return Err(not_a_tree("the first node of a tree is its root directory"));
     }
-    if nodes > limits::ENTRIES_MAX {
+    if nodes - 1 > limits::ENTRIES_MAX {
         return Err(Refusal::Unrepresentable("the layer has too many entries").at(Vec::new()));
     }
     check_attributes(tree.node(ROOT)).map_err(|refusal| refusal.at(Vec::new()))?;
