@@ -1,8 +1,9 @@
-//! containerd's services, as a client of its socket: content, images, leases and snapshots.
+//! containerd's services, as a client of its socket: content, images, leases, snapshots, and what it says of itself.
 
 mod connector;
 mod content;
 mod events;
+mod introspect;
 mod session;
 
 use std::io;

@@ -22,6 +22,15 @@ impl AccessError {
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Containerd(ContainerdError::NoSuchBlob { .. }))
     }
+
+    /// Whether the place says that it has no such blob.
+    pub fn is_no_such_blob(&self) -> bool {
+        match self {
+            Self::Registry(error) => error.is_not_found(),
+            Self::Layout(LayoutError::NoSuchBlob { .. }) => true,
+            other => other.is_absent(),
+        }
+    }
 }
 
 /// An image that cannot be reached, read or written.

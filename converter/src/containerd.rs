@@ -169,7 +169,9 @@ impl ContainerdSource {
             .await;
         let mut parts = parts.map_err(|error| self.lacks(digest, error))?;
         while let Some(part) = parts.next().await {
-            let part = part.map_err(CallError::of("read a blob"))?;
+            // Whether there is such a blob is told with the first part.
+            let part = part.map_err(CallError::of("read a blob"));
+            let part = part.map_err(|error| self.lacks(digest, error))?;
             let missing = usize::try_from(len).unwrap_or(usize::MAX) - bytes.len();
             bytes.extend_from_slice(&part[..missing.min(part.len())]);
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::convert::{Image as Loaded, ManifestFacts};
 use crate::plan::{ManifestPlan, OPTIONS};
 use crate::source::Source;
-use crate::view::open_index;
+use crate::view::{ViewError, open_index};
 
 /// An image.
 #[derive(Debug, Serialize)]
@@ -48,6 +48,9 @@ pub struct LayerDetails {
     /// What its index says, if it has one that can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub larder: Option<IndexDetails>,
+    /// That it is not there, and what to do: containerd keeps the layers of lazily pulled images elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub absent: Option<String>,
     /// Why an index it claims to have cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -95,21 +98,26 @@ pub async fn inspect(source: &Source, image: &Loaded) -> ImageReport {
             layers: Vec::new(),
         };
         for layer in &node.manifest.layers {
-            let (larder, problem) = match open_index(source, layer).await {
-                Ok(None) => (None, None),
-                Ok(Some(index)) => match index_details(layer, &index) {
-                    Ok(details) => (Some(details), None),
-                    Err(problem) => (None, Some(problem)),
-                },
-                Err(error) => (None, Some(error.to_string())),
-            };
-            details.layers.push(LayerDetails {
+            let mut known = LayerDetails {
                 digest: layer.digest.to_string(),
                 media_type: layer.media_type.clone(),
                 size: layer.size,
-                larder,
-                problem,
-            });
+                larder: None,
+                absent: None,
+                problem: None,
+            };
+            match open_index(source, layer).await {
+                Ok(None) => {}
+                Ok(Some(index)) => match index_details(layer, &index) {
+                    Ok(details) => known.larder = Some(details),
+                    Err(problem) => known.problem = Some(problem),
+                },
+                Err(ViewError::Access(error)) if error.is_no_such_blob() => {
+                    known.absent = Some(error.to_string());
+                }
+                Err(error) => known.problem = Some(error.to_string()),
+            }
+            details.layers.push(known);
         }
         report.manifests.push(details);
     }

@@ -134,24 +134,31 @@ pub fn larder_location(layer: &Descriptor) -> Option<IndexLocation> {
 pub struct PlatformFilter {
     os: String,
     architecture: String,
+    /// Without one, every variant is meant; the plainest one is empty.
     variant: Option<String>,
+    /// As it was written.
+    text: String,
 }
 
 impl std::str::FromStr for PlatformFilter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split('/').map(str::to_owned);
+        let mut parts = text.split('/').map(str::to_lowercase);
         let (os, architecture, variant) = (parts.next(), parts.next(), parts.next());
         match (os, architecture, variant, parts.next()) {
             (Some(os), Some(architecture), variant, None)
                 if !os.is_empty() && !architecture.is_empty() =>
             {
-                let (architecture, implied) = normalised(architecture);
+                // Two names of Linux say which variant they mean.
+                let says = variant.is_some() || matches!(&*architecture, "armhf" | "armel");
+                let named = variant.as_deref().unwrap_or_default();
+                let (architecture, variant) = normalised(&architecture, named);
                 Ok(Self {
                     os,
                     architecture,
-                    variant: variant.or(implied),
+                    variant: says.then_some(variant),
+                    text: text.to_owned(),
                 })
             }
             _ => Err(format!(
@@ -161,32 +168,42 @@ impl std::str::FromStr for PlatformFilter {
     }
 }
 
-/// The names of Go for what Linux calls its architectures, as containerd's `platforms` has them.
-fn normalised(architecture: String) -> (String, Option<String>) {
-    match architecture.as_str() {
-        "x86_64" | "x86-64" => ("amd64".into(), None),
-        "aarch64" => ("arm64".into(), None),
-        "armhf" => ("arm".into(), Some("v7".into())),
-        "armel" => ("arm".into(), Some("v6".into())),
-        "i386" | "i686" => ("386".into(), None),
-        _ => (architecture, None),
-    }
+/// Architecture and variant as containerd's `platforms` writes them: Go's names for what Linux calls its
+/// architectures, and no variant where it is the plainest one.
+fn normalised(architecture: &str, variant: &str) -> (String, String) {
+    let (architecture, variant) = match (architecture, variant) {
+        ("i386" | "i686", _) => ("386", ""),
+        ("x86_64" | "x86-64" | "amd64", "" | "v1") => ("amd64", ""),
+        ("x86_64" | "x86-64", other) => ("amd64", other),
+        ("aarch64" | "arm64", "" | "8" | "v8") => ("arm64", ""),
+        ("aarch64", other) => ("arm64", other),
+        ("armhf", _) => ("arm", "v7"),
+        ("armel", _) => ("arm", "v6"),
+        ("arm", "" | "7") => ("arm", "v7"),
+        ("arm", "5") => ("arm", "v5"),
+        ("arm", "6") => ("arm", "v6"),
+        ("arm", "8") => ("arm", "v8"),
+        other => other,
+    };
+    (architecture.to_owned(), variant.to_owned())
 }
 
 impl std::fmt::Display for PlatformFilter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant
-            .as_ref()
-            .map_or(Ok(()), |variant| write!(f, "/{variant}"))
+        f.write_str(&self.text)
     }
 }
 
 impl PlatformFilter {
     /// Whether the filter lets a platform through; without a variant it lets every one through.
     pub fn admits(&self, platform: &Platform) -> bool {
+        let variant = platform.variant.as_deref().unwrap_or_default();
+        let (architecture, variant) = normalised(&platform.architecture, variant);
         self.os == platform.os
-            && self.architecture == platform.architecture
-            && (self.variant.is_none() || self.variant == platform.variant)
+            && self.architecture == architecture
+            && self
+                .variant
+                .as_ref()
+                .is_none_or(|wanted| *wanted == variant)
     }
 }

@@ -30,6 +30,7 @@ mod pins;
 mod presence;
 mod record;
 mod retired;
+mod room;
 mod root;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]
@@ -47,6 +48,7 @@ pub use occupied::OnDisk;
 pub use pins::PinError;
 pub(crate) use presence::ChunkState;
 pub(crate) use record::{Proof, Record};
+pub(crate) use room::Room;
 pub use root::OpenStoreError;
 pub(crate) use root::{Limits, StoreRoot};
 pub(crate) use stored::{Checked, LayerStoreError, NewLayer, StoredLayer};

@@ -5,8 +5,8 @@
 pub const BLOCK: u64 = 512;
 
 /// Largest tar, bytes: EROFS addresses device blocks with 32 bits, and 2^32 × 512 B = 2 TiB. The
-/// metadata image takes the lowest addresses of the same space, hence the subtraction.
-pub const TAR_BYTES_MAX: u64 = (1 << 32) * BLOCK - INDEX_BYTES_MAX;
+/// metadata image takes the lowest addresses of the same space, hence the subtraction: twice what it may have.
+pub const TAR_BYTES_MAX: u64 = (1 << 32) * BLOCK - (256 << 20);
 
 /// Largest uncompressed chunk, bytes. It bounds what one read must fetch and decompress, and the
 /// memory of one verification; runs of zeros are the only chunks that come near it by default.
@@ -25,8 +25,9 @@ pub const CHUNK_TARGET_DEFAULT: u32 = 256 << 10;
 /// `n + n/256 + 64`, rounded up generously for [`CHUNK_BYTES_MAX`].
 pub const FRAME_BYTES_MAX: u32 = CHUNK_BYTES_MAX + (CHUNK_BYTES_MAX >> 7);
 
-/// Largest decoded index, bytes: two million files at 110 B each, and their chunk table.
-pub const INDEX_BYTES_MAX: u64 = 256 << 20;
+/// Largest decoded index, bytes: [`ENTRIES_MAX`] files at 110 B each, and the chunk table of 50 GB; or that of
+/// 400 GB alone. A node has it in memory once while it decodes one.
+pub const INDEX_BYTES_MAX: u64 = 128 << 20;
 
 /// Largest stored (compressed) index, bytes. An index that does not compress at all is not one
 /// of ours, but it must still fit a skippable frame, whose length has 32 bits.
@@ -35,9 +36,11 @@ pub const INDEX_STORED_BYTES_MAX: u64 = INDEX_BYTES_MAX;
 /// Sections an index may have: ours has four; the rest is room for compatible additions.
 pub const SECTIONS_MAX: usize = 16;
 
-/// Entries a tree may have, hard links included; above it the index would exceed
-/// [`INDEX_BYTES_MAX`] at the format's smallest cost per file.
-pub const ENTRIES_MAX: usize = 4 << 20;
+/// Entries a tree may have, hard links included, the root not. The largest images there are have a million
+/// in all their layers. A tree of a tar takes about 190 bytes for each entry: of a layer at this limit the
+/// converter had 397 MB at the peak, and comparing the tree of its tar with that of its index, as the proof on
+/// a node does, 465 MB (resident, measured).
+pub const ENTRIES_MAX: usize = 1 << 20;
 
 /// Longest name of one directory entry, bytes: Linux NAME_MAX, and EROFS's own limit.
 pub const NAME_BYTES_MAX: usize = 255;

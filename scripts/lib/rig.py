@@ -197,7 +197,11 @@ class Node:
                 if self.ports:
                     out.write(f'[hosts]\n"{registry.split(":")[0]}" = "{registry}"\n')
             self.start_snapshotter()
-        self.background([os.path.join(self.directory, "containerd"), "-c", config], "containerd.log")
+        self.start_containerd()
+
+    def start_containerd(self):
+        config = os.path.join(self.work, "containerd.toml")
+        self.containerd = self.background([os.path.join(self.directory, "containerd"), "-c", config], "containerd.log")
         wait_for(lambda: self.ctr_ok("version"), "containerd to answer", self.log)
 
     def start_snapshotter(self):

@@ -5,6 +5,7 @@ mod images;
 mod pins;
 
 use std::collections::HashSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use larder_fuse::StoreUsage;
 use larder_proto::digest::Digest;
@@ -18,6 +19,7 @@ use tonic::{Request, Response, Status};
 use crate::plane::{Plane, Progress};
 use crate::snapshots::Snapshots;
 use crate::store::{Record, StoreError};
+use crate::survey::Disagreement;
 
 pub use images::ImageControl;
 
@@ -44,8 +46,10 @@ impl Control {
             let kept = kept.filter(|index| !used.contains(&index.to_string()));
             layers.extend(kept.map(|index| lazy_layer(plane, &index)));
         }
+        let disagreement = self.snapshots.survey().found();
         let mut status = StatusResponse {
             layers,
+            disagreement: disagreement.map(disagreeing),
             ..process(plane)
         };
         if let Some(kept) = &mut status.store {
@@ -101,10 +105,7 @@ fn process(plane: Option<&dyn Plane>) -> StatusResponse {
     let (driver, driver_reason) = plane.map(Plane::driver).unwrap_or_default();
     let stopped = plane.and_then(Plane::caching_stopped);
     let verdicts = plane.map(Plane::verdicts).unwrap_or_default();
-    let since = stopped.as_ref().map(|stopped| {
-        let since = stopped.since.duration_since(std::time::UNIX_EPOCH);
-        since.unwrap_or_default().as_secs()
-    });
+    let since = stopped.as_ref().map(|stopped| seconds(stopped.since));
     StatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         driver,
@@ -117,6 +118,20 @@ fn process(plane: Option<&dyn Plane>) -> StatusResponse {
         layers_quarantined: verdicts.quarantined,
         ..StatusResponse::default()
     }
+}
+
+fn disagreeing(found: Disagreement) -> control::Disagreement {
+    control::Disagreement {
+        unknown: found.unknown as u64,
+        absent: found.absent as u64,
+        since: seconds(found.since),
+        why: found.why,
+    }
+}
+
+fn seconds(since: SystemTime) -> u64 {
+    let since = since.duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }
 
 fn store(usage: &StoreUsage) -> control::Store {

@@ -1,7 +1,7 @@
 //! An image as a registry has it: the manifest for this machine, and its config.
 
 use larder_proto::digest::Digest;
-use larder_registry::oci::{ImageIndex, Manifest as Parsed, media_type};
+use larder_registry::oci::{Descriptor, ImageIndex, Manifest as Parsed, media_type};
 use larder_registry::{MANIFEST_BYTES_MAX, Manifest, Reference, RegistryError, Repository};
 use serde::Deserialize;
 
@@ -137,10 +137,20 @@ fn for_this_machine(index: &ImageIndex, image: &str) -> Result<Digest, ImageErro
     let fits = |platform: &larder_registry::oci::Platform| {
         platform.os == "linux" && platform.architecture == architecture()
     };
-    let found = index
+    let mut fitting = index
         .manifests
         .iter()
-        .find(|entry| entry.platform.as_ref().is_some_and(fits));
+        .filter(|entry| entry.platform.as_ref().is_some_and(fits));
+    // One for newer processors need not run here, wherever it stands in the list.
+    let is_plain = |entry: &&Descriptor| {
+        let variant = entry
+            .platform
+            .as_ref()
+            .and_then(|one| one.variant.as_deref());
+        matches!(variant, None | Some("" | "v1" | "v8"))
+    };
+    let first = fitting.clone().next();
+    let found = fitting.find(is_plain).or(first);
     let refuse = || ImageError::Platform {
         image: image.to_owned(),
         architecture: architecture(),

@@ -266,7 +266,8 @@ impl Lazy {
         let (id, implied) = spawn(store, move |store| {
             let below = store.parents(&parent)?;
             let diff_id = plane.diff_id(&index);
-            let diff_id = diff_id.ok_or_else(|| PlaneError("the store lost its index".into()))?;
+            let diff_id =
+                diff_id.ok_or_else(|| PlaneError::Failed("the store lost its index".into()))?;
             belongs(&chain, below.first(), &diff_id)?;
             let parents = parents(store, below)?;
             let implied = implied::implied(plane.as_ref(), &plane.implied(&index), &parents);

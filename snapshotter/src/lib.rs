@@ -24,5 +24,6 @@ pub mod service;
 pub mod snapshots;
 pub mod socket;
 pub mod store;
+pub mod survey;
 mod sync;
 pub mod usage;

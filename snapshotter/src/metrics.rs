@@ -182,6 +182,7 @@ impl Figures {
         if let Some(free) = store.disk_free_bytes() {
             page.gauge(&names::DISK_FREE, free as f64)?;
         }
+        self.room(page)?;
         let prepares = metrics.snapshots.prepares();
         let counted = prepares.counted();
         let counted = counted
@@ -192,6 +193,18 @@ impl Figures {
             .measured()
             .map(|(outcome, took)| (vec![outcome], took));
         page.durations(&names::PREPARE_DURATION, measured)
+    }
+
+    /// What the store takes, against what it may take.
+    fn room(&self, page: &mut Page<'_>) -> fmt::Result {
+        let usage = self.plane().map(Plane::usage).unwrap_or_default();
+        page.gauge(&names::DISK_FLOOR, usage.floor as f64)?;
+        let parts = [("data", usage.data), ("overhead", usage.overhead)];
+        let parts = parts.map(|(part, bytes)| (vec![part], bytes as f64));
+        page.gauges(&names::STORE, parts)?;
+        let limit = usage.limit.unwrap_or_default();
+        page.gauge(&names::STORE_LIMIT, limit as f64)?;
+        page.gauge(&names::STORE_EVICTABLE, usage.evictable as f64)
     }
 
     fn reads(&self, page: &mut Page<'_>) -> fmt::Result {

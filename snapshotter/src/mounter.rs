@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use larder_fuse::create_private;
-use larder_fuse::mount::{Overlay, Unmount, mount_overlay, refuse_foreign, unmount};
+use larder_fuse::mount::{Mount, Overlay, Unmount, mount_overlay, mounts, refuse_foreign, unmount};
 use larder_proto::annotation;
 use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
@@ -86,6 +86,8 @@ struct Mounted {
     /// Whether an overlay of them is at the target.
     stacked: bool,
     directory: PathBuf,
+    /// What is to be seen at the target, once it is.
+    shown: Option<Mount>,
 }
 
 /// Mounts images on a data plane.
@@ -182,6 +184,7 @@ impl Mounter {
             layers: Vec::new(),
             stacked: wanted.len() != 1,
             directory,
+            shown: None,
         };
         let stacked = async {
             self.add(&wanted, &resolved.diff_ids).await?;
@@ -191,6 +194,9 @@ impl Mounter {
             drop(self.tear_down(&made).await);
             return Err(error);
         }
+        let table = mounts().unwrap_or_default();
+        let there = table.into_iter().rfind(|mount| mount.target == target);
+        made.shown = there;
         mounted.insert(target.to_owned(), made);
         self.count.send_replace(mounted.len());
         Ok((resolved.manifest.digest, wanted.len()))
@@ -202,7 +208,8 @@ impl Mounter {
         futures_util::future::try_join_all(adding).await?;
         for (layer, expected) in wanted.iter().zip(diff_ids) {
             let found = self.plane.diff_id(&layer.index.digest);
-            let found = found.ok_or_else(|| PlaneError("the store lost an index".to_owned()))?;
+            let found =
+                found.ok_or_else(|| PlaneError::Failed("the store lost an index".to_owned()))?;
             if found != *expected {
                 return Err(MountImageError::Foreign {
                     layer: layer.blob,
@@ -277,7 +284,7 @@ impl Mounter {
         let mounting = tokio::task::spawn_blocking(move || mount_overlay(&overlay, &target));
         let mounted = mounting
             .await
-            .map_err(|error| PlaneError(error.to_string()))?;
+            .map_err(|error| PlaneError::Failed(error.to_string()))?;
         Ok(mounted?)
     }
 
@@ -296,6 +303,33 @@ impl Mounter {
         let torn = self.tear_down(&image).await;
         self.count.send_replace(mounted.len());
         torn
+    }
+
+    /// Lets go of images that somebody else unmounted, by `umount(8)`: what is to be seen nowhere any more, not
+    /// as much as bound somewhere else.
+    pub async fn forget_unmounted(&self) {
+        let mut mounted = self.mounted.lock().await;
+        // A table that cannot be read says nothing.
+        let Ok(table) = mounts() else { return };
+        let outside = table
+            .iter()
+            .filter(|mount| !mount.target.starts_with(&self.root));
+        let is_gone = |(_, image): &(&PathBuf, &Mounted)| {
+            let shown = image.shown.as_ref();
+            shown.is_some_and(|shown| !outside.clone().any(|mount| is_same(mount, shown)))
+        };
+        let gone = mounted.iter().filter(is_gone);
+        let gone: Vec<_> = gone.map(|(target, _)| target.clone()).collect();
+        for target in gone {
+            let Some(image) = mounted.remove(&target) else {
+                continue;
+            };
+            tracing::info!(target = %target.display(), "the image was unmounted by somebody else");
+            if let Err(error) = self.tear_down(&image).await {
+                tracing::warn!(target = %target.display(), %error, "cannot unmount its layers");
+            }
+            self.count.send_replace(mounted.len());
+        }
     }
 
     /// Unmounts everything.
@@ -319,6 +353,13 @@ impl Mounter {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether two places show the same. Numbers of file systems are used again, so what they are made of counts,
+/// too.
+fn is_same(one: &Mount, other: &Mount) -> bool {
+    (&one.device, &one.root, &one.kind) == (&other.device, &other.root, &other.kind)
+        && (&one.source, &one.layers) == (&other.source, &other.layers)
 }
 
 fn wanted(layer: &Descriptor, origin: &Origin) -> Result<Wanted, MountImageError> {

@@ -124,8 +124,14 @@ pub struct SourceProgress {
 
 /// A failure of the data plane, in words for the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct PlaneError(pub String);
+pub enum PlaneError {
+    /// It did not work.
+    #[error("{0}")]
+    Failed(String),
+    /// The disk has no room for as much as the index.
+    #[error("{0}")]
+    DiskFull(String),
+}
 
 /// The data plane. Layers are named by the digest of their stored index.
 pub trait Plane: Send + Sync + Debug {

@@ -20,7 +20,9 @@ use tokio_stream::Stream;
 use crate::filter::Filter;
 use crate::lazy::{LayerRequest, Lazy, Reason, Unfit};
 use crate::mounts::{OverlayOptions, mounts};
+use crate::plane::PlaneError;
 use crate::store::{Chain, Content, Eager, Kind, New, REF_LABEL, Record, Store, StoreError, Usage};
+use crate::survey::Survey;
 use crate::usage;
 use prepares::Prepared;
 pub use prepares::Prepares;
@@ -45,6 +47,9 @@ pub enum SnapshotError {
     /// A layer below may not be used.
     #[error(transparent)]
     Unfit(#[from] Unfit),
+    /// The disk has no room for a layer, neither lazily loaded nor unpacked.
+    #[error("{0}")]
+    DiskFull(Reason),
     /// Files could not be counted.
     #[error("count the files of snapshot {key:?}: {source}")]
     Usage {
@@ -59,6 +64,17 @@ pub enum SnapshotError {
     /// The process is ending.
     #[error("the snapshotter is shutting down")]
     Interrupted,
+}
+
+/// What is to be made instead of a lazily loaded layer.
+#[derive(Debug)]
+enum NotLazy {
+    /// A snapshot that is no layer of an image.
+    Plain,
+    /// One that containerd unpacks the layer into.
+    Eager(Eager),
+    /// Nothing.
+    Refused(SnapshotError),
 }
 
 /// A change of labels.
@@ -87,6 +103,7 @@ struct Inner {
     /// Wakes the reaper.
     removed: Arc<Notify>,
     prepares: Prepares,
+    survey: Arc<Survey>,
 }
 
 impl Snapshots {
@@ -95,6 +112,9 @@ impl Snapshots {
     pub async fn start(store: Store, lazy: Option<Arc<Lazy>>) -> Result<Self, SnapshotError> {
         let store = Arc::new(store);
         let orphans = store.orphans()?;
+        if let Err(error) = store.mend() {
+            tracing::warn!(%error, "cannot make directories again that are missing");
+        }
         if let Some(lazy) = &lazy {
             let restored = lazy.restore(&store).await;
             restored.map_err(|reason| SnapshotError::Restore(Box::new(reason)))?;
@@ -105,6 +125,7 @@ impl Snapshots {
             options: OverlayOptions::probe(),
             removed: Arc::new(Notify::new()),
             prepares: Prepares::default(),
+            survey: Arc::default(),
         };
         let snapshots = Self {
             inner: Arc::new(inner),
@@ -121,6 +142,11 @@ impl Snapshots {
     /// What came of Prepare calls.
     pub fn prepares(&self) -> &Prepares {
         &self.inner.prepares
+    }
+
+    /// Whether containerd has the same ones.
+    pub fn survey(&self) -> &Arc<Survey> {
+        &self.inner.survey
     }
 
     /// The store below.
@@ -143,7 +169,9 @@ impl Snapshots {
                 // containerd then looks for the committed snapshot and adopts it.
                 return Err(StoreError::Exists(key).into());
             }
-            Err(eager) => eager,
+            Err(NotLazy::Refused(error)) => return Err(error),
+            Err(NotLazy::Eager(eager)) => Some(eager),
+            Err(NotLazy::Plain) => None,
         };
         let how = match eager {
             Some(_) => Prepared::Eager,
@@ -156,13 +184,10 @@ impl Snapshots {
     }
 
     /// Loads the layer that containerd prepares to unpack; else why it is unpacked, if it is one.
-    async fn load_lazily(
-        &self,
-        key: &str,
-        parent: &str,
-        labels: &Labels,
-    ) -> Result<(), Option<Eager>> {
-        let lazy = self.inner.lazy.as_ref().ok_or(None)?;
+    ///
+    /// An index that does not fit the disk is no reason to unpack: that takes a hundred times the room.
+    async fn load_lazily(&self, key: &str, parent: &str, labels: &Labels) -> Result<(), NotLazy> {
+        let lazy = self.inner.lazy.as_ref().ok_or(NotLazy::Plain)?;
         let (chain, reason) = if let Some(chain) = labels.get(REF_LABEL) {
             let request = LayerRequest {
                 namespace: namespace(key).to_owned(),
@@ -172,14 +197,19 @@ impl Snapshots {
             };
             match lazy.prepare(&self.inner.store, request).await {
                 Ok(()) => return Ok(()),
+                Err(reason @ Reason::Plane(PlaneError::DiskFull(_))) => {
+                    tracing::warn!(%chain, %reason, "a layer is refused: the disk is nearly full");
+                    return Err(NotLazy::Refused(SnapshotError::DiskFull(reason)));
+                }
                 Err(reason) => (chain.as_str(), reason),
             }
         } else {
-            (unpacked_chain(key).ok_or(None)?, Reason::NotAsked)
+            let chain = unpacked_chain(key).ok_or(NotLazy::Plain)?;
+            (chain, Reason::NotAsked)
         };
         self.inner.prepares.not_lazy(&reason);
         tracing::info!(%chain, %reason, "layer is unpacked in the ordinary way");
-        Err(Some(Eager::new(chain, &reason.to_string())))
+        Err(NotLazy::Eager(Eager::new(chain, &reason.to_string())))
     }
 
     /// Makes a read-only snapshot and says how to mount it.
@@ -301,8 +331,20 @@ impl Snapshots {
         Ok(())
     }
 
-    /// One snapshot.
+    /// One snapshot, for containerd.
     pub async fn stat(&self, key: String) -> Result<Record, SnapshotError> {
+        let found = self.find(key.clone()).await;
+        match &found {
+            Ok(record) => self.inner.survey.asked(&key, Some(record.id)),
+            Err(SnapshotError::Store(StoreError::Missing(_))) => {
+                self.inner.survey.asked(&key, None);
+            }
+            Err(_) => {}
+        }
+        found
+    }
+
+    async fn find(&self, key: String) -> Result<Record, SnapshotError> {
         self.blocking(move |store| store.stat(&key)).await
     }
 
@@ -336,7 +378,7 @@ impl Snapshots {
 
     /// Bytes and inodes of a snapshot without its parents.
     pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
-        let record = self.stat(key.clone()).await?;
+        let record = self.find(key.clone()).await?;
         if let Some(usage) = record.usage {
             return Ok(usage);
         }

@@ -15,6 +15,8 @@ mod directories;
 mod error;
 mod layers;
 mod listing;
+mod mend;
+mod met;
 mod record;
 mod tables;
 

@@ -355,6 +355,66 @@ fn umount_after_the_root_was_removed_ends_the_owner(driver: &str) {
     }
 }
 
+/// Promise: the process that `mount --detach` leaves behind keeps nothing of its caller's busy.
+fn a_detached_owner_leaves_its_callers_directory(driver: &str) {
+    let world = World::new();
+    let at = world.directory("at");
+    let reference = world.image(1);
+    let root = world.directory("root");
+    let root = text(&root);
+    let words = ["mount", "--detach", "--root", root, "--fs-driver", driver];
+    let ran = world.run(&[&words[..], &[&reference, "at"]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let scratch = world.scratch.path().canonicalize().unwrap();
+    let owner = owners(&scratch)[0];
+    let place = std::fs::read_link(format!("/proc/{owner}/cwd")).unwrap();
+    assert_eq!(place, Path::new("/"));
+    assert_eq!(content(&at), "layer 0");
+    let ran = world.run(&["umount", "--root", root, "at"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    nobody_owns(&scratch);
+}
+
+/// Promise: an image that somebody unmounts by `umount(2)` is listed no more, its place can be used again, and
+/// the last one ends the process; one that is bound somewhere else stays.
+fn an_image_that_somebody_unmounts_is_let_go(driver: &str) {
+    for layers in [1, 2] {
+        let world = World::new();
+        let (root, at) = (world.directory("root"), world.directory("at"));
+        let (kept, bound) = (world.directory("kept"), world.directory("bound"));
+        let scratch = world.scratch.path().canonicalize().unwrap();
+        let listed = || {
+            let words = ["status", "--json", "--root", text(&root)];
+            let mut command = Command::new(env!("CARGO_BIN_EXE_larder-snapshotter"));
+            let output = command.args(words).output().unwrap();
+            let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let all = status["mounted"].as_array().unwrap().clone();
+            all.iter()
+                .map(|one| one["target"].as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        world.mount(driver, 3 - layers, &root, &kept);
+        world.mount(driver, layers, &root, &at);
+        unmount(&at, Unmount::Lazy).unwrap();
+        assert_eq!(listed(), [text(&kept)], "{layers}");
+        world.mount(driver, layers, &root, &at);
+        assert_eq!(content(&at), "layer 0");
+        mount(&at, &bound, "", MountFlags::BIND, None).unwrap();
+        unmount(&at, Unmount::Lazy).unwrap();
+        assert_eq!(listed().len(), 2, "{layers}");
+        assert_eq!(content(&bound), "layer 0");
+        unmount(&bound, Unmount::Lazy).unwrap();
+        unmount(&kept, Unmount::Lazy).unwrap();
+        nobody_owns(&scratch);
+        let left = mounts().unwrap();
+        let left: Vec<_> = left
+            .iter()
+            .filter(|one| one.target.starts_with(&scratch))
+            .collect();
+        assert!(left.is_empty(), "{layers}: {left:?}");
+    }
+}
+
 /// Removes all below `root` but what is mounted, as `rm -r --one-file-system` does.
 fn remove_files(root: &Path) {
     let ended = Command::new("rm")
@@ -367,6 +427,8 @@ fn remove_files(root: &Path) {
 }
 
 on_both_drivers_blocking!(
+    a_detached_owner_leaves_its_callers_directory,
+    an_image_that_somebody_unmounts_is_let_go,
     images_mounted_together_find_one_owner,
     umount_after_the_root_was_removed_ends_the_owner,
     an_image_is_mounted_over_something_else,

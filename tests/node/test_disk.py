@@ -120,6 +120,27 @@ class FullDisk(world.Case):
             node.ctr("tasks", "rm", "-f", name)
             node.ctr("containers", "rm", name)
 
+    def test_a_pull_that_the_disk_has_no_room_for_is_refused(self):
+        """Promise: with less than half of `min_free_percent` left, a pull fails with the reason instead of unpacking, and takes
+        nothing of what is left; it succeeds as soon as there is room."""
+        _, converted = world.publish("tools-layers")
+        with self.node_on_a_small_disk("fuse") as (node, root):
+            filler = os.path.join(root, "filler")
+            disk = os.statvfs(root)
+            keep = disk.f_blocks * disk.f_frsize * 2 // 100
+            with open(filler, "wb") as out:
+                os.posix_fallocate(out.fileno(), 0, disk.f_bavail * disk.f_frsize - keep)
+            left = os.statvfs(root).f_bavail
+            with self.assertRaises(rig.RigError) as refused:
+                node.pull(converted)
+            self.assertIn("free some disk space", str(refused.exception))
+            self.assertLess(left - os.statvfs(root).f_bavail, 1 << 8)  # blocks of the database and the log
+            self.assertEqual(world.status(root)["layers"], [])
+            os.remove(filler)
+            node.pull(converted)
+            self.assertIn("/etc/motd", node.printed("run", "--rm", "--net-host", "--snapshotter", "larder", converted,
+                                                    "roomy-" + secrets.token_hex(4), *READ_ALL))
+
 
 if __name__ == "__main__":
     unittest.main()

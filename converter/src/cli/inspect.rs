@@ -65,8 +65,8 @@ fn text(report: &ImageReport) -> String {
 }
 
 fn form(layer: &LayerDetails) -> String {
-    match (&layer.larder, &layer.problem) {
-        (Some(index), _) => format!(
+    match (&layer.larder, &layer.absent, &layer.problem) {
+        (Some(index), ..) => format!(
             "larder: tar {}, {} of {}, {} files, index {}",
             size(index.tar_size),
             counted(index.chunks, "chunk"),
@@ -74,7 +74,8 @@ fn form(layer: &LayerDetails) -> String {
             index.inodes,
             size(index.index_stored_size),
         ),
-        (None, Some(problem)) => format!("BAD: {problem}"),
-        (None, None) => layer.media_type.clone(),
+        (None, Some(absent), _) => format!("absent: {absent}"),
+        (None, None, Some(problem)) => format!("BAD: {problem}"),
+        (None, None, None) => layer.media_type.clone(),
     }
 }

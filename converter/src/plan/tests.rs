@@ -274,6 +274,44 @@ fn an_index_nothing_of_which_changed_stays_byte_for_byte() {
     assert_eq!(rewrite_index(&document, &list, &new), document);
 }
 
+/// Promise: a platform means the same however it is written, as containerd's `platforms` has it.
+#[test]
+fn a_platform_is_the_same_however_it_is_written() {
+    let admits = |filter: &str, architecture: &str, variant: Option<&str>| {
+        let platform = json!({"os": "linux", "architecture": architecture, "variant": variant});
+        let filter: PlatformFilter = filter.parse().unwrap();
+        filter.admits(&serde_json::from_value(platform).unwrap())
+    };
+    for (filter, architecture, variant, expected) in [
+        ("linux/amd64/v1", "amd64", None, true),
+        ("linux/amd64", "amd64", Some("v1"), true),
+        ("linux/amd64/v1", "amd64", Some("v3"), false),
+        ("linux/amd64/v3", "amd64", None, false),
+        ("linux/x86_64/v2", "amd64", Some("v2"), true),
+        ("linux/arm64/v8", "arm64", None, true),
+        ("linux/arm64", "arm64", Some("v8"), true),
+        ("linux/aarch64/8", "arm64", Some("v8"), true),
+        ("linux/arm64/v9", "arm64", None, false),
+        ("linux/arm/v7", "arm", None, true),
+        ("linux/arm/7", "arm", Some("v7"), true),
+        ("linux/armhf", "arm", Some("v6"), false),
+        ("linux/armel", "arm", Some("v6"), true),
+        ("Linux/AMD64", "amd64", None, true),
+        ("linux/riscv64", "riscv64", None, true),
+        ("linux/ppc64le/power9", "ppc64le", Some("power9"), true),
+    ] {
+        let found = admits(filter, architecture, variant);
+        assert_eq!(found, expected, "{filter} for {architecture} {variant:?}");
+    }
+    assert_eq!(
+        "linux/amd64/v1"
+            .parse::<PlatformFilter>()
+            .unwrap()
+            .to_string(),
+        "linux/amd64/v1"
+    );
+}
+
 #[test]
 fn platforms_without_a_variant_admit_every_variant() {
     let platform = |variant: Option<&str>| {

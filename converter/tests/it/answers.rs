@@ -67,6 +67,31 @@ fn what_a_layout_has_is_told() {
     assert!(other.contains("no image two; it has: one"), "{other}");
 }
 
+/// Promise: a layer that is not there is told as absent, not as damaged; one that is damaged still is.
+#[test]
+fn a_layer_that_is_absent_is_told_from_one_that_is_bad() {
+    let world = World::new();
+    world.tag(&world.simple(&change()));
+    world.larder("convert oci:@source oci:@dest").ok();
+    let details = world.larder("inspect oci:@dest --json").json();
+    let layer = &details["manifests"][0]["layers"][0];
+    let blob = world.blob_path("dest", layer["digest"].as_str().unwrap());
+    let bytes = fs::read(&blob).unwrap();
+    fs::write(&blob, vec![0; bytes.len()]).unwrap();
+    let bad = world.larder("inspect oci:@dest").ok().out;
+    assert!(bad.contains("BAD: "), "{bad}");
+    fs::remove_file(&blob).unwrap();
+    let absent = world.larder("inspect oci:@dest").ok().out;
+    assert!(
+        absent.contains("absent: ") && !absent.contains("BAD"),
+        "{absent}"
+    );
+    assert!(absent.contains("lacks blob"), "{absent}");
+    let details = world.larder("inspect oci:@dest --json").json();
+    let layer = &details["manifests"][0]["layers"][0];
+    assert!(layer["absent"].is_string() && layer["problem"].is_null());
+}
+
 /// Promise: of an image of many platforms only the one that is looked at must be there.
 #[test]
 fn the_other_platforms_need_not_be_there() {

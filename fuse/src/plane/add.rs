@@ -59,6 +59,14 @@ pub enum AddLayerError {
     ShutDown,
 }
 
+impl AddLayerError {
+    /// Whether the disk of this node has no room for it, and so none for unpacking it.
+    pub fn is_disk_full(&self) -> bool {
+        let full = |error: &LayerStoreError| matches!(error, LayerStoreError::DiskFull { .. });
+        matches!(self, Self::Store { error, .. } if full(error))
+    }
+}
+
 impl Plane {
     pub(super) async fn add(self: Arc<Self>, mut spec: LayerSpec) -> Result<Layer, AddLayerError> {
         let id = LayerId(spec.index.digest);
@@ -159,6 +167,8 @@ impl Plane {
     ) -> Result<Layer, AddLayerError> {
         let layer = spec.blob;
         let refused = |error| AddLayerError::Store { layer, error };
+        // The decoded index, and the metadata image that is taken out of it.
+        let _room = self.room_for(2 * index.len() as u64).map_err(refused)?;
         let slot = self.store.new_slot().map_err(|error| {
             refused(LayerStoreError::Io {
                 path: self.store.root().to_owned(),

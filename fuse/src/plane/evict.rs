@@ -14,11 +14,15 @@ use super::Plane;
 use super::mounts::slots;
 use super::retired::RemovedLayer;
 use crate::layer::Layer;
-use crate::store::StoredLayer;
+use crate::store::{LayerStoreError, Room, StoredLayer};
 
 /// Pause between two rounds. Also the longest time that a store full of unread chunks stays full:
 /// twice this, well below the five seconds within which caching resumes.
 const ROUND_EVERY: Duration = Duration::from_secs(1);
+
+/// Rounds for a layer that is waited for: the hand passes what was read since the last one, and then takes
+/// it, too.
+const ROUNDS: usize = 2;
 
 /// Keeps room in the store until the plane is gone.
 pub(super) async fn keep_room(plane: Weak<Plane>) {
@@ -27,7 +31,7 @@ pub(super) async fn keep_room(plane: Weak<Plane>) {
         drop(ledger);
         let Some(plane) = plane.upgrade() else { return };
         // A thread of its own would be idle nearly always.
-        let _ = tokio::task::spawn_blocking(move || plane.make_room()).await;
+        let _ = tokio::task::spawn_blocking(move || plane.make_room(0)).await;
         tokio::time::sleep(ROUND_EVERY).await;
     }
 }
@@ -37,8 +41,24 @@ fn ledger(plane: &Weak<Plane>) -> Option<Arc<crate::store::Ledger>> {
 }
 
 impl Plane {
-    /// One round.
-    fn make_room(&self) {
+    /// Takes room for `bytes` of a new layer's index and metadata, after evicting what may be evicted if there
+    /// is none.
+    pub(super) fn room_for(&self, bytes: u64) -> Result<Room<'_>, LayerStoreError> {
+        let rules = self.store.rules();
+        let mut rounds = 0;
+        loop {
+            let lacking = match rules.room_for(bytes) {
+                Err(LayerStoreError::DiskFull { lacking, .. }) if rounds < ROUNDS => lacking,
+                Err(LayerStoreError::LimitReached { .. }) if rounds < ROUNDS => 0,
+                answer => return answer,
+            };
+            rounds += 1;
+            self.make_room(lacking);
+        }
+    }
+
+    /// One round; `lacking` bytes are needed on the disk besides.
+    fn make_room(&self, lacking: u64) {
         let rules = self.store.rules();
         let (excess, shortage) = (rules.ledger.excess(), rules.floor.shortage());
         let mut layers: Vec<_> = self.lock_layers().values().cloned().collect();
@@ -48,8 +68,8 @@ impl Plane {
         let removed = self.removed();
         let evictable: u64 = layers.iter().map(|layer| self.evictable(layer)).sum();
         let evictable = evictable + removed.iter().map(RemovedLayer::evictable).sum::<u64>();
-        let shortage = if shortage <= evictable { shortage } else { 0 };
-        let wanted = excess.max(shortage);
+        let helps = |bytes: u64| if bytes <= evictable { bytes } else { 0 };
+        let wanted = excess.max(helps(shortage)).max(helps(lacking));
         if wanted == 0 {
             rules.ledger.set_stuck(false);
             return;

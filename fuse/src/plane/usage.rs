@@ -23,6 +23,8 @@ pub struct StoreUsage {
     pub pinned: u64,
     /// Of all, what layers take that were removed and are still open somewhere.
     pub removed: u64,
+    /// What is to stay free on the disk: below it, nothing that is fetched is kept.
+    pub floor: u64,
 }
 
 impl Plane {
@@ -35,6 +37,7 @@ impl Plane {
         let rules = self.store.rules();
         let mut usage = StoreUsage {
             limit: rules.ledger.limit(),
+            floor: rules.floor.bytes(),
             overhead: blocks(&self.store.root().join("store")),
             ..StoreUsage::default()
         };

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use larder_proto::digest::Digest;
 use larder_proto::verified::Verified;
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::tar::{Entry, TarBuilder};
@@ -79,8 +80,15 @@ fn publish(layer: &StoredLayer, fixture: &LayerFixture, row: usize) -> Published
     layer.publish(row, &chunk, &content, true)
 }
 
+/// After how many operations what must not be forgotten was answered with success.
+#[derive(Debug, Clone, Copy)]
+struct Answered {
+    pin: usize,
+    lie: usize,
+}
+
 /// A life of a store, with everything that writes.
-fn live(path: &Path, disk: &Arc<Recorder>) {
+fn live(path: &Path, disk: &Arc<Recorder>) -> Answered {
     let [first, second] = fixtures();
     let open = || StoreRoot::open(path, disk.clone(), LIMITS, None).unwrap();
     let root = open();
@@ -96,6 +104,10 @@ fn live(path: &Path, disk: &Arc<Recorder>) {
     layer.sync().unwrap();
     layer.set_proof(Proof::Proven).unwrap();
     root.pins().pin(&[first.index.digest], "kept").unwrap();
+    let pin = disk.trace().len();
+    let lies = Lies::new(root.root(), disk.clone());
+    lies.remember(&liar(), "other mode of /bin/su").unwrap();
+    let lie = disk.trace().len();
     for _ in 0..2 {
         layer.evict_cold(100_000).unwrap();
     }
@@ -122,14 +134,43 @@ fn live(path: &Path, disk: &Arc<Recorder>) {
     root.end();
     drop(layer);
     root.remove(&first.index.digest);
+    Answered { pin, lie }
+}
+
+/// An index that lied.
+fn liar() -> Digest {
+    Digest::of(b"liar")
+}
+
+/// Whether what was answered by the time of the state is known to the next start.
+fn remembers(
+    root: &StoreRoot,
+    pinned: &Digest,
+    answered: Answered,
+    after: usize,
+) -> Result<(), String> {
+    if after >= answered.pin && !root.pins().has(pinned) {
+        return Err("a pin is forgotten".into());
+    }
+    let told = Lies::new(root.root(), Arc::new(StdDisk)).told(&liar());
+    if after >= answered.lie && told.as_deref() != Some("other mode of /bin/su") {
+        return Err(format!("a lie is forgotten: {told:?}"));
+    }
+    Ok(())
 }
 
 /// Opens what is at `path`, brings it up as a fetcher would, and compares it; how many chunks were
 /// still there and right.
-fn check(path: &Path, fixtures: &[LayerFixture]) -> Result<usize, String> {
+fn check(
+    path: &Path,
+    fixtures: &[LayerFixture],
+    answered: Answered,
+    after: usize,
+) -> Result<usize, String> {
     let disk = Arc::new(StdDisk);
     let root =
         StoreRoot::open(path, disk, LIMITS, None).map_err(|error| format!("no start: {error}"))?;
+    remembers(&root, &fixtures[0].index.digest, answered, after)?;
     let mut opened = root.layers();
     let mut kept = 0;
     for fixture in fixtures {
@@ -161,7 +202,8 @@ fn check(path: &Path, fixtures: &[LayerFixture]) -> Result<usize, String> {
 }
 
 /// Promise: whatever a power cut leaves, the next start works without an operator, and every byte
-/// that is read is right: what is torn, lost or of zero length is fetched again.
+/// that is read is right: what is torn, lost or of zero length is fetched again. Pins, and which indexes
+/// lied, are known as soon as they were answered.
 #[test]
 fn no_power_cut_leaves_wrong_bytes_or_a_store_that_does_not_start() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
@@ -178,7 +220,7 @@ fn no_power_cut_leaves_wrong_bytes_or_a_store_that_does_not_start() {
     let scratch = tempfile::tempdir_in(place).unwrap();
     let (life, root) = (scratch.path().join("life"), scratch.path().join("state"));
     let disk = Arc::new(Recorder::new(&life));
-    live(&life, &disk);
+    let answered = live(&life, &disk);
     let trace = disk.trace();
     let (fixtures, mut random) = (fixtures(), Random::new(seed));
     let (mut looked, mut kept, mut places) = (0, BTreeSet::new(), BTreeSet::new());
@@ -186,7 +228,7 @@ fn no_power_cut_leaves_wrong_bytes_or_a_store_that_does_not_start() {
     for state in states(&trace, count, &mut random) {
         state.make(&root);
         let started = Instant::now();
-        let found = check(&root, &fixtures);
+        let found = check(&root, &fixtures, answered, state.after);
         slowest = slowest.max(started.elapsed());
         match found {
             Ok(found) => kept.insert(found),

@@ -33,6 +33,15 @@ pub(crate) struct Floor {
     directory: PathBuf,
     min_free_percent: u8,
     state: Mutex<State>,
+    /// Bytes that were promised and are being written.
+    promised: Mutex<u64>,
+}
+
+/// Room on the disk for something that is being written.
+#[derive(Debug)]
+pub(crate) struct Promised<'a> {
+    floor: &'a Floor,
+    bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +62,35 @@ impl Floor {
             directory,
             min_free_percent,
             state: Mutex::default(),
+            promised: Mutex::default(),
         }
+    }
+
+    /// What is to be left free, bytes; 0 where the disk cannot be looked at.
+    pub(crate) fn bytes(&self) -> u64 {
+        let space = self.disk.space(&self.directory);
+        space.map_or(0, |space| self.floor(space))
+    }
+
+    fn floor(&self, space: Space) -> u64 {
+        space.total / 100 * u64::from(self.min_free_percent)
+    }
+
+    /// Takes room for `bytes` of what is no chunk: down to half of what is to be left free. Else tells how
+    /// many bytes are lacking.
+    pub(crate) fn promise(&self, bytes: u64) -> Result<Promised<'_>, u64> {
+        let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        // A disk that cannot be looked at is one that the write fails on, with a better reason.
+        if let Ok(space) = self.disk.space(&self.directory) {
+            let kept = self.floor(space) / 2;
+            let wanted = kept.saturating_add(*promised).saturating_add(bytes);
+            let lacking = wanted.saturating_sub(space.available);
+            if lacking > 0 {
+                return Err(lacking);
+            }
+        }
+        *promised += bytes;
+        Ok(Promised { floor: self, bytes })
     }
 
     /// Whether a chunk may be written now.
@@ -101,7 +138,7 @@ impl Floor {
         };
         let margin = MARGIN.min(space.total / 100);
         if below(space, self.min_free_percent) {
-            let floor = space.total / 100 * u64::from(self.min_free_percent);
+            let floor = self.floor(space);
             return floor.saturating_sub(space.available) + margin;
         }
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,6 +203,14 @@ impl Floor {
     }
 }
 
+impl Drop for Promised<'_> {
+    fn drop(&mut self) {
+        let promised = &self.floor.promised;
+        let mut promised = promised.lock().unwrap_or_else(PoisonError::into_inner);
+        *promised = promised.saturating_sub(self.bytes);
+    }
+}
+
 fn below(space: Space, percent: u8) -> bool {
     u128::from(space.available) * 100 < u128::from(space.total) * u128::from(percent)
 }
@@ -205,6 +250,22 @@ mod tests {
         assert!(!floor.has_room_at(later(10)), "not two");
         floor.wrote();
         assert!(floor.has_room_at(later(10)));
+    }
+
+    /// Promise: what is no chunk may take half of what is to be left free, together and not each.
+    #[test]
+    fn half_of_what_is_left_free_is_never_given_away() {
+        let gauge = Arc::new(Gauge::default());
+        let floor = Floor::new(gauge.clone(), "/".into(), 10);
+        gauge.0.store(60, Ordering::Relaxed);
+        let first = floor.promise(6).unwrap();
+        assert_eq!(floor.promise(6).unwrap_err(), 2);
+        let second = floor.promise(4).unwrap();
+        drop((first, second));
+        assert_eq!(floor.promise(11).unwrap_err(), 1);
+        assert!(floor.promise(10).is_ok());
+        let full = Floor::new(gauge, "/".into(), 0);
+        assert_eq!(full.promise(61).unwrap_err(), 1);
     }
 
     /// Promise: who asks learns why nothing is cached and since when; a directory that is gone is not

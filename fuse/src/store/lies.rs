@@ -6,9 +6,8 @@
 //!
 //! One file each, so that an operator can look, and take one away.
 
-use std::fs::DirBuilder;
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -44,11 +43,17 @@ impl Lies {
 
     /// Keeps a lie, durably; the oldest are forgotten when there are too many.
     pub(crate) fn remember(&self, index: &Digest, reason: &str) -> io::Result<()> {
-        let mut private = DirBuilder::new();
-        private.recursive(true).mode(0o700);
-        private.create(&self.directory)?;
+        match self.disk.make_directory(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => {
+                made?;
+                if let Some(root) = self.directory.parent() {
+                    self.disk.sync_data(&File::open(root)?)?;
+                }
+            }
+        }
         let path = self.directory.join(index.hex());
-        self.disk.replace(&path, reason.as_bytes())?;
+        self.disk.replace_durably(&path, reason.as_bytes())?;
         self.forget_the_oldest();
         Ok(())
     }

@@ -118,6 +118,28 @@ pub enum LayerStoreError {
     /// Its directory is gone, or another layer's by now.
     #[error("the layer was removed meanwhile")]
     Removed,
+    /// The disk is nearly full, and what can be evicted does not change that.
+    #[error(
+        "its index and metadata take {bytes} bytes, {lacking} more than the disk has to give: half of \
+         min_free stays free whatever is pulled; free some disk space"
+    )]
+    DiskFull {
+        /// What is to be written.
+        bytes: u64,
+        /// How much of it there is no room for.
+        lacking: u64,
+    },
+    /// The store is full, and nothing more can be evicted.
+    #[error(
+        "its index and metadata take {bytes} bytes, and store_bytes_max ({max} bytes) is reached by \
+         indexes and by what is pinned or in use: raise it, or unpin or remove images"
+    )]
+    LimitReached {
+        /// What is to be written.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
     /// Too many different parents.
     #[error("the layer is used on more than {PATCHES_MAX} different parents")]
     TooManyPatches,
@@ -468,6 +490,7 @@ impl StoredLayer {
             return Err(LayerStoreError::TooManyPatches);
         }
         let bytes = make().map_err(LayerStoreError::Record)?;
+        let _room = self.rules.room_for(bytes.len() as u64)?;
         self.disk.replace(&path, &bytes).map_err(at(&path))?;
         let slot = new_slot().map_err(at(&path))?;
         record.patches.push(Patch {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use larder_fuse::{DataPlane, DeviceReads, DriverChoice, Layer};
+use larder_fuse::{DataPlane, DeviceReads, DriverChoice, Layer, LayerSpec};
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::tar::{Entry, TarBuilder};
 use larder_test_support::{on_both_drivers, on_erofs};
@@ -274,13 +274,15 @@ async fn below_the_floor_unused_layers_make_room_if_that_helps() {
     let fixture = layer_of(&noise(1, 4 * MIB));
     let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
     layer.fetch_all().await.unwrap();
+    let mut mounts = Vec::new();
+    for number in 2..6 {
+        let fixture = layer_of(&noise(number, MIB));
+        mounts.push(scene.mounted(&fixture, &format!("at{number}")).await);
+    }
     let read = |number: u64| {
-        let scene = &scene;
+        let mounted = &mounts[usize::try_from(number).unwrap() - 2];
         async move {
             let data = noise(number, MIB);
-            let mounted = scene
-                .mounted(&layer_of(&data), &format!("at{number}"))
-                .await;
             assert!(cold(mounted.target.join("data")).await.unwrap() == data);
             data_on_disk(&mounted.layer)
         }
@@ -320,6 +322,71 @@ impl larder_fuse::Disk for Narrow {
         let available = total.saturating_sub(used);
         Ok(larder_fuse::Space { total, available })
     }
+}
+
+/// Promise: half of what is to be left free stays free whatever is pulled: unused layers go first, then a
+/// layer is refused with what is lacking; it is taken as soon as there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_whose_index_has_no_room_is_refused() {
+    let disk = Arc::new(Narrow::default());
+    let scene = Scene::with(DriverChoice::Fuse, |config| {
+        config.disk = disk.clone();
+        config.min_free_percent = 10;
+    })
+    .await;
+    let old = layer_of(&noise(1, 4 * MIB));
+    let unused = scene.add(&old, &Memory::new(&old)).await;
+    unused.fetch_all().await.unwrap();
+    let store = scene.plane().root().join("store");
+    let fill = |free: u64| {
+        let others = 100 * MIB as u64 - du(&store) - free;
+        disk.others.store(others, Ordering::Relaxed);
+    };
+    let fixture = layer_of(&noise(2, MIB));
+    let spec = || LayerSpec {
+        blob: fixture.digest,
+        index: fixture.index,
+        sources: vec![Memory::new(&fixture)],
+        elsewhere: None,
+    };
+    // Nothing that could be evicted would help.
+    fill(0);
+    let refused = scene.plane().add_layer(spec()).await.unwrap_err();
+    assert!(refused.is_disk_full(), "{refused}");
+    assert!(
+        refused.to_string().contains("free some disk space"),
+        "{refused}"
+    );
+    assert!(data_on_disk(&unused) >= 4 * MIB as u64);
+    assert!(scene.plane().layers().len() == 1, "nothing is left of it");
+    // 5 MiB are half of what is to be left free; the unused layer makes room for the index.
+    fill(5 * MIB as u64 - 4096);
+    scene.plane().add_layer(spec()).await.unwrap();
+    assert_eq!(data_on_disk(&unused), 0);
+}
+
+/// Promise: a store whose limit is reached by what cannot be evicted takes no further index, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_whose_index_is_beyond_the_limit_is_refused() {
+    let scene = limited(DriverChoice::Fuse, 128 << 10).await;
+    let mut added = Vec::new();
+    let refused = loop {
+        let data = noise(300 + added.len() as u64, 64 << 10);
+        let other = layer_of(&data);
+        let spec = LayerSpec {
+            blob: other.digest,
+            index: other.index,
+            sources: vec![Memory::new(&other)],
+            elsewhere: None,
+        };
+        match scene.plane().add_layer(spec).await {
+            Ok(layer) => added.push(layer),
+            Err(refused) => break refused,
+        }
+        assert!(added.len() < 100, "the limit is never reached");
+    };
+    assert!(!refused.is_disk_full(), "{refused}");
+    assert!(refused.to_string().contains("store_bytes_max"), "{refused}");
 }
 
 /// Promise: every byte of the store is accounted for: the sums are what `du` counts, before and after

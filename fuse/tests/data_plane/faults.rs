@@ -176,8 +176,8 @@ struct NearlyFull;
 impl Disk for NearlyFull {
     fn space(&self, _: &Path) -> io::Result<Space> {
         Ok(Space {
-            total: 100,
-            available: 4,
+            total: 100 << 30,
+            available: 4 << 30,
         })
     }
 }

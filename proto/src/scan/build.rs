@@ -23,6 +23,12 @@ const NODE_BYTES: u64 = 64;
 const LINK_TO_DIRECTORY: &str =
     "it is a hard link to a directory; containerd cannot unpack it either";
 
+/// Said of layers beyond [`limits::ENTRIES_MAX`].
+const TOO_MANY: &str =
+    "it is one too many: a layer of more than 1,048,576 entries takes too much memory";
+
+const _: () = assert!(limits::ENTRIES_MAX == 1_048_576);
+
 type Reason = Cow<'static, str>;
 
 /// The tree of the entries so far.
@@ -294,8 +300,12 @@ impl Builder {
         self.bytes += bytes as u64;
         let nodes = self.tree.nodes.len();
         let sum = self.bytes + nodes as u64 * NODE_BYTES;
-        if sum > limits::INDEX_BYTES_MAX || nodes.max(self.entries) >= limits::ENTRIES_MAX {
-            return Err("the layer has more entries or metadata than an index can hold".into());
+        // The root directory is no entry.
+        if (nodes - 1).max(self.entries) > limits::ENTRIES_MAX {
+            return Err(TOO_MANY.into());
+        }
+        if sum > limits::INDEX_BYTES_MAX {
+            return Err("the layer has more metadata than an index can hold".into());
         }
         Ok(())
     }
@@ -397,8 +407,54 @@ fn regular(member: &Member) -> Result<Kind, Reason> {
     if !extents.iter().all(is_aligned) {
         return Err("it is a sparse file whose pieces are not in whole blocks of 512 bytes".into());
     }
+    // Nearly all files have one; a vector that grew has room for four.
+    extents.shrink_to_fit();
     Ok(Kind::Regular {
         size: member.size,
         extents,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tar::{Sparse, Time};
+
+    fn directory(name: &str) -> Member {
+        Member {
+            start: 0,
+            name: name.into(),
+            link: Vec::new(),
+            kind: Type::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: Time::default(),
+            device_major: 0,
+            device_minor: 0,
+            xattrs: BTreeMap::new(),
+            size: 0,
+            data_offset: 512,
+            data_len: 0,
+            sparse: Sparse::No,
+        }
+    }
+
+    /// Promise: a layer of more entries than a node may be asked to keep in memory is copied, and the reason
+    /// says how many there may be.
+    #[test]
+    fn a_layer_of_too_many_entries_is_copied_with_the_reason() {
+        let mut builder = Builder {
+            entries: limits::ENTRIES_MAX - 1,
+            ..Builder::default()
+        };
+        builder.add(directory("last")).unwrap();
+        let refused = builder.add(directory("more")).unwrap_err();
+        assert!(matches!(refused, ScanError::Unrepresentable { .. }));
+        let told = refused.to_string();
+        assert!(
+            told.contains("more") && told.contains("1,048,576 entries"),
+            "{told}"
+        );
+    }
 }

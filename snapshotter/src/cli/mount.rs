@@ -38,8 +38,16 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long they look: the registry client's own deadlines end any attempt before.
 const LOOK_MAX: Duration = Duration::from_mins(5);
 
-/// How often an owner looks whether its root is still there: nobody waits for it.
+/// How often an owner looks whether its root and its images are still there: nobody waits for it.
 const ROOT_LOOK: Duration = Duration::from_secs(2);
+
+/// What of the environment names files that are read later.
+const PATHS: [&str; 4] = [
+    "DOCKER_CONFIG",
+    "REGISTRY_AUTH_FILE",
+    "XDG_RUNTIME_DIR",
+    "HOME",
+];
 
 /// Size at which the log of an owner is begun anew, bytes: warnings of years.
 const LOG_BYTES_MAX: u64 = 1 << 20;
@@ -249,6 +257,11 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
         plane.shutdown().await;
         return Err(error.into());
     }
+    if args.background {
+        // The caller's directory must not be busy for as long as the image is mounted. Everything that is
+        // named by its path was made absolute.
+        std::env::set_current_dir("/").context("leave the caller's directory")?;
+    }
     let server = Server::builder()
         .add_service(ImageControl::server(Arc::clone(&mounter)))
         .serve_with_incoming(UnixListenerStream::new(listener));
@@ -270,6 +283,8 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
 async fn cut_off(mounter: &Mounter, socket: &Path) {
     loop {
         tokio::time::sleep(ROOT_LOOK).await;
+        // The last one that somebody unmounted ends this process, as `umount` of it does.
+        mounter.forget_unmounted().await;
         if socket.exists() {
             continue;
         }
@@ -287,19 +302,25 @@ async fn cut_off(mounter: &Mounter, socket: &Path) {
 async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
     let made = private_directory(&args.root);
     made.with_context(|| format!("make the root directory {}", args.root.display()))?;
-    let log = args.root.join("mount.log");
+    let root = canonical(&args.root)?;
+    let log = root.join("mount.log");
     let mut command = Command::new(std::env::current_exe()?);
     command
         .arg("mount")
         .arg("--background")
         .arg("--root")
-        .arg(&args.root);
+        .arg(&root);
     if let Some(driver) = args.fs_driver {
         let driver = format!("{driver:?}").to_lowercase();
         command.arg("--fs-driver").arg(driver);
     }
     if let Some(config) = &args.config {
-        command.arg("--config").arg(config);
+        command.arg("--config").arg(std::path::absolute(config)?);
+    }
+    for name in PATHS {
+        if let Some(path) = std::env::var_os(name).filter(|path| !path.is_empty()) {
+            command.env(name, std::path::absolute(path)?);
+        }
     }
     if args.plain_http {
         command.arg("--plain-http");

@@ -127,7 +127,7 @@ async fn run(config: Config, handover: Arc<Handover>) -> anyhow::Result<()> {
         plane,
         &config,
         registries,
-        Some(containerd),
+        Some(containerd.clone()),
     ));
     let lazy = Lazy::new(Arc::clone(&plane) as Arc<dyn Plane>, &config);
     let snapshots = Snapshots::start(store, Some(Arc::new(lazy))).await?;
@@ -144,6 +144,10 @@ async fn run(config: Config, handover: Arc<Handover>) -> anyhow::Result<()> {
         after = ?handover.began().elapsed(),
         "ready for containerd"
     );
+    let survey = Arc::clone(snapshots.survey());
+    let store = Arc::clone(snapshots.store());
+    // Ends with the process; containerd, which is mostly not there yet, is not waited for.
+    tokio::spawn(survey.keep_comparing(store, containerd, config.address.clone()));
     let end = async {
         tokio::select! {
             () = signals.received() => End::HandOver,

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::anyhow;
+#[cfg(test)]
+use larder_proto::grpc::control::Disagreement;
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{Layer, Mounted, Sender, Source, StatusResponse, Store};
 use serde_json::json;
@@ -29,11 +31,7 @@ const TOLD_IN_FULL: usize = 12;
 
 /// Asks the process that owns `root`, and prints what it says.
 pub(super) async fn status(root: &Path, as_json: bool, verbose: bool) -> anyhow::Result<()> {
-    let mut control = ControlClient::new(Connector::channel(Config::control(root)))
-        .max_decoding_message_size(STATUS_BYTES_MAX);
-    let answer = control.status(()).await;
-    let status = answer.map_err(|status| refused(root, &status))?;
-    let status = status.into_inner();
+    let status = ask(root).await.map_err(|status| refused(root, &status))?;
     if as_json {
         print_json(&object(&status))
     } else if verbose {
@@ -41,6 +39,13 @@ pub(super) async fn status(root: &Path, as_json: bool, verbose: bool) -> anyhow:
     } else {
         print(&text(&status))
     }
+}
+
+/// What the process that owns `root` says of itself.
+pub(super) async fn ask(root: &Path) -> Result<StatusResponse, Status> {
+    let mut control = ControlClient::new(Connector::channel(Config::control(root)))
+        .max_decoding_message_size(STATUS_BYTES_MAX);
+    Ok(control.status(()).await?.into_inner())
 }
 
 /// What the daemon's refusal, or its absence, means.
@@ -80,6 +85,10 @@ fn in_words(status: &StatusResponse, in_full: usize) -> String {
             "containers: restart those that have run since before {when}: the daemon and its supervisor \
              had both died, and with them their files"
         ));
+    }
+    if let Some(found) = &status.disagreement {
+        let since = moment(found.since);
+        lines.push(format!("snapshots: since {since}, {}", found.why));
     }
     lines.extend(status.store.as_ref().map(store));
     if status.layers_quarantined > 0 {
@@ -331,6 +340,12 @@ fn object(status: &StatusResponse) -> serde_json::Value {
             "removed": store.removed,
             "database": store.database,
         })),
+        "disagreement": status.disagreement.as_ref().map(|found| json!({
+            "unknown": found.unknown,
+            "absent": found.absent,
+            "since": moment(found.since),
+            "why": found.why,
+        })),
         "layers_proven": status.layers_proven,
         "layers_quarantined": status.layers_quarantined,
         "mounted": status.mounted.iter().map(mounted).collect::<Vec<_>>(),
@@ -392,6 +407,29 @@ mod tests {
         assert_eq!(object(&status)["containers_lost"], "2027-01-15T08:00:00Z");
     }
 
+    /// Promise: what containerd and the root directory do not agree on is told with its moment and what to
+    /// do, to people and programs; and nothing of it otherwise.
+    #[test]
+    fn a_wiped_side_is_told_with_what_to_do() {
+        let mut status = StatusResponse::default();
+        assert!(!text(&status).contains("snapshots:"));
+        assert!(object(&status)["disagreement"].is_null());
+        status.disagreement = Some(Disagreement {
+            unknown: 3,
+            since: 1_800_000_000,
+            why: "containerd does not know 3 snapshots".into(),
+            ..Disagreement::default()
+        });
+        let said = "snapshots: since 2027-01-15T08:00:00Z, containerd does not know 3 snapshots\n";
+        assert!(text(&status).contains(said), "{}", text(&status));
+        let found = &object(&status)["disagreement"];
+        assert_eq!(
+            (&found["unknown"], &found["absent"]),
+            (&json!(3), &json!(0))
+        );
+        assert_eq!(found["why"], "containerd does not know 3 snapshots");
+    }
+
     /// Promise: of many layers, each that is well takes a line, and those that are not are told in
     /// full; who delivered is told in sum; `--verbose` tells everything.
     #[test]
@@ -446,6 +484,7 @@ mod tests {
         let status = StatusResponse {
             caching_stopped: "the disk is full".into(),
             store: Some(Store::default()),
+            disagreement: Some(Disagreement::default()),
             mounted: vec![Mounted::default()],
             layers: vec![Layer {
                 sources: vec![Source {

@@ -28,6 +28,7 @@ impl ImageControl {
 #[tonic::async_trait]
 impl control_server::Control for ImageControl {
     async fn status(&self, _: Request<()>) -> Result<Response<StatusResponse>, Status> {
+        self.mounter.forget_unmounted().await;
         let mounted = self
             .mounter
             .list()
@@ -54,6 +55,7 @@ impl control_server::Control for ImageControl {
         let mounter = Arc::clone(&self.mounter);
         // A task of its own: a caller that goes away must not leave half a stack.
         let mounting = tokio::spawn(async move {
+            mounter.forget_unmounted().await;
             mounter
                 .mount(&call.reference, Path::new(&call.target), call.plain_http)
                 .await

@@ -60,7 +60,7 @@ pub(super) fn unpin(
 }
 
 fn refused(error: PlaneError) -> Status {
-    Status::failed_precondition(error.0)
+    Status::failed_precondition(error.to_string())
 }
 
 fn without_plane() -> Status {

@@ -1,6 +1,7 @@
 //! Reasons in classes, for figures: what an operator would do about them is the same.
 
 use super::Reason;
+use crate::plane::PlaneError;
 
 impl Reason {
     /// All classes.
@@ -26,10 +27,13 @@ impl Reason {
             Self::Content(_) => "containerd",
             Self::Contested | Self::Ambiguous | Self::Unfit(_) => "contested",
             Self::Foreign { .. } => "foreign",
-            Self::Plane(_) => "source",
+            Self::Plane(PlaneError::Failed(_)) => "source",
             Self::Late { .. } => "late",
             Self::NotAsked => "not_asked",
-            Self::Parents(_) | Self::Store(_) | Self::Interrupted => "node",
+            Self::Plane(PlaneError::DiskFull(_))
+            | Self::Parents(_)
+            | Self::Store(_)
+            | Self::Interrupted => "node",
         }
     }
 }

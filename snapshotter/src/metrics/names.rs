@@ -123,6 +123,32 @@ pub(super) const DISK_FREE: Name = Name::gauge(
 )
 .in_unit(Unit::Bytes);
 
+pub(super) const DISK_FLOOR: Name = Name::gauge(
+    "larder_disk_floor",
+    "What min_free_percent is there: with less free space, nothing that is fetched is kept.",
+)
+.in_unit(Unit::Bytes);
+
+pub(super) const STORE: Name = Name::gauge(
+    "larder_store",
+    "What the store takes on the disk, by part: data (chunks of layers) or overhead (indexes, \
+     metadata, records).",
+)
+.in_unit(Unit::Bytes)
+.by(&["part"]);
+
+pub(super) const STORE_LIMIT: Name = Name::gauge(
+    "larder_store_limit",
+    "What it may take, by store_bytes_max; 0 where there is no limit.",
+)
+.in_unit(Unit::Bytes);
+
+pub(super) const STORE_EVICTABLE: Name = Name::gauge(
+    "larder_store_evictable",
+    "Of its data, what could be evicted, at once or when it is cold.",
+)
+.in_unit(Unit::Bytes);
+
 pub(super) const PREPARES: Name = Name::counter(
     "larder_prepares",
     "Prepare calls, by outcome: lazy, eager (a layer that containerd unpacks; reason says why) or \
@@ -236,6 +262,10 @@ pub(super) const ALL: &[&Name] = &[
     &LAYER_PRESENT,
     &CACHING_STOPPED,
     &DISK_FREE,
+    &DISK_FLOOR,
+    &STORE,
+    &STORE_LIMIT,
+    &STORE_EVICTABLE,
     &PREPARES,
     &PREPARE_DURATION,
     &READ_DURATION,

@@ -175,7 +175,7 @@ impl MountingPlane {
 }
 
 fn refused(error: &dyn std::fmt::Display) -> PlaneError {
-    PlaneError(error.to_string())
+    PlaneError::Failed(error.to_string())
 }
 
 impl Plane for MountingPlane {
@@ -190,7 +190,10 @@ impl Plane for MountingPlane {
         Box::pin(async move {
             let _added = Added::note(&self.adding, &spec);
             let added = self.plane.add_layer(spec).await;
-            let layer = added.map_err(|error| refused(&error))?;
+            let layer = added.map_err(|error| match error.is_disk_full() {
+                true => PlaneError::DiskFull(error.to_string()),
+                false => refused(&error),
+            })?;
             layer.set_origin(wanted.origin());
             Ok(())
         })

@@ -18,6 +18,7 @@ impl From<SnapshotError> for Status {
             | SnapshotError::Unfit(Unfit::Contested { .. } | Unfit::Unknown { .. }) => {
                 Code::Unavailable
             }
+            SnapshotError::DiskFull(_) => Code::ResourceExhausted,
             SnapshotError::Unfit(Unfit::Quarantined { .. }) => Code::FailedPrecondition,
             SnapshotError::Usage { .. }
             | SnapshotError::Restore(_)

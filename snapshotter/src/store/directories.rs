@@ -1,6 +1,7 @@
 //! The directories of the snapshots, with the modes and owners containerd's own snapshotter gives.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
@@ -9,6 +10,10 @@ use std::path::{Path, PathBuf};
 use larder_fuse::private_directory;
 
 use super::{Kind, Owner};
+
+/// What a snapshot's directory has: its root, and overlayfs's work directory.
+pub(super) const FS: &str = "fs";
+pub(super) const WORK: &str = "work";
 
 /// Mode of a snapshot's root: the root directory of a container, which anybody may enter.
 const FS_MODE: u32 = 0o755;
@@ -66,32 +71,42 @@ impl Directories {
 
     /// Root of snapshot `id`.
     pub fn fs(&self, id: u64) -> PathBuf {
-        self.path.join(format!("{id}/fs"))
+        self.path.join(id.to_string()).join(FS)
     }
 
     /// overlayfs's work directory of snapshot `id`.
     pub fn work(&self, id: u64) -> PathBuf {
-        self.path.join(format!("{id}/work"))
+        self.path.join(id.to_string()).join(WORK)
     }
 
+    /// Makes the directories of a new snapshot.
     pub(super) fn make(&self, id: u64, kind: Kind, owner: Owner) -> Result<(), DirectoryError> {
         let outer = self.path.join(id.to_string());
         fs::create_dir(&outer).map_err(failed("create", &outer))?;
         set_mode(&outer, OUTER_MODE)?;
+        self.complete(id, kind, owner)
+    }
+
+    /// Makes those that are missing.
+    pub(super) fn complete(&self, id: u64, kind: Kind, owner: Owner) -> Result<(), DirectoryError> {
+        let outer = self.path.join(id.to_string());
+        make(&outer, OUTER_MODE)?;
         let root = self.fs(id);
-        fs::create_dir(&root).map_err(failed("create", &root))?;
-        // Modes are set explicitly: the process's umask must not reach into containers.
-        set_mode(&root, FS_MODE)?;
-        if owner != Owner::ROOT {
+        if make(&root, FS_MODE)? && owner != Owner::ROOT {
             let set = chown(&root, Some(owner.uid), Some(owner.gid));
             set.map_err(failed("change owner of", &root))?;
         }
         if kind == Kind::Active {
-            let work = self.work(id);
-            fs::create_dir(&work).map_err(failed("create", &work))?;
-            set_mode(&work, WORK_MODE)?;
+            make(&self.work(id), WORK_MODE)?;
         }
         Ok(())
+    }
+
+    /// What snapshot `id` has; what is mounted there is not asked.
+    pub(super) fn names(&self, id: u64) -> Vec<OsString> {
+        let entries = fs::read_dir(self.path.join(id.to_string()));
+        let entries = entries.into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).collect()
     }
 
     pub(super) fn owner(&self, id: u64) -> Result<Owner, DirectoryError> {
@@ -142,6 +157,16 @@ pub(super) fn private_file(path: &Path) -> Result<(), DirectoryError> {
     let made = options.mode(FILE_MODE).open(path);
     made.map_err(failed("create", path))?;
     set_mode(path, FILE_MODE)
+}
+
+/// Makes a directory; false if it was there. Modes are set explicitly: the process's umask must not reach into
+/// containers.
+fn make(path: &Path, mode: u32) -> Result<bool, DirectoryError> {
+    match fs::create_dir(path) {
+        Ok(()) => set_mode(path, mode).map(|()| true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(failed("create", path)(error)),
+    }
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), DirectoryError> {

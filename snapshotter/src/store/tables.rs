@@ -24,6 +24,10 @@ pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("me
 
 /// In [`META`]: no id at or above it was ever used.
 pub(super) const NEXT_ID: &str = "next_id";
+/// In [`META`]: a digest of what the containerd that was met last calls its root directory.
+pub(super) const MET: &str = "containerd";
+/// In [`META`]: what has an id below it was made before that containerd was met.
+pub(super) const MET_BEFORE: &str = "containerd_before";
 /// In [`META`]: version of the tables. Tables, and fields of records, are only ever added.
 const VERSION: &str = "version";
 /// In [`META`]: from which version on a build can use them; without it, from their own.

@@ -16,8 +16,10 @@ use larder_snapshotter::store::REF_LABEL;
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::registry::{Auth, Cdn, FakeRegistry, Settings};
 use larder_test_support::tar::{Entry, TarBuilder};
+use serde_json::json;
 use tonic::Code;
 
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const USER: &str = "canary-user";
 pub(crate) const PASSWORD: &str = "canary-password";
 
@@ -30,6 +32,7 @@ pub(crate) struct World {
     pub(crate) registry: FakeRegistry,
     scratch: tempfile::TempDir,
     daemon: Option<Child>,
+    containerd: Option<Child>,
     layers: Vec<LayerFixture>,
     /// Everything that was said to somebody.
     pub(crate) said: Vec<String>,
@@ -58,6 +61,7 @@ impl World {
             registry,
             scratch: tempfile::tempdir().unwrap(),
             daemon: None,
+            containerd: None,
             layers,
             said: Vec::new(),
         };
@@ -135,6 +139,79 @@ impl World {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("the daemon does not start: {}", self.log());
+    }
+
+    /// Starts a containerd that has the daemon as its snapshotter, for whoever asks it at [`World::address`].
+    pub(crate) async fn start_containerd(&mut self) {
+        let (folder, socket) = (self.path("containerd"), self.address());
+        fs::create_dir(&folder).unwrap();
+        let config = format!(
+            "version = 2\nroot = \"{folder}/root\"\nstate = \"{folder}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = \"{socket}\"\n\
+             [ttrpc]\n  address = \"{socket}.ttrpc\"\n[debug]\n  level = \"trace\"\n\
+             [proxy_plugins.larder]\n  type = \"snapshot\"\n  address = \"{}\"\n",
+            self.path("s.sock").display(),
+            folder = folder.display(),
+            socket = socket.display(),
+        );
+        fs::write(folder.join("config.toml"), config).unwrap();
+        let log = fs::File::create(folder.join("log")).unwrap();
+        let mut command = Command::new("containerd");
+        command.arg("-c").arg(folder.join("config.toml"));
+        let containerd = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
+        self.containerd = Some(containerd.expect("containerd is installed"));
+        for _ in 0..1_000 {
+            if tokio::net::UnixStream::connect(&socket).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("containerd does not start");
+    }
+
+    /// Where containerd listens.
+    pub(crate) fn address(&self) -> PathBuf {
+        self.path("c.sock")
+    }
+
+    /// Makes an image of the first two layers; its reference.
+    pub(crate) fn push_image(&self, tag: &str) -> String {
+        let layers = &self.layers[..2];
+        let descriptor = |layer: &LayerFixture| {
+            json!({
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+zstd",
+                "digest": layer.digest.to_string(),
+                "size": layer.blob.len(),
+                "annotations": {
+                    annotation::INDEX: layer.index.to_string(),
+                    annotation::LAYER: layer.digest.to_string(),
+                },
+            })
+        };
+        let diff_ids = layers
+            .iter()
+            .map(|layer| Digest::of(&layer.tar).to_string());
+        let config = json!({
+            "os": "linux",
+            "architecture": "amd64",
+            "rootfs": {"type": "layers", "diff_ids": diff_ids.collect::<Vec<_>>()},
+        })
+        .to_string();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": Digest::of(config.as_bytes()).to_string(),
+                "size": config.len(),
+            },
+            "layers": layers.iter().map(descriptor).collect::<Vec<_>>(),
+        });
+        self.registry.push_blob(config);
+        let bytes = manifest.to_string();
+        self.registry
+            .push_manifest("team/app", tag, MANIFEST, bytes);
+        self.registry.reference("team/app", tag)
     }
 
     /// Process id of the daemon.
@@ -238,7 +315,9 @@ impl World {
         for said in &self.said {
             look("what was said", said);
         }
-        for file in files(&self.path("root")) {
+        let kept = ["root", "containerd"].map(|name| self.path(name));
+        let kept = kept.iter().filter(|directory| directory.exists());
+        for file in kept.flat_map(|directory| files(directory)) {
             // Bytes of the image are the image's.
             if file.file_name().is_some_and(|name| name != "device") {
                 let bytes = fs::read(&file).unwrap_or_default();
@@ -254,9 +333,12 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            let _ = daemon.kill();
-            let _ = daemon.wait();
+        for mut process in [self.containerd.take(), self.daemon.take()]
+            .into_iter()
+            .flatten()
+        {
+            let _ = process.kill();
+            let _ = process.wait();
         }
         let scratch = self.path("");
         for mount in mounts().unwrap().iter().rev() {

@@ -90,6 +90,108 @@ async fn no_secret_is_in_anything_that_a_daemon_says_or_keeps() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// Promise: the same of what `pull`, `fetch-blobs`, `pin` and `doctor` say, with and without success, of what they
+/// leave in containerd (labels, names, documents, its own log), of the daemon's metrics, and of what the daemon
+/// says meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_in_what_pull_and_fetch_blobs_say_or_leave() {
+    let mut world = World::new();
+    let config = world.path("config.toml");
+    let metrics = world.path("metrics.sock");
+    let settings = fs::read_to_string(&config).unwrap();
+    let address = world.address();
+    let settings = settings.replace("none.sock", "c.sock");
+    let settings = format!("metrics_address = \"{}\"\n{settings}", metrics.display());
+    fs::write(&config, settings).unwrap();
+    world.start().await;
+    world.start_containerd().await;
+    let first = world.push_image("1");
+    let command = |world: &mut World, words: &[&str]| {
+        let place = ["--config", text(&config), "--address", text(&address)];
+        world.run(&[&words[..1], &place[..], &words[1..]].concat());
+    };
+    command(&mut world, &["pull", &first]);
+    let pulled = world.said.join("\n");
+    assert!(pulled.contains("2 of 2 layers loaded lazily"), "{pulled}");
+    for (number, (on, fault)) in faults().into_iter().enumerate() {
+        let other = world.push_image(&format!("other-{number}"));
+        world.registry.fault(on, fault);
+        command(&mut world, &["pull", &other]);
+        command(&mut world, &["pull", "--json", &other]);
+        command(&mut world, &["fetch-blobs", &first]);
+        world.registry.clear_faults();
+        world.registry.revoke_tokens();
+        world.registry.expire_urls();
+    }
+    world.log_in("canary-wrong-password");
+    let last = world.push_image("last");
+    command(&mut world, &["pull", &last]);
+    command(&mut world, &["fetch-blobs", "--json", &first]);
+    world.log_in(PASSWORD);
+    command(&mut world, &["fetch-blobs", &first]);
+    let root = world.path("root");
+    for words in [
+        &[
+            "pin",
+            "--root",
+            text(&root),
+            "--address",
+            text(&address),
+            &first,
+        ][..],
+        &["status", "--json", "--root", text(&root)],
+        &[
+            "unpin",
+            "--root",
+            text(&root),
+            "--address",
+            text(&address),
+            &first,
+        ],
+        &["doctor", "--json", "--config", text(&config)],
+    ] {
+        world.run(words);
+    }
+    for words in [
+        &["content", "ls"][..],
+        &["images", "ls"],
+        &["leases", "ls"],
+        &["snapshots", "--snapshotter", "larder", "ls"],
+    ] {
+        let mut ctr = std::process::Command::new("ctr");
+        let output = ctr.arg("-a").arg(&address).args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}");
+        world
+            .said
+            .push(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    world.said.push(page(&metrics).await);
+    world.command_lines();
+    let said = world.said.join("\n");
+    for part in [
+        "refused",
+        "<redacted>",
+        "larder_build_info",
+        "blobs fetched",
+        "distribution.source",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    let found = world.found();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// The metrics.
+async fn page(socket: &std::path::Path) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
 /// Promise: the same of `mount`, by hand, with and without success.
 #[test]
 fn no_secret_is_in_what_mount_says() {

@@ -23,17 +23,7 @@ pub(super) struct Found {
 
 pub(super) fn check<B: AsRef<[u8]>>(image: &Image<B>) -> Result<Found, ImageError> {
     check_frame(image).map_err(ImageError::Image)?;
-    let slots = image.bytes().len() / SLOT;
-    let mut check = Check {
-        image,
-        claimed: Bitmap::new(slots),
-        inodes: Bitmap::new(slots),
-        shared: Bitmap::new(0),
-        links: HashMap::new(),
-        count: 0,
-        has_xattrs: false,
-        pending: Vec::new(),
-    };
+    let mut check = Check::new(image);
     check
         .claim(SUPER_OFFSET, INODES_OFFSET)
         .map_err(ImageError::Image)?;
@@ -79,6 +69,10 @@ struct Check<'a, B> {
     links: HashMap<u64, u32>,
     /// Inodes reached.
     count: u64,
+    /// Entries of directories, and the bytes that names, targets and attributes take as a tree, where what
+    /// inodes share is there for each: both bound the memory of whoever makes one.
+    entries: usize,
+    variable: u64,
     /// Whether one of them has extended attributes.
     has_xattrs: bool,
     /// Directories to be walked.
@@ -92,7 +86,23 @@ struct Pending {
     path_len: usize,
 }
 
-impl<B: AsRef<[u8]>> Check<'_, B> {
+impl<'a, B: AsRef<[u8]>> Check<'a, B> {
+    fn new(image: &'a Image<B>) -> Self {
+        let slots = image.bytes().len() / SLOT;
+        Self {
+            image,
+            claimed: Bitmap::new(slots),
+            inodes: Bitmap::new(slots),
+            shared: Bitmap::new(0),
+            links: HashMap::new(),
+            count: 0,
+            entries: 0,
+            variable: 0,
+            has_xattrs: false,
+            pending: Vec::new(),
+        }
+    }
+
     fn walk(&mut self) -> Result<(), ImageError> {
         let root = self.image.root().0;
         let at = |nid| move |reason| ImageError::Inode { nid, reason };
@@ -172,6 +182,11 @@ impl<B: AsRef<[u8]>> Check<'_, B> {
         entry: &RawEntry<'_>,
     ) -> Result<bool, (u64, &'static str)> {
         let here = |reason| (directory.nid, reason);
+        self.entries += 1;
+        if self.entries > limits::ENTRIES_MAX {
+            return Err(here("has more entries than a layer may have"));
+        }
+        self.account(entry.name.len()).map_err(here)?;
         let illegal = entry.name.iter().any(|&b| b == b'/' || b == 0);
         if illegal || entry.name.len() > limits::NAME_BYTES_MAX {
             return Err(here("has an entry with a bad name"));
@@ -210,6 +225,16 @@ impl<B: AsRef<[u8]>> Check<'_, B> {
             links => _ = self.links.insert(entry.nid, links - 1),
         }
         Ok(false)
+    }
+
+    /// Counts what a tree has for one name, target or attribute. The scan of a tar has the same bound, and
+    /// counts more.
+    fn account(&mut self, bytes: usize) -> Result<(), &'static str> {
+        self.variable += bytes as u64;
+        if self.variable > limits::INDEX_BYTES_MAX {
+            return Err("has more names, targets and attributes than a layer may have");
+        }
+        Ok(())
     }
 
     /// Finds the attributes in the shared area, and claims it.
@@ -269,4 +294,70 @@ fn attribute(bytes: &[u8]) -> Option<(Xattr<'_>, usize)> {
     let used = 4 + xattr.split_name().suffix.len() + xattr.value.len();
     let padding = bytes.get(used..len)?;
     padding.iter().all(|&b| b == 0).then_some((xattr, len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::erofs::write;
+    use crate::tree::{Kind, Node, ROOT, Tree};
+
+    /// A tree of one directory with these files, each with an attribute of so many bytes, the same for all.
+    fn files(count: usize, attribute: usize) -> Vec<u8> {
+        let mut tree = Tree::new();
+        for number in 0..count {
+            let kind = Kind::Regular {
+                size: 0,
+                extents: Vec::new(),
+            };
+            let file = tree.add(Node {
+                kind,
+                ..Node::directory()
+            });
+            if attribute > 0 {
+                let (name, value) = (b"user.same".to_vec(), vec![7; attribute]);
+                tree.node_mut(file).xattrs.insert(name, value);
+            }
+            if let Kind::Directory(entries) = &mut tree.node_mut(ROOT).kind {
+                entries.insert(format!("{number:05}").into_bytes(), file);
+            }
+        }
+        write(&tree, 1024).unwrap()
+    }
+
+    /// Promise: a small image that becomes a large tree, because many files share what the image holds once, is
+    /// refused before anybody makes the tree.
+    #[test]
+    fn what_is_shared_counts_for_each_that_has_it() {
+        let most = usize::try_from(limits::INDEX_BYTES_MAX).unwrap() / 60_000;
+        assert!(Image::open(files(most - 10, 60_000), 1024).is_ok());
+        let large = files(most + 10, 60_000);
+        assert!(large.len() < 1 << 20, "{}", large.len());
+        let refused = Image::open(large, 1024).unwrap_err().to_string();
+        assert!(
+            refused.contains("names, targets and attributes"),
+            "{refused}"
+        );
+    }
+
+    /// Promise: an image of more entries than a layer may have is refused, whoever wrote it.
+    #[test]
+    fn one_entry_too_many_is_refused() {
+        let bytes = files(3, 0);
+        let image = Image {
+            superblock: crate::erofs::format::Superblock::read_from(&bytes).unwrap(),
+            bytes,
+            tar_len: 1024,
+            has_xattrs: false,
+        };
+        for (before, is_fine) in [
+            (limits::ENTRIES_MAX - 3, true),
+            (limits::ENTRIES_MAX - 2, false),
+        ] {
+            let mut check = Check::new(&image);
+            check.entries = before;
+            let walked = check.walk();
+            assert_eq!(walked.is_ok(), is_fine, "{walked:?}");
+        }
+    }
 }

@@ -44,10 +44,15 @@ impl<B: AsRef<[u8]>> Image<B> {
     fn node(&self, nid: Nid, inode: &Inode) -> Node {
         let kind = match inode.file_type {
             FileType::Directory => Kind::Directory(BTreeMap::new()),
-            FileType::Regular => Kind::Regular {
-                size: inode.size,
-                extents: self.extents(nid).collect(),
-            },
+            FileType::Regular => {
+                let mut extents: Vec<_> = self.extents(nid).collect();
+                // Nearly all files have one; a vector that grew has room for four.
+                extents.shrink_to_fit();
+                Kind::Regular {
+                    size: inode.size,
+                    extents,
+                }
+            }
             FileType::Symlink => Kind::Symlink(self.read_link(nid).unwrap_or_default().to_vec()),
             FileType::CharDevice => Kind::CharDevice(inode.rdev),
             FileType::BlockDevice => Kind::BlockDevice(inode.rdev),

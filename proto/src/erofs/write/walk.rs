@@ -38,15 +38,21 @@ pub(super) fn walk(tree: &Tree) -> Result<Walk, WriteError> {
     ) {
         return Err(not_a_tree("the first node of a tree is its root directory"));
     }
-    if nodes > limits::ENTRIES_MAX {
+    if nodes - 1 > limits::ENTRIES_MAX {
         return Err(Refusal::Unrepresentable("the layer has too many entries").at(Vec::new()));
     }
     check_attributes(tree.node(ROOT)).map_err(|refusal| refusal.at(Vec::new()))?;
     walk.order.push(ROOT);
     walk.parent[0] = ROOT.0;
     let mut pending = vec![(ROOT, 0)];
-    let mut subdirectories = Vec::new();
+    let (mut subdirectories, mut entries) = (Vec::new(), 0);
     while let Some((directory, path_len)) = pending.pop() {
+        if let Kind::Directory(here) = &tree.node(directory).kind {
+            entries += here.len();
+        }
+        if entries > limits::ENTRIES_MAX {
+            return Err(Refusal::Unrepresentable("the layer has too many entries").at(Vec::new()));
+        }
         walk.directory(tree, directory, path_len, &mut subdirectories)
             .map_err(|(name, refusal)| {
                 let mut path = walk.path(tree, directory);

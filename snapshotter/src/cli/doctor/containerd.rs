@@ -38,7 +38,28 @@ pub(super) async fn look(config: &Config, file: &Path) -> Vec<Finding> {
         findings.push(loaded(config, &name).await);
     }
     findings.push(daemon(config));
+    findings.extend(snapshots(config).await);
     findings
+}
+
+/// Whether containerd and the daemon have the same snapshots, if the daemon can tell.
+async fn snapshots(config: &Config) -> Option<Finding> {
+    let what = "snapshots";
+    let status = super::super::status::ask(&config.root).await.ok()?;
+    Some(match status.disagreement {
+        None => Finding::good(what, "nothing is known that only one side has"),
+        Some(found) => {
+            let (only_here, only_there) = (found.unknown, found.absent);
+            let seen = format!(
+                "{only_here} are here and not known to containerd, {only_there} are known to \
+                 containerd and not here"
+            );
+            match only_there {
+                0 => Finding::notice(what, seen, found.why),
+                _ => Finding::bad(what, seen, found.why),
+            }
+        }
+    })
 }
 
 /// Whether the containerd that runs has our snapshotter: its file may have been changed since it

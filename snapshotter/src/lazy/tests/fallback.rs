@@ -42,6 +42,28 @@ async fn a_slow_or_failing_registry_means_an_ordinary_unpack_in_time() {
     assert!(!world.prepare("n/1/x", "", labels("c1", "i1")).await);
 }
 
+/// Promise: where not as much as the index fits the disk, the layer is not unpacked instead, which takes more:
+/// containerd gets an error that says so, nothing is left, and the next try after that succeeds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_a_layer_instead_of_unpacking_it() {
+    let world = World::new(FakePlane::default()).await;
+    world.plane.is_full.store(true, Ordering::Relaxed);
+    let (key, parent) = ("n/1/x".to_owned(), String::new());
+    let prepared = world
+        .snapshots
+        .prepare(key, parent, labels("c1", "i1"))
+        .await;
+    let status = tonic::Status::from(prepared.unwrap_err());
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+    assert!(
+        status.message().contains("than the disk has to give"),
+        "{status}"
+    );
+    assert!(world.snapshots.store().stat("n/1/x").is_err());
+    world.plane.is_full.store(false, Ordering::Relaxed);
+    assert!(world.prepare("n/1/x", "", labels("c1", "i1")).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_labels_mean_an_ordinary_unpack() {
     let world = World::new(FakePlane::default()).await;

@@ -33,6 +33,8 @@ pub(crate) struct FakePlane {
     pub(super) proofs: Mutex<Vec<Digest>>,
     pub(super) delay: Option<Duration>,
     pub(super) refuse: Vec<Digest>,
+    /// No index fits the disk.
+    pub(super) is_full: AtomicBool,
     pub(super) trouble: Option<String>,
     /// Bytes each layer takes on the disk.
     pub(super) data_on_disk: AtomicUsize,
@@ -76,10 +78,14 @@ impl Plane for FakePlane {
         Box::pin(async move {
             tokio::time::sleep(self.delay.unwrap_or_default()).await;
             if self.refuse.contains(&wanted.index.digest) {
-                return Err(PlaneError("the registry answers 503".to_owned()));
+                return Err(PlaneError::Failed("the registry answers 503".to_owned()));
+            }
+            if self.is_full.load(Ordering::Relaxed) {
+                let error = "4 bytes more than the disk has to give".to_owned();
+                return Err(PlaneError::DiskFull(error));
             }
             if let Some(lie) = self.lie(&wanted.index.digest) {
-                return Err(PlaneError(lie));
+                return Err(PlaneError::Failed(lie));
             }
             self.added.fetch_add(1, Ordering::Relaxed);
             self.add_directory(wanted.index.digest, b"", 0o755);
@@ -119,7 +125,7 @@ impl Plane for FakePlane {
         _: &'a [ImpliedEntry],
     ) -> BoxFuture<'a, Result<(), PlaneError>> {
         if let Some(lie) = self.lie(index) {
-            return Box::pin(async { Err(PlaneError(lie)) });
+            return Box::pin(async { Err(PlaneError::Failed(lie)) });
         }
         let taken = self
             .mounts

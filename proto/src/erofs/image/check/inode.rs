@@ -110,7 +110,8 @@ impl<B: AsRef<[u8]>> Check<'_, B> {
         if target.contains(&0) {
             return Err("is a symlink with a NUL in its target");
         }
-        Ok(())
+        let len = target.len();
+        self.account(len)
     }
 
     /// Claims the blocks of a directory or a symlink.
@@ -142,7 +143,7 @@ impl<B: AsRef<[u8]>> Check<'_, B> {
         self.claim(start, end.next_multiple_of(BLOCK))
     }
 
-    fn extended_attributes(&self, located: &Located) -> Result<(), &'static str> {
+    fn extended_attributes(&mut self, located: &Located) -> Result<(), &'static str> {
         const DAMAGED: &str = "has damaged extended attributes";
         if located.raw.xattr_len == 0 {
             return Ok(());
@@ -160,11 +161,14 @@ impl<B: AsRef<[u8]>> Check<'_, B> {
         check_entries(xattrs.inline())?;
         let is_directory = located.raw.file_type == FileType::Directory;
         let mut names: Vec<Name<'_>> = Vec::new();
+        let mut bytes = 0;
         for xattr in xattrs {
             let name = xattr.split_name();
             name.check(xattr.value, is_directory)?;
+            bytes += name.suffix.len() + xattr.value.len();
             names.push(name);
         }
+        self.account(bytes)?;
         names.sort_unstable();
         if names.is_empty() || names.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err("has an extended attribute twice, or none");
