@@ -177,14 +177,13 @@ impl Plane for MountingPlane {
         };
         Box::pin(async move {
             let _added = Added::note(&self.adding, &spec);
-            self.plane
-                .add_layer(spec)
-                .await
-                .map(drop)
-                .map_err(|error| match error.is_disk_full() {
-                    true => PlaneError::DiskFull(error.to_string()),
-                    false => refused(&error),
-                })
+            self.plane.add_layer(spec).await.map(drop).map_err(|error| {
+                if error.is_disk_full() {
+                    PlaneError::DiskFull(error.to_string())
+                } else {
+                    refused(&error)
+                }
+            })
         })
     }
 
