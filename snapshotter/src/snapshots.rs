@@ -49,7 +49,7 @@ pub enum SnapshotError {
     Unfit(#[from] Unfit),
     /// The disk has no room for a layer, neither lazily loaded nor unpacked.
     #[error("{0}")]
-    DiskFull(Reason),
+    DiskFull(Box<Reason>),
     /// Files could not be counted.
     #[error("count the files of snapshot {key:?}: {source}")]
     Usage {
@@ -199,7 +199,7 @@ impl Snapshots {
                 Ok(()) => return Ok(()),
                 Err(reason @ Reason::Plane(PlaneError::DiskFull(_))) => {
                     tracing::warn!(%chain, %reason, "a layer is refused: the disk is nearly full");
-                    return Err(NotLazy::Refused(SnapshotError::DiskFull(reason)));
+                    return Err(NotLazy::Refused(SnapshotError::DiskFull(Box::new(reason))));
                 }
                 Err(reason) => (chain.as_str(), reason),
             }

@@ -190,9 +190,12 @@ impl Plane for MountingPlane {
         Box::pin(async move {
             let _added = Added::note(&self.adding, &spec);
             let added = self.plane.add_layer(spec).await;
-            let layer = added.map_err(|error| match error.is_disk_full() {
-                true => PlaneError::DiskFull(error.to_string()),
-                false => refused(&error),
+            let layer = added.map_err(|error| {
+                if error.is_disk_full() {
+                    PlaneError::DiskFull(error.to_string())
+                } else {
+                    refused(&error)
+                }
             })?;
             layer.set_origin(wanted.origin());
             Ok(())
