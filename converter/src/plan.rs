@@ -177,11 +177,9 @@ fn normalised(architecture: &str, variant: &str) -> (String, String) {
         ("x86_64" | "x86-64", other) => ("amd64", other),
         ("aarch64" | "arm64", "" | "8" | "v8") => ("arm64", ""),
         ("aarch64", other) => ("arm64", other),
-        ("armhf", _) => ("arm", "v7"),
-        ("armel", _) => ("arm", "v6"),
-        ("arm", "" | "7") => ("arm", "v7"),
+        ("armhf", _) | ("arm", "" | "7") => ("arm", "v7"),
+        ("armel", _) | ("arm", "6") => ("arm", "v6"),
         ("arm", "5") => ("arm", "v5"),
-        ("arm", "6") => ("arm", "v6"),
         ("arm", "8") => ("arm", "v8"),
         other => other,
     };

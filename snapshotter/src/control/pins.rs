@@ -38,7 +38,9 @@ pub(super) fn pin(
     }
     let layers: Vec<_> = found.into_iter().collect();
     if !layers.is_empty() {
-        plane.pin(&layers, &request.name).map_err(refused)?;
+        plane
+            .pin(&layers, &request.name)
+            .map_err(|error| refused(&error))?;
     }
     Ok(Response::new(PinResponse {
         layers: u32::try_from(layers.len()).unwrap_or(u32::MAX),
@@ -52,14 +54,16 @@ pub(super) fn unpin(
     request: &UnpinRequest,
 ) -> Result<Response<PinResponse>, Status> {
     let plane = plane.ok_or_else(without_plane)?;
-    let layers = plane.unpin(&request.name).map_err(refused)?;
+    let layers = plane
+        .unpin(&request.name)
+        .map_err(|error| refused(&error))?;
     Ok(Response::new(PinResponse {
         layers: u32::try_from(layers).unwrap_or(u32::MAX),
         unknown: Vec::new(),
     }))
 }
 
-fn refused(error: PlaneError) -> Status {
+fn refused(error: &PlaneError) -> Status {
     Status::failed_precondition(error.to_string())
 }
 

@@ -129,42 +129,7 @@ async fn no_secret_is_in_what_pull_and_fetch_blobs_say_or_leave() {
     command(&mut world, &["fetch-blobs", "--json", &first]);
     world.log_in(PASSWORD);
     command(&mut world, &["fetch-blobs", &first]);
-    let root = world.path("root");
-    for words in [
-        &[
-            "pin",
-            "--root",
-            text(&root),
-            "--address",
-            text(&address),
-            &first,
-        ][..],
-        &["status", "--json", "--root", text(&root)],
-        &[
-            "unpin",
-            "--root",
-            text(&root),
-            "--address",
-            text(&address),
-            &first,
-        ],
-        &["doctor", "--json", "--config", text(&config)],
-    ] {
-        world.run(words);
-    }
-    for words in [
-        &["content", "ls"][..],
-        &["images", "ls"],
-        &["leases", "ls"],
-        &["snapshots", "--snapshotter", "larder", "ls"],
-    ] {
-        let mut ctr = std::process::Command::new("ctr");
-        let output = ctr.arg("-a").arg(&address).args(words).output().unwrap();
-        assert!(output.status.success(), "{words:?}");
-        world
-            .said
-            .push(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
+    ask_around(&mut world, &first, &config, &address);
     world.said.push(page(&metrics).await);
     world.command_lines();
     let said = world.said.join("\n");
@@ -179,6 +144,46 @@ async fn no_secret_is_in_what_pull_and_fetch_blobs_say_or_leave() {
     }
     let found = world.found();
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Runs what tells or keeps something of an image, and lists what containerd has of it.
+fn ask_around(world: &mut World, image: &str, config: &std::path::Path, address: &std::path::Path) {
+    let root = world.path("root");
+    for words in [
+        &[
+            "pin",
+            "--root",
+            text(&root),
+            "--address",
+            text(address),
+            image,
+        ][..],
+        &["status", "--json", "--root", text(&root)],
+        &[
+            "unpin",
+            "--root",
+            text(&root),
+            "--address",
+            text(address),
+            image,
+        ],
+        &["doctor", "--json", "--config", text(config)],
+    ] {
+        world.run(words);
+    }
+    for words in [
+        &["content", "ls"][..],
+        &["images", "ls"],
+        &["leases", "ls"],
+        &["snapshots", "--snapshotter", "larder", "ls"],
+    ] {
+        let mut ctr = std::process::Command::new("ctr");
+        let output = ctr.arg("-a").arg(address).args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}");
+        world
+            .said
+            .push(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
 }
 
 /// The metrics.
