@@ -233,7 +233,7 @@ impl Plane {
         };
         self.proofs.close();
         for layer in self.lock_layers().values() {
-            layer.forget();
+            layer.rest();
         }
         if self.sync() {
             self.store.end();

@@ -52,12 +52,15 @@ impl Recent {
         }
     }
 
-    /// Lets go of all of them: the store has room again.
-    pub(super) fn clear(&self) {
+    /// Lets go of a chunk: the store has it. The others stay, since whoever reads them next stores them
+    /// from here.
+    pub(super) fn forget(&self, layer: &Digest, row: usize) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.bytes > 0 {
-            kept.chunks.clear();
-            kept.bytes = 0;
+        if kept.chunks.is_empty() {
+            return;
+        }
+        if let Some(old) = kept.chunks.pop(&(*layer, row)) {
+            kept.bytes -= old.as_slice().len();
         }
     }
 }

@@ -121,10 +121,10 @@ impl Run {
     /// Lands the chunks that came while the store had no room and are in memory: now it may have.
     async fn keep_held(&self) {
         let recent = &self.fetcher.context.recent;
-        let held = |row: usize| Some((row, recent.get(&self.fetcher.id, row)?));
-        // All of them first: the first that is stored makes the others be forgotten.
-        let held: Vec<_> = self.rows().into_iter().filter_map(held).collect();
-        for (row, content) in held {
+        for row in self.rows() {
+            let Some(content) = recent.get(&self.fetcher.id, row) else {
+                continue;
+            };
             let layer = self.fetcher.layer.clone();
             let (bytes, is_awaited) = (content.clone(), self.priority == Priority::Demand);
             let publish = move || {
@@ -309,7 +309,7 @@ impl Run {
         lock(&self.rows).retain(|&other| other != row);
         match &landed {
             Landed::Stored => {
-                self.fetcher.context.recent.clear();
+                self.fetcher.context.recent.forget(&self.fetcher.id, row);
                 if self.fetcher.layer.presence().all_verified() {
                     self.fetcher.completed.notify_one();
                 }

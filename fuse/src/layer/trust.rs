@@ -43,11 +43,16 @@ impl Layer {
         self.trust()
     }
 
-    /// Nothing is fetched for it any more but what is read, and nothing is written down; who waits for
-    /// its proof is told.
+    /// The layer is removed: nothing is fetched for it any more but what is read, and nothing is written
+    /// down; who waits for its proof is told.
     pub(crate) fn forget(&self) {
-        self.0.fetcher.remove();
         self.stored().lose_name();
+        self.rest();
+    }
+
+    /// Nothing is fetched for it any more but what is read; who waits for its proof is told.
+    pub(crate) fn rest(&self) {
+        self.0.fetcher.remove();
         self.tell();
     }
 

@@ -59,6 +59,8 @@ pub(crate) struct StoredLayer {
     failed: Mutex<Option<Instant>>,
     /// Set with the record locked.
     nameless: AtomicBool,
+    /// Held while bits are written down: who finds nothing to write knows that it was written.
+    syncing: Mutex<()>,
     disk: Arc<dyn Disk>,
     ended: Ended,
     rules: Rules,
@@ -250,6 +252,7 @@ impl StoredLayer {
             device,
             failed: Mutex::default(),
             nameless: AtomicBool::new(false),
+            syncing: Mutex::new(()),
             disk,
             ended,
             rules,
@@ -421,6 +424,7 @@ impl StoredLayer {
 
     /// Makes the data durable, and then writes down which chunks are there.
     pub(crate) fn sync(&self) -> Result<(), LayerStoreError> {
+        let _alone = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.nameless.load(Ordering::Acquire) {
             return Ok(());
         }
