@@ -18,6 +18,11 @@ mod presence;
 #[path = "../../fuse/src/store/record.rs"]
 mod record;
 
+/// What `presence` takes from its crate.
+mod sync {
+    pub(crate) use std::sync::atomic;
+}
+
 use presence::{ChunkState, Presence};
 use record::Record;
 
