@@ -16,6 +16,7 @@ use libfuzzer_sys::fuzz_target;
 #[expect(dead_code, reason = "its crate uses more of it")]
 mod presence;
 #[path = "../../fuse/src/store/record.rs"]
+#[expect(dead_code, reason = "its crate uses more of it")]
 mod record;
 
 /// What `presence` takes from its crate.
