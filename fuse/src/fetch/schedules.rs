@@ -78,6 +78,7 @@ impl Prepared {
             None,
             FetchContext {
                 deadline: DEADLINE,
+                refusals_last: Duration::from_secs(30),
                 recent: Arc::new(Recent::new()),
                 pace: Arc::new(Pace::new()),
                 runtime: self.runtime.handle().clone(),
@@ -294,9 +295,10 @@ fn every_reader_is_answered_and_not_before_its_time() {
     });
 }
 
-/// Promise: a failure is remembered for its own chunk, and until there are other sources.
+/// Promise: a failure is remembered for its own chunk and those behind it, and until there are other
+/// sources.
 #[test]
-fn a_failure_is_remembered_for_its_chunk_alone() {
+fn a_failure_is_remembered_for_its_chunk_and_those_behind() {
     let scene = Prepared::new();
     let stalled = scene.fixture.chunks[1].stored_range();
     let asked_again = Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -319,15 +321,15 @@ fn a_failure_is_remembered_for_its_chunk_alone() {
         block_on(passing).unwrap();
         let asked = scene.asked(&source)[1];
         // The clock stands: whoever is answered now did not wait.
-        let others = [0..1, 2..4].map(|rows| scene.reader(&fetcher, rows));
+        let before = scene.reader(&fetcher, 0..1);
         // It may have gone on for more than that second before it stood.
-        if fetcher.lock_flights().failure(1, Instant::now()).is_some() {
+        if fetcher.lock_flights().failure(1..2, Instant::now()).is_some() {
             counted.fetch_add(1, Ordering::Relaxed);
-            ended(scene.reader(&fetcher, 1..2)).unwrap_err();
+            for rows in [1..2, 2..4] {
+                ended(scene.reader(&fetcher, rows)).unwrap_err();
+            }
         }
-        for other in others {
-            ended(other).unwrap();
-        }
+        ended(before).unwrap();
         assert_eq!(
             scene.asked(&source)[1],
             asked,
@@ -336,7 +338,7 @@ fn a_failure_is_remembered_for_its_chunk_alone() {
         let honest = scene.source(|_, _| Mood::Honest);
         fetcher.set_sources(vec![honest.clone()]);
         ended(scene.reader(&fetcher, 0..4)).unwrap();
-        assert_eq!(scene.asked(&honest)[..4], [0, 1, 0, 0]);
+        assert_eq!(scene.asked(&honest)[..4], [0, 1, 1, 1]);
     });
     assert!(asked_again.load(Ordering::Relaxed) > 0);
 }

@@ -314,6 +314,7 @@ fn fill_mixed(
 }
 
 #[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests {
     use std::time::Duration;
 
