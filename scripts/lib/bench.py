@@ -16,6 +16,7 @@ import threading
 import time
 
 import rig
+from daemon import Daemon, labels
 from samples import Table, abba, seconds
 
 IMPORT = ["python3", "-c", "import numpy, pandas, flask"]
@@ -328,50 +329,6 @@ def blob_bytes(layout):
     return max(os.path.getsize(path) for path in blobs(layout))
 
 
-class Daemon:
-    """`larder-snapshotter run` without containerd; `examples/prepare` speaks to it as containerd would."""
-
-    def __init__(self, args, work, driver, registry):
-        self.args, self.root = args, tempfile.mkdtemp(dir=work)
-        self.socket = os.path.join(self.root, "l.sock")
-        settings, log = os.path.join(self.root, "larder.toml"), os.path.join(self.root, "log")
-        with open(settings, "w") as out:
-            out.write(f'root = "{self.root}/larder"\naddress = "{self.socket}"\nfs_driver = "{driver}"\n'
-                      f'read_deadline_seconds = 600\n[containerd]\naddress = "{self.root}/none.sock"\n'
-                      f'[registry]\nplain_http = ["{registry}"]\n')
-        program = os.path.join(args.programs, "larder-snapshotter")
-        with open(log, "w") as out:
-            self.process = subprocess.Popen([program, "run", "--config", settings], stdout=out, stderr=out)
-        rig.wait_for(lambda: os.path.exists(self.socket), "the daemon to listen", lambda: open(log).read())
-
-    def prepare(self, labels, *words):
-        """What `examples/prepare` prints for a layer."""
-        program = os.path.join(self.args.programs, "examples", "prepare")
-        command = [program, self.socket, os.path.join(self.root, "larder"), *map(str, words)]
-        return rig.run(*command, input=json.dumps(labels)).strip()
-
-    def memory(self):
-        """Its anonymous memory, MB: the heap and the stacks, not the files it has mapped."""
-        with open(f"/proc/{self.process.pid}/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1e3
-
-    def close(self):
-        rig.stop(self.process)
-        rig.unmount_below(self.root)
-
-
-def labels(registry, reference):
-    """For each layer of an image the labels that containerd's unpacker hands to a snapshotter."""
-    repository, tag = reference.partition("/")[2].rsplit(":", 1)
-    manifest, config = rig.image_of(registry.link, repository, tag)
-    prefix, chain = "containerd.io/snapshot/", None
-    for layer, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
-        inherited = {name: value for name, value in layer.get("annotations", {}).items() if name.startswith(prefix)}
-        chain = "sha256:" + hashlib.sha256(f"{chain} {diff_id}".encode()).hexdigest() if chain else diff_id
-        own = {"containerd.io/snapshot.ref": chain, prefix + "cri.image-ref": reference, prefix + "cri.layer-digest": layer["digest"]}
-        yield inherited | own
-
-
 def small_files(work, name, count, content):
     """The layout of an image of one layer with `count` files."""
     tree, layout = os.path.join(work, name), os.path.join(work, name + "-layout")
@@ -393,12 +350,12 @@ def mount(args, drivers, work, table):
     layout = small_files(work, "files", 10_000, lambda number: b"%d\n" % number * 20)
     turns = max(args.pairs, 30)
     with Registry(args, work) as registry:
-        (files,) = labels(registry, registry.push(layout, "files"))
+        (files,) = labels(registry.link, registry.push(layout, "files"))
         ten = [f"image-{number}" for number in range(10)]
         layouts = [small_files(work, name, 2_000, lambda number, name=name: f"{name} {number}\n".encode() * 50) for name in ten]
-        images = [next(labels(registry, registry.push(layout, name))) for name, layout in zip(ten, layouts)]
+        images = [next(labels(registry.link, registry.push(layout, name))) for name, layout in zip(ten, layouts)]
         for driver in drivers:
-            daemon = Daemon(args, work, driver, registry.link.address)
+            daemon = Daemon(args.programs, work, driver, registry.link.address)
             try:
                 for what, said in (("index", "index in the store"), ("fresh", "index fetched over loopback, and validated")):
                     samples = json.loads(daemon.prepare(files, what, turns))
@@ -418,9 +375,9 @@ def stall(args, drivers, work, table):
     stalled = small_files(work, "stalled", 1_000, lambda number: os.urandom(66_000))
     here = small_files(work, "here", 1, lambda number: os.urandom(64_000_000))
     with Registry(args, work) as registry:
-        (far,), (near,) = (labels(registry, registry.push(layout, name)) for layout, name in ((stalled, "stalled"), (here, "here")))
+        (far,), (near,) = (labels(registry.link, registry.push(layout, name)) for layout, name in ((stalled, "stalled"), (here, "here")))
         for driver in drivers:
-            daemon, readers = Daemon(args, work, driver, registry.link.address), []
+            daemon, readers = Daemon(args.programs, work, driver, registry.link.address), []
             try:
                 far_at, near_at = daemon.prepare(far, "keep"), daemon.prepare(near, "keep")
                 file = os.path.join(near_at, "d000", "file-00000")

@@ -447,11 +447,11 @@ def command_lines():
     return found
 
 
-def wait_for(condition, what, log=lambda: ""):
-    until = time.monotonic() + SOCKET_SECONDS_MAX
+def wait_for(condition, what, log=lambda: "", seconds=SOCKET_SECONDS_MAX):
+    until = time.monotonic() + seconds
     while condition() in (None, False):
         if time.monotonic() > until:
-            raise RigError(f"waited {SOCKET_SECONDS_MAX} s for {what}\n{log()}")
+            raise RigError(f"waited {seconds} s for {what}\n{log()}")
         time.sleep(POLL_SECONDS)
 
 

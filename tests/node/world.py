@@ -28,7 +28,7 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], True)
 
 PROGRAMS = os.environ["LARDER_PROGRAMS"]
 REGISTRY = "127.0.0.1:5000"
-TEST_SECONDS_MAX = 600  # the slowest tests read two large trees and take a minute on a quiet machine
+TEST_SECONDS_MAX = int(os.environ.get("LARDER_TEST_SECONDS", 600))  # the slowest read two large trees: a minute on a quiet machine
 GONE_SECONDS_MAX = 20  # containerd collects garbage seconds after the last change
 RELEASES = {
     "1.6": os.path.dirname(shutil.which("containerd")),
