@@ -88,6 +88,8 @@ impl Plane {
             }),
         };
         self.lock_retired().insert(layer.0.slot, retired);
+        // The kernel is to be asked for it from now on.
+        self.slots.look_again();
         true
     }
 

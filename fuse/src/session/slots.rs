@@ -196,7 +196,12 @@ impl Slots {
         }
     }
 
-    /// Waits until a retired slot is let go of, now or since the call before.
+    /// There is one more retired slot, to be looked after by whoever waits in [`Slots::let_go`].
+    pub(crate) fn look_again(&self) {
+        self.let_go.notify_one();
+    }
+
+    /// Waits until a retired slot is let go of or there is one more, now or since the call before.
     pub(crate) async fn let_go(&self) {
         self.let_go.notified().await;
     }
