@@ -166,6 +166,10 @@ class Log:
             time.sleep(0.001)
         raise rig.RigError(f"no line with {text!r} within {START_SECONDS_MAX} s")
 
+    def rest(self):
+        """Takes what was written until now."""
+        self.lines += self.file.read().split("\n")
+
 
 def kill_again_and_again(supervisor, log, count, seed, by=signal.SIGKILL, before=lambda number: None, life=LIFE_SECONDS):
     """Kills daemon after daemon at random moments, every tenth of them while it starts, every twentieth after a while; the moments."""

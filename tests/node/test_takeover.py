@@ -237,7 +237,7 @@ class Takeover(world.Case):
             node.ctr("containers", "rm", name)
             node.ctr("images", "rm", "--sync", converted)
             self.gone(node.left_behind)
-            log.wait("", node.daemon)
+            log.rest()
             self.quiet(log)
 
     @once_per(driver=DRIVERS)
