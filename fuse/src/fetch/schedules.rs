@@ -323,7 +323,11 @@ fn a_failure_is_remembered_for_its_chunk_and_those_behind() {
         // The clock stands: whoever is answered now did not wait.
         let before = scene.reader(&fetcher, 0..1);
         // It may have gone on for more than that second before it stood.
-        if fetcher.lock_flights().failure(1..2, Instant::now()).is_some() {
+        if fetcher
+            .lock_flights()
+            .failure(1..2, Instant::now())
+            .is_some()
+        {
             counted.fetch_add(1, Ordering::Relaxed);
             for rows in [1..2, 2..4] {
                 ended(scene.reader(&fetcher, rows)).unwrap_err();
