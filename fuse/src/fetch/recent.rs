@@ -52,15 +52,20 @@ impl Recent {
         }
     }
 
-    /// Lets go of a chunk: the store has it. The others stay, since whoever reads them next stores them
-    /// from here.
+    /// Lets go of a chunk that was stored from here. The others stay: who reads them now stores them, too.
     pub(super) fn forget(&self, layer: &Digest, row: usize) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.chunks.is_empty() {
-            return;
-        }
         if let Some(old) = kept.chunks.pop(&(*layer, row)) {
             kept.bytes -= old.as_slice().len();
+        }
+    }
+
+    /// Lets go of all of them: what is fetched finds room in the store again.
+    pub(super) fn clear(&self) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.bytes > 0 {
+            kept.chunks.clear();
+            kept.bytes = 0;
         }
     }
 }

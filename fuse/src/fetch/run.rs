@@ -132,7 +132,10 @@ impl Run {
                 Some(layer.publish(row, &chunk, &bytes, is_awaited))
             };
             match spawn_blocking(publish).await {
-                Ok(Some(Published::Stored)) => self.land(row, Landed::Stored),
+                Ok(Some(Published::Stored)) => {
+                    recent.forget(&self.fetcher.id, row);
+                    self.land_stored(row);
+                }
                 Ok(Some(Published::NotStored)) => self.land(row, Landed::Held(content)),
                 Ok(None) => {}
                 Err(_) => return,
@@ -305,23 +308,28 @@ impl Run {
     }
 
     fn land(&self, row: usize, landed: Landed) {
-        self.note_if_slow(&[row]);
-        lock(&self.rows).retain(|&other| other != row);
-        match &landed {
+        let recent = &self.fetcher.context.recent;
+        match landed {
             Landed::Stored => {
-                self.fetcher.context.recent.forget(&self.fetcher.id, row);
-                if self.fetcher.layer.presence().all_verified() {
-                    self.fetcher.completed.notify_one();
-                }
+                recent.clear();
+                return self.land_stored(row);
             }
-            Landed::Held(content) => {
-                self.fetcher
-                    .context
-                    .recent
-                    .put(self.fetcher.id, row, content.clone());
-            }
+            Landed::Held(ref content) => recent.put(self.fetcher.id, row, content.clone()),
             Landed::Failed(_) => {}
         }
+        self.answer(row, landed);
+    }
+
+    fn land_stored(&self, row: usize) {
+        if self.fetcher.layer.presence().all_verified() {
+            self.fetcher.completed.notify_one();
+        }
+        self.answer(row, Landed::Stored);
+    }
+
+    fn answer(&self, row: usize, landed: Landed) {
+        self.note_if_slow(&[row]);
+        lock(&self.rows).retain(|&other| other != row);
         self.fetcher.lock_flights().land(row, landed);
     }
 
