@@ -148,7 +148,9 @@ async fn unused_layers_go_first_the_longest_unused_before_others(driver: DriverC
     eventually("nothing is in use", || !layers.iter().any(used)).await;
     let mounted = scene.mounted(&layer_of(&noise(300, 3 * MIB)), "now").await;
     cold(mounted.target.join("data")).await.unwrap();
+    let kept = data_on_disk(&mounted.layer);
     eventually("the oldest went", || data_on_disk(&layers[0]) == 0).await;
+    assert!(kept > 0 && data_on_disk(&mounted.layer) >= kept);
     // What came before there was room was not kept.
     cold(mounted.target.join("data")).await.unwrap();
     assert!(data_on_disk(&layers[1]) > 0 && data_on_disk(&layers[2]) > 0);
