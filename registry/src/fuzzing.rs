@@ -157,6 +157,17 @@ mod tests {
             refusal(text.as_bytes());
         }
 
+        /// Found by fuzzing: the last digit of a long fraction changed on the way.
+        #[test]
+        fn unknown_fields_are_written_back_as_they_were_read(number in any::<f64>(), digits in "[0-9]{1,40}") {
+            for number in [format!("{number:e}"), format!("0.{digits}")] {
+                let text = format!(r#"{{"schemaVersion":2,"manifests":[],"x":{number}}}"#);
+                prop_assume!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
+                assert!(ImageIndex::parse(text.as_bytes()).is_ok(), "{text}");
+                index(text.as_bytes());
+            }
+        }
+
         #[test]
         fn accepted_names_are_stable(text in "[a-zA-Z0-9._:/@-]{0,40}") {
             reference(&text);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use larder_proto::digest::Digest;
+use url::Url;
 
 /// Longest repository name with its registry, bytes: the limit of Docker's reference grammar.
 const NAME_BYTES_MAX: usize = 255;
@@ -222,7 +223,14 @@ fn is_registry(text: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
-    host.split('.').all(label) && port.is_none_or(is_port)
+    host.split('.').all(label) && port.is_none_or(is_port) && is_kept_by_urls(host)
+}
+
+/// Whether a URL with `host` goes to `host`: Docker's grammar also lets through what a URL refuses
+/// (`a.8`, an IPv4 address that is none) or takes for another (`127.1`).
+fn is_kept_by_urls(host: &str) -> bool {
+    Url::parse(&format!("https://{host}/"))
+        .is_ok_and(|url| url.host_str().is_some_and(|kept| kept.eq_ignore_ascii_case(host)))
 }
 
 fn is_port(text: &str) -> bool {
