@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod annotation;
 pub mod cut;
 pub mod digest;
