@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use larder_fuse::{
-    AddLayerError, Answer, BoxFuture, Completion, DataPlane, DataPlaneConfig, DriverChoice,
-    FetchError, Layer, LayerSpec, Quarantine, Source, Trust,
+    AddLayerError, Answer, Arrivals, BoxFuture, Completion, DataPlane, DataPlaneConfig,
+    DriverChoice, FetchError, Layer, LayerSpec, Quarantine, Source, Trust,
 };
 use larder_proto::digest::Digest;
 use larder_test_support::layer::LayerFixture;
@@ -57,7 +57,7 @@ impl Source for Slow {
         "slow"
     }
 
-    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
+    fn get<'a>(&'a self, range: Range<u64>, _: &'a dyn Arrivals) -> BoxFuture<'a, Answer> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let place = |at: u64| usize::try_from(at).unwrap();
         let bytes = self.blob.slice(place(range.start)..place(range.end));
