@@ -219,6 +219,12 @@ async fn completion_goes_on_after_a_restart() {
     })
     .await
     .unwrap();
+    // What is still on its way, for the kernel's reading ahead and ours, would come again.
+    eventually("what was asked for has come", || {
+        let came = layer.status().sources[0].bytes + fixture.index.stored_len;
+        came == first.bytes.load(Ordering::Relaxed)
+    })
+    .await;
     drop(layer);
     scene.plane.take().unwrap().shutdown().await;
     let root = scene.scratch.path().join("root");
