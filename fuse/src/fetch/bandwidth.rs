@@ -50,7 +50,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bytes_go_at_the_limit() {
         let bandwidth = Bandwidth::new(NonZeroU64::new(1_000_000));
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         let begun = Instant::now();
         for _ in 0..11 {
             bandwidth.take(500_000).await;

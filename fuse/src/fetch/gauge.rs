@@ -85,8 +85,8 @@ impl Gauge {
         *sum += bytes;
         let took = now - *begun;
         if took >= SLICE {
-            let rate = *sum as f64 / took.as_secs_f64();
-            self.rates.add(rate as u64);
+            let rate = u128::from(*sum) * 1_000_000 / took.as_micros();
+            self.rates.add(u64::try_from(rate).unwrap_or(u64::MAX));
             self.slice = Some((now, 0));
         }
     }
@@ -97,8 +97,10 @@ impl Gauge {
         else {
             return PRODUCT_FIRST;
         };
-        let product = rate as f64 * round_trip.as_secs_f64();
-        (product as u64).clamp(PRODUCT_MIN, PRODUCT_MAX)
+        let product = u128::from(rate) * round_trip.as_micros() / 1_000_000;
+        u64::try_from(product)
+            .unwrap_or(u64::MAX)
+            .clamp(PRODUCT_MIN, PRODUCT_MAX)
     }
 }
 

@@ -195,7 +195,7 @@ async fn a_profile_is_replayed_in_its_order() {
         .map(|(&chunk, micros)| Access { micros, chunk })
         .collect();
     replays.add(&scene.fetcher, &accesses);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     let mut asked = source.asked_rows(&scene);
     asked.retain(|row| *row != 5);
     assert_eq!(asked, [6, 2, 0]);
