@@ -10,7 +10,7 @@ use super::text::{parse_size, size};
 use super::{AccessArguments, Failure, bars, print, print_json};
 use crate::access::AccessError;
 use crate::cache::Cache;
-use crate::convert::{ConvertError, Referrers, Request, convert};
+use crate::convert::{ConvertError, Referrers, Request, StartLists, convert};
 use crate::layer::{LEVEL_DEFAULT, LayerOptions};
 use crate::location::Location;
 use crate::plan::PlatformFilter;
@@ -47,6 +47,9 @@ pub(super) struct Arguments {
     /// Convert every layer, even if its result is remembered or already there.
     #[arg(long)]
     no_cache: bool,
+    /// Do not list what a start reads: nodes then fetch nothing before it is asked for.
+    #[arg(long)]
+    no_start_list: bool,
     #[command(flatten)]
     pub(super) access: AccessArguments,
 }
@@ -122,6 +125,11 @@ fn request(arguments: Arguments) -> Result<Request, Failure> {
             Cache::new(None, &options)
         } else {
             Cache::of_user(&options)
+        },
+        start: if arguments.no_start_list {
+            StartLists::None
+        } else {
+            StartLists::WorkedOut
         },
     })
 }
