@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::image::{Image, ImageError};
 use crate::lazy::{Parent, implied};
-use crate::plane::{Plane, PlaneError, Wanted};
+use crate::plane::{Plane, PlaneError, Wanted, start_list};
 use crate::registries::Registries;
 use crate::store::Origin;
 
@@ -365,11 +365,13 @@ fn is_same(one: &Mount, other: &Mount) -> bool {
 fn wanted(layer: &Descriptor, origin: &Origin) -> Result<Wanted, MountImageError> {
     let location = layer.annotations.get(annotation::INDEX);
     let location = location.ok_or(MountImageError::NotConverted(layer.digest))?;
+    let start = layer.annotations.get(annotation::START);
     Ok(Wanted {
         blob: layer.digest,
         index: location.parse()?,
         origins: vec![origin.clone()],
         namespace: String::new(),
+        start: start_list(&layer.digest, start.map(String::as_str)),
     })
 }
 

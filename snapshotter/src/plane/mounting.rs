@@ -198,6 +198,7 @@ impl Plane for MountingPlane {
                 }
             })?;
             layer.set_origin(wanted.origin());
+            self.plane.replay(&layer, &wanted.start);
             Ok(())
         })
     }
