@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use larder_fuse::{Answer, BoxFuture, DataPlane, DataPlaneConfig, DeviceReads, LayerSpec, Source};
+use larder_fuse::{
+    Answer, Arrivals, BoxFuture, DataPlane, DataPlaneConfig, DeviceReads, LayerSpec, Source,
+};
 use larder_test_support::layer::LayerFixture;
 
 #[derive(Debug)]
@@ -25,7 +27,11 @@ impl Source for Memory {
         "memory"
     }
 
-    fn get(&self, range: std::ops::Range<u64>) -> BoxFuture<'_, Answer> {
+    fn get<'a>(
+        &'a self,
+        range: std::ops::Range<u64>,
+        _: &'a dyn Arrivals,
+    ) -> BoxFuture<'a, Answer> {
         self.bytes
             .fetch_add(range.end - range.start, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);

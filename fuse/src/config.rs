@@ -1,5 +1,6 @@
 //! What a data plane is started with.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +49,9 @@ pub struct DataPlaneConfig {
     pub store_bytes_max: u64,
     /// When layers that nobody reads are completed.
     pub completion: Completion,
+    /// Most bytes per second that completing layers takes, of all of them together; without it, what readers
+    /// leave of the link.
+    pub background_bandwidth: Option<NonZeroU64>,
     /// What becomes of running containers whose layer turns out to be a lie.
     pub quarantine: Quarantine,
     /// How the kernel reads the devices.
@@ -78,6 +82,7 @@ impl DataPlaneConfig {
             observer: Arc::new(Logged),
             store_bytes_max: 0,
             completion: Completion::default(),
+            background_bandwidth: None,
             quarantine: Quarantine::default(),
             device_reads: DeviceReads::default(),
             verify_again_after: VERIFY_AGAIN_AFTER,

@@ -8,13 +8,19 @@
 //!
 //! A miss and a damaged chunk take the same road. Whoever asks for a chunk in flight joins it.
 
+mod ahead;
+mod arriving;
+mod bandwidth;
 mod complete;
 mod decode;
 mod error;
 mod flight;
+mod gauge;
+mod lane;
 mod outage;
 mod pace;
 mod recent;
+mod replay;
 mod run;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]
@@ -42,11 +48,15 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
 use crate::sync::{Mutex, MutexGuard, spawn};
 
+use ahead::Ahead;
+pub(crate) use bandwidth::Bandwidth;
 pub use error::FetchError;
-use flight::{Flights, Pending};
+use flight::{Flights, Pending, Urgency};
 pub(crate) use flight::{Landed, Landing};
+pub(crate) use lane::Lanes;
 pub(crate) use pace::Pace;
 pub(crate) use recent::Recent;
+pub(crate) use replay::Replays;
 use run::Run;
 use sources::{Sources, Tracked};
 use spent::SlowArrivals;
@@ -56,20 +66,13 @@ pub(crate) use spent::Spent;
 /// keep 1 Gbit/s busy at 20 ms; more would only make them slower one by one.
 const DEMAND_REQUESTS: usize = 16;
 
-/// Range requests of one layer in flight for nobody in particular.
+/// Parts of one layer that are asked for at a time in the background: one on its way, and one that goes
+/// when the link has room.
 const BACKGROUND_REQUESTS: usize = 2;
 
 /// Most bytes of the blob in one range request: 30 ms at 1 Gbit/s, and with [`DEMAND_REQUESTS`]
 /// at most 64 MiB of one layer's bodies in memory.
 const RUN_BYTES_MAX: u64 = 4 << 20;
-
-/// Bytes of the first requests that complete a layer: 400 kbit/s bring them in a third of the default
-/// deadline. They grow and shrink with the link, between an eighth of this and [`RUN_BYTES_MAX`].
-const BATCH_BYTES_FIRST: u64 = 512 << 10;
-
-/// Requests that follow each other grow while so many of them fit into a deadline, and shrink when a
-/// quarter of it does not.
-const BATCHES_PER_DEADLINE: f64 = 60.0;
 
 /// Most bytes of the tar in one range request. All of them are decompressed and verified within one
 /// deadline, and what compresses well would otherwise make a request of gigabytes: 10 GB of zeros
@@ -86,11 +89,15 @@ const FAILURE_REMEMBERED: Duration = Duration::from_secs(1);
 /// after the other.
 const READ_ON_MAX: u64 = 512 << 10;
 
-/// Who waits for a chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who waits for a chunk, the most urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Priority {
     /// A reader.
     Demand,
+    /// Nobody yet; another start read it at this point.
+    Profile,
+    /// Nobody yet; somebody reads what lies before it.
+    Readahead,
     /// Nobody; the layer is being completed.
     Background,
 }
@@ -104,6 +111,9 @@ pub(crate) struct FetchContext {
     pub(crate) refusals_last: Duration,
     pub(crate) recent: Arc<Recent>,
     pub(crate) pace: Arc<Pace>,
+    pub(crate) lanes: Arc<Lanes>,
+    /// For the background.
+    pub(crate) bandwidth: Arc<Bandwidth>,
     pub(crate) runtime: Handle,
     pub(crate) counts: Arc<Counts>,
     pub(crate) slow: Arc<SlowReads>,
@@ -118,8 +128,8 @@ pub(crate) struct Fetcher {
     sources: Sources,
     flights: Mutex<Flights>,
     demand: Semaphore,
-    background: Semaphore,
     context: FetchContext,
+    ahead: Mutex<Ahead>,
     slow: SlowArrivals,
     completed: Notify,
     removed: AtomicBool,
@@ -140,8 +150,8 @@ impl Fetcher {
             sources: Sources::new(sources, elsewhere, context.refusals_last),
             flights: Mutex::new(Flights::new(context.deadline)),
             demand: Semaphore::new(DEMAND_REQUESTS),
-            background: Semaphore::new(BACKGROUND_REQUESTS),
             context,
+            ahead: Mutex::default(),
             slow: SlowArrivals::new(),
             completed: Notify::new(),
             removed: AtomicBool::new(false),
@@ -223,26 +233,44 @@ impl Fetcher {
             } else if let Some(waiting) = flights.join(row) {
                 if priority == Priority::Demand {
                     self.context.pace.touch();
+                    flights.urge(row);
                 }
                 Pending::InFlight(waiting)
             } else {
                 missing.push(row);
-                Pending::InFlight(flights.begin(row))
+                continue;
             };
             landing.add(row, pending);
         }
-        drop(flights);
+        let mut runs = Vec::new();
         for rows in self.neighbours(&missing) {
-            let run = Run::new(self.clone(), rows, priority);
+            let urgency = Urgency::new(priority);
+            for row in rows.clone() {
+                landing.add(row, Pending::InFlight(flights.begin(row, &urgency)));
+            }
+            runs.push(Run::new(self.clone(), rows, priority, urgency));
+        }
+        drop(flights);
+        for run in runs {
             spawn(&self.context.runtime, run.fly());
         }
         landing
     }
 
+    /// Bytes of the blob to ask for at a time, for nobody who waits: what keeps the link busy while the next
+    /// request goes there.
+    pub(crate) fn part_bytes(&self) -> u64 {
+        let sources = self.sources.in_order();
+        let lane = sources
+            .first()
+            .map(|tracked| self.context.lanes.to(tracked.source.link()));
+        lane.map_or(0, |lane| lane.product()).min(RUN_BYTES_MAX)
+    }
+
     /// The chunk `row`, and before it those whose failure may be its own, too: for a reader as far as
     /// [`READ_ON_MAX`].
     fn failing_with(&self, row: usize, priority: Priority) -> Range<usize> {
-        if priority == Priority::Background {
+        if priority != Priority::Demand {
             return row..row + 1;
         }
         let index = self.layer.index();
@@ -252,7 +280,7 @@ impl Fetcher {
     }
 
     /// The row after `first` and its neighbours of one range request of at most `bytes_max`.
-    fn batch_end(&self, first: usize, bytes_max: u64) -> usize {
+    pub(crate) fn batch_end(&self, first: usize, bytes_max: u64) -> usize {
         let index = self.layer.index();
         let (mut bytes, mut content) = (0, 0);
         let mut row = first;

@@ -49,6 +49,7 @@ pub use private::{check_place, create_private, private_directory};
 #[doc(hidden)]
 pub use session::write_state_as;
 pub use source::{
-    Answer, BoxFuture, Delivery, Elsewhere, FailureKind, RegistrySource, Source, SourceFailure,
+    Answer, Arrivals, BoxFuture, Delivery, Elsewhere, FailureKind, RegistrySource, Source,
+    SourceFailure,
 };
 pub use store::{CachingStopped, Disk, OnDisk, OpenStoreError, PinError, Space, StdDisk};

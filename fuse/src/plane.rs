@@ -23,7 +23,7 @@ use tokio::runtime::Runtime;
 use crate::config::DataPlaneConfig;
 use crate::counts::Counts;
 use crate::driver::DriverReport;
-use crate::fetch::FetchContext;
+use crate::fetch::{FetchContext, Replays};
 use crate::layer::{Layer, LayerId, LayerSpec, Proofs, Verdicts};
 use crate::session::{Sessions, Slots, Told};
 use crate::store::{CachingStopped, PinError, StoreRoot};
@@ -51,6 +51,7 @@ pub(crate) struct Plane {
     session: Sessions,
     driver: DriverReport,
     context: FetchContext,
+    replays: Arc<Replays>,
     pub(crate) completion: Arc<Completion>,
     /// Files the process may have open.
     open_files: u64,

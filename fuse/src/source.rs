@@ -24,14 +24,34 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// name are taken for the same.
     fn name(&self) -> &str;
 
-    /// The bytes `range` of the blob. The caller drops the future when it takes too long.
-    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer>;
+    /// The bytes `range` of the blob. The caller drops the future when it takes too long. A source that
+    /// has a part before the rest shows it to `arrivals`, so that who waits for that part goes on.
+    fn get<'a>(&'a self, range: Range<u64>, arrivals: &'a dyn Arrivals) -> BoxFuture<'a, Answer>;
+
+    /// The machine that the bytes come from, as far as is known beforehand: what is asked of it shares
+    /// one link. The host of a registry, which may have mirrors.
+    fn link(&self) -> &str {
+        let name = self.name();
+        name.split_once('/').map_or(name, |(host, _)| host)
+    }
 
     /// What went wrong in a call that does not end, as far as the source knows: it may have asked
     /// several times behind the caller's back.
     fn trouble(&self) -> Option<String> {
         None
     }
+}
+
+/// Watches the bytes of one request come.
+pub trait Arrivals: Send + Sync {
+    /// `so_far` has come of the range, from its start on, sent by `origin`. They may be fewer than at the
+    /// call before: then those are thrown away, and sent again.
+    fn arrived(&self, so_far: &[u8], origin: Option<&Origin>);
+}
+
+/// Watches nothing.
+impl Arrivals for () {
+    fn arrived(&self, _so_far: &[u8], _origin: Option<&Origin>) {}
 }
 
 /// Why `source` is not waited for any longer, after `waited`.
@@ -118,14 +138,18 @@ impl FailureKind {
 }
 
 /// Asks `source` for `range`; exactly so many bytes, or why there are none.
-pub(crate) async fn ask(source: &dyn Source, range: Range<u64>) -> Result<Delivery, SourceFailure> {
+pub(crate) async fn ask(
+    source: &dyn Source,
+    range: Range<u64>,
+    arrivals: &dyn Arrivals,
+) -> Result<Delivery, SourceFailure> {
     let asked = range.end - range.start;
     let failure = |kind, reason: String| SourceFailure {
         reason,
         kind,
         retry_after: None,
     };
-    match source.get(range).await {
+    match source.get(range, arrivals).await {
         Answer::Bytes(delivery) if delivery.bytes.len() as u64 == asked => Ok(delivery),
         Answer::Bytes(delivery) => {
             delivery.distrust();

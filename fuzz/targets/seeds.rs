@@ -37,7 +37,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let documents = documents
         .into_iter()
         .chain([("documents", "program", program)]);
+    let profile = b"p".iter().chain(PROFILE.as_bytes());
     let state = [
+        ("state", "profile", profile.copied().collect()),
         ("state", "layer", layer.copied().collect()),
         ("state", "present", present),
     ];
@@ -137,6 +139,8 @@ const DOCUMENTS: [(&str, &str); 7] = [
 ];
 
 const LAYER: &str = r#"{"version":1,"blob":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","location":"1:2:3:sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","slot":7,"index_sum":"00","meta_sum":"11","proof":{"quarantined":"why"},"patches":[{"key":"ab","slot":8,"sum":"22"}]}"#;
+
+const PROFILE: &str = r#"{"version":1,"image":"r.io/a:1","layers":[{"index":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","blob":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","diff_id":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","reads":[[0,12],[153,13]]}]}"#;
 
 /// What says of 74 chunks that some are there.
 fn present() -> Vec<u8> {

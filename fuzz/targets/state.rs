@@ -3,6 +3,7 @@
 //!
 //! - A `layer.json` that is accepted is written back as what it was read as, and names no file outside
 //!   of its directory.
+//! - A profile that is accepted is within its limits, and is written back as what it was read as.
 //! - A `present` that is accepted was written for exactly so many chunks, and verifies none.
 //!
 //! The first byte of the input chooses the file. A `present` gets a fitting sum, or nothing would ever
@@ -10,6 +11,7 @@
 #![no_main]
 
 use larder_proto::digest::Algorithm;
+use larder_proto::profile::{LAYERS_MAX, Profile, READS_MAX};
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../fuse/src/store/presence.rs"]
@@ -29,7 +31,8 @@ use record::Record;
 
 fuzz_target!(|bytes: &[u8]| {
     match bytes.split_first() {
-        Some((0..128, bytes)) => layer(bytes),
+        Some((0..96, bytes)) => layer(bytes),
+        Some((96..128, bytes)) => profile(bytes),
         Some((rows, bytes)) => present(bytes, usize::from(rows - 128) * 37),
         None => {}
     }
@@ -43,6 +46,14 @@ fn layer(bytes: &[u8]) {
     for patch in &record.patches {
         assert!(!patch.key.contains(['/', '.', '\0']));
     }
+}
+
+fn profile(bytes: &[u8]) {
+    let Ok(profile) = Profile::decode(bytes) else {
+        return;
+    };
+    assert!(profile.layers.len() <= LAYERS_MAX && profile.reads() <= READS_MAX);
+    assert_eq!(Profile::decode(&profile.encode()), Ok(profile));
 }
 
 fn present(bytes: &[u8], rows: usize) {

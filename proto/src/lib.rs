@@ -15,6 +15,7 @@ pub mod erofs;
 pub mod grpc;
 pub mod index;
 pub mod limits;
+pub mod profile;
 pub mod scan;
 pub mod tar;
 pub mod tree;

@@ -81,17 +81,18 @@ impl Repository {
         digest: &Digest,
         range: Range<u64>,
     ) -> Result<Bytes, RegistryError> {
-        self.blob_range_from(digest, range)
+        self.blob_range_from(digest, range, &())
             .await
             .map(|(bytes, _)| bytes)
     }
 
     /// As [`Repository::blob_range`], and says who sent the bytes, for a caller who can check
-    /// them: see [`Origin::distrust`].
+    /// them: see [`Origin::distrust`]. What has come so far is shown to `arrivals`.
     pub async fn blob_range_from(
         &self,
         digest: &Digest,
         range: Range<u64>,
+        arrivals: &dyn Arrivals,
     ) -> Result<(Bytes, Origin), RegistryError> {
         let doing = format!("fetch bytes {}-{} of blob {digest}", range.start, range.end);
         let length = range.end.checked_sub(range.start).unwrap_or(u64::MAX);
@@ -108,18 +109,11 @@ impl Repository {
         let (bytes, endpoint) = if length == 0 {
             (Bytes::new(), attempts.endpoint())
         } else {
-            partial::Partial::new(self, *digest, range)
+            partial::Partial::new(self, *digest, range, arrivals)
                 .fetch(attempts)
                 .await?
         };
-        Ok((
-            bytes,
-            Origin {
-                repository: self.clone(),
-                endpoint,
-                digest: *digest,
-            },
-        ))
+        Ok((bytes, Origin::new(self, endpoint, *digest)))
     }
 
     /// The whole blob as a stream, resumed when its connection breaks.
@@ -317,6 +311,18 @@ fn signed_in_vain(endpoint: &Endpoint, target: Option<&Target>, status: u16) -> 
     })
 }
 
+/// Watches the bytes of a range come, for who can use a part before the rest is there.
+pub trait Arrivals: Send + Sync {
+    /// `so_far` has come of the range, from its start on, and `origin` sends it. They may be fewer than
+    /// at the call before: then what came was thrown away, since another one sends it again.
+    fn arrived(&self, so_far: &[u8], origin: &Origin);
+}
+
+/// Watches nothing.
+impl Arrivals for () {
+    fn arrived(&self, _so_far: &[u8], _origin: &Origin) {}
+}
+
 /// Who sent some bytes of a blob.
 #[derive(Debug, Clone)]
 pub struct Origin {
@@ -326,6 +332,15 @@ pub struct Origin {
 }
 
 impl Origin {
+    fn new(repository: &Repository, endpoint: Arc<Endpoint>, digest: Digest) -> Self {
+        let repository = repository.clone();
+        Self {
+            repository,
+            endpoint,
+            digest,
+        }
+    }
+
     /// The registry or mirror, as `host` or `host:port`.
     pub fn host(&self) -> &str {
         &self.endpoint.host

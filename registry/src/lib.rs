@@ -39,7 +39,7 @@ mod secret;
 mod transport;
 mod upload;
 
-pub use blob::{BlobBody, Origin, RANGE_BYTES_MAX, Senders};
+pub use blob::{Arrivals, BlobBody, Origin, RANGE_BYTES_MAX, Senders};
 pub use client::{Client, ClientError, Repository};
 pub use counts::RequestCounts;
 pub use error::{Cause, RegistryError};

@@ -229,8 +229,10 @@ fn is_registry(text: &str) -> bool {
 /// Whether a URL with `host` goes to `host`: Docker's grammar also lets through what a URL refuses
 /// (`a.8`, an IPv4 address that is none) or takes for another (`127.1`).
 fn is_kept_by_urls(host: &str) -> bool {
-    Url::parse(&format!("https://{host}/"))
-        .is_ok_and(|url| url.host_str().is_some_and(|kept| kept.eq_ignore_ascii_case(host)))
+    Url::parse(&format!("https://{host}/")).is_ok_and(|url| {
+        url.host_str()
+            .is_some_and(|kept| kept.eq_ignore_ascii_case(host))
+    })
 }
 
 fn is_port(text: &str) -> bool {

@@ -57,6 +57,7 @@ struct Written {
     store_bytes_max: Option<Bytes>,
     keep_removed: Option<bool>,
     complete_in_background: Option<bool>,
+    background_bandwidth: Option<Bytes>,
     quarantine: Option<Quarantine>,
     log: WrittenLog,
     containerd: WrittenContainerd,
@@ -188,6 +189,8 @@ pub struct Config {
     pub keep_removed: bool,
     /// Whether layers that are mounted and not proven are completed when nobody reads.
     pub complete_in_background: bool,
+    /// Bytes per second that completing layers may take, all together; 0 for as many as readers leave.
+    pub background_bandwidth: u64,
     /// What becomes of running containers whose layer lied.
     pub quarantine: Quarantine,
     /// How much is logged.
@@ -289,6 +292,7 @@ impl Config {
             store_bytes_max: written.store_bytes_max.unwrap_or_default().0,
             keep_removed: written.keep_removed.unwrap_or_default(),
             complete_in_background: written.complete_in_background.unwrap_or(true),
+            background_bandwidth: written.background_bandwidth.unwrap_or_default().0,
             quarantine: written.quarantine.unwrap_or_default(),
             log_level: overrides
                 .log_level

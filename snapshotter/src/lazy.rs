@@ -10,6 +10,7 @@ mod flight;
 pub(crate) mod implied;
 mod locate;
 mod restore;
+mod siblings;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,7 @@ use belongs::belongs;
 pub use contest::Unfit;
 use flight::Flights;
 pub(crate) use implied::Parent;
+use siblings::Siblings;
 
 /// Why a layer is not loaded lazily.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +137,7 @@ pub struct Lazy {
     deadline: Duration,
     keep_removed: bool,
     flights: Flights<(String, String)>,
+    siblings: Siblings,
     /// Held for reading while a layer is added and mounted, for writing while one is freed.
     gate: RwLock<()>,
     /// Layers without a snapshot, since when.
@@ -153,6 +156,7 @@ impl Lazy {
             deadline: config.prepare_deadline,
             keep_removed: config.keep_removed,
             flights: Flights::default(),
+            siblings: Siblings::default(),
             gate: RwLock::default(),
             unused: Mutex::default(),
             missing: Mutex::default(),
@@ -176,7 +180,11 @@ impl Lazy {
         work.await.map_err(|_| Reason::Interrupted)?
     }
 
-    async fn attempt(&self, store: &Arc<Store>, request: &LayerRequest) -> Result<(), Reason> {
+    async fn attempt(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        request: &LayerRequest,
+    ) -> Result<(), Reason> {
         let deadline = Moment::now() + self.deadline;
         let late = |_| Reason::Late {
             waited: self.deadline,
@@ -220,6 +228,7 @@ impl Lazy {
             return Ok(());
         }
         let wanted = located?;
+        self.begin_siblings(&wanted);
         let _gate = timeout_at(deadline, self.gate.read()).await.map_err(late)?;
         failpoint("lazy: nothing added");
         let adding = tokio::spawn({

@@ -4,17 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{
-    BACKGROUND_REQUESTS, BATCH_BYTES_FIRST, BATCHES_PER_DEADLINE, FetchError, Fetcher, Landing,
-    Priority, RUN_BYTES_MAX,
-};
+use super::{BACKGROUND_REQUESTS, FetchError, Fetcher, Landing, Priority};
 use crate::store::ChunkState;
 use crate::sync::atomic::Ordering;
 use crate::sync::time::{Instant, sleep};
-
-/// Most bytes of the blob in one polite request. A reader who wants one of its chunks waits for the
-/// whole: 8 ms at 1 Gbit/s.
-const POLITE_BYTES_MAX: u64 = 1 << 20;
 
 /// How long nobody may have waited for the network before the next polite request.
 const GAP: Duration = Duration::from_secs(1);
@@ -46,34 +39,24 @@ impl Fetcher {
         self: &Arc<Self>,
         mut bytes: u64,
     ) -> Result<(), Arc<FetchError>> {
-        let mut waiting: VecDeque<(Instant, Landing)> = VecDeque::new();
-        let mut bytes_max = BATCH_BYTES_FIRST;
+        let mut waiting: VecDeque<Landing> = VecDeque::new();
         let mut next = 0;
         loop {
             // One more than can be in flight keeps the link busy, and memory bounded.
             let first = self.first_missing(next).filter(|_| bytes > 0);
             if let Some(first) = first.filter(|_| waiting.len() <= BACKGROUND_REQUESTS) {
                 self.still_wanted()?;
-                let end = self.batch_end(first, bytes_max);
+                let end = self.batch_end(first, self.part_bytes());
                 bytes = bytes.saturating_sub(self.stored_bytes(first, end));
                 let landing = self.request(first..end, Priority::Background);
-                waiting.push_back((Instant::now(), landing));
+                waiting.push_back(landing);
                 next = end;
                 continue;
             }
-            let Some((begun, landing)) = waiting.pop_front() else {
+            let Some(landing) = waiting.pop_front() else {
                 return Ok(());
             };
             landing.stored().await?;
-            // What takes longer than an attempt may is thrown away, so that a slow link would never see
-            // the end of large batches.
-            let tries =
-                self.context.deadline.as_secs_f64() / begun.elapsed().as_secs_f64().max(1e-3);
-            if tries > BATCHES_PER_DEADLINE {
-                bytes_max = (bytes_max * 2).min(RUN_BYTES_MAX);
-            } else if tries < BATCHES_PER_DEADLINE / 4.0 {
-                bytes_max = (bytes_max / 2).max(BATCH_BYTES_FIRST / 8);
-            }
         }
     }
 
@@ -87,7 +70,7 @@ impl Fetcher {
         while let Some(first) = self.first_missing(next).filter(|_| bytes > 0) {
             self.gap().await;
             self.still_wanted()?;
-            let end = self.batch_end(first, POLITE_BYTES_MAX);
+            let end = self.batch_end(first, self.part_bytes());
             bytes = bytes.saturating_sub(self.stored_bytes(first, end));
             let began = Instant::now();
             let landing = self.request(first..end, Priority::Background);

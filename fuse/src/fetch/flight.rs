@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_proto::verified::Verified;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use super::{FAILURE_REMEMBERED, FetchError};
+use super::{FAILURE_REMEMBERED, FetchError, Priority};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
 
 /// Deadlines that one flight keeps apart. Who joins within the same part of a deadline shares one, and
@@ -48,9 +49,42 @@ struct Course {
     overdue: Option<(Instant, Arc<FetchError>)>,
 }
 
+/// Whether a reader waits for any of the chunks that were asked for together.
+#[derive(Debug)]
+pub(super) struct Urgency {
+    is_awaited: AtomicBool,
+    changed: Notify,
+}
+
+impl Urgency {
+    pub(super) fn new(priority: Priority) -> Arc<Self> {
+        Arc::new(Self {
+            is_awaited: AtomicBool::new(priority == Priority::Demand),
+            changed: Notify::new(),
+        })
+    }
+
+    pub(super) fn is_awaited(&self) -> bool {
+        self.is_awaited.load(Ordering::Acquire)
+    }
+
+    /// Resolves when a reader waits.
+    pub(super) async fn awaited(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.is_awaited() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
 /// A chunk on its way.
 #[derive(Debug)]
 struct Flight {
+    urgency: Arc<Urgency>,
     course: watch::Sender<Course>,
     /// When those who wait are to be answered, ascending.
     deadlines: VecDeque<Instant>,
@@ -94,9 +128,19 @@ impl Flights {
         Some(flight.wait(shared.unwrap_or(deadline)))
     }
 
-    pub(super) fn begin(&mut self, row: usize) -> Waiting {
+    /// A reader waits for a chunk that was asked for without one.
+    pub(super) fn urge(&self, row: usize) {
+        let flight = self.flying.get(&row);
+        if let Some(flight) = flight.filter(|flight| !flight.urgency.is_awaited()) {
+            flight.urgency.is_awaited.store(true, Ordering::Release);
+            flight.urgency.changed.notify_waiters();
+        }
+    }
+
+    pub(super) fn begin(&mut self, row: usize, urgency: &Arc<Urgency>) -> Waiting {
         let deadline = Instant::now() + self.patience;
         let flight = Flight {
+            urgency: urgency.clone(),
             course: watch::Sender::default(),
             deadlines: VecDeque::from([deadline]),
         };
@@ -134,10 +178,13 @@ impl Flights {
     }
 
     pub(super) fn land(&mut self, row: usize, landed: Landed) {
-        if let Landed::Failed(error) = &landed {
-            self.remember(row, error.clone());
-        }
         if let Some(flight) = self.flying.remove(&row) {
+            // What nobody waited for says nothing to a reader who comes later: the deadline was not his.
+            if let Landed::Failed(error) = &landed
+                && flight.urgency.is_awaited()
+            {
+                self.remember(row, error.clone());
+            }
             let landed = Some(landed);
             flight.course.send_modify(|course| course.landed = landed);
         }

@@ -5,9 +5,14 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use larder_registry::Origin;
+use tokio::sync::SemaphorePermit;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{debug, warn};
 
+use super::arriving::{Arriving, Frame};
 use super::decode::open_frame;
+use super::flight::Urgency;
+use super::lane::{Asked, Lane};
 use super::outage::{PAUSE_MAX, PAUSE_MIN};
 use super::sources::Door;
 use super::spent::Spent;
@@ -27,6 +32,7 @@ const ATTEMPTS_PER_DEADLINE: u32 = 3;
 pub(super) struct Run {
     fetcher: Arc<Fetcher>,
     priority: Priority,
+    urgency: Arc<Urgency>,
     started: Instant,
     /// Rows not landed yet, ascending.
     rows: Mutex<Vec<usize>>,
@@ -47,10 +53,17 @@ struct Round {
 }
 
 impl Run {
-    pub(super) fn new(fetcher: Arc<Fetcher>, rows: Range<usize>, priority: Priority) -> Self {
+    /// `urgency` is that of the request that the run belongs to, and of who joins it.
+    pub(super) fn new(
+        fetcher: Arc<Fetcher>,
+        rows: Range<usize>,
+        priority: Priority,
+        urgency: Arc<Urgency>,
+    ) -> Self {
         Self {
             fetcher,
             priority,
+            urgency,
             started: Instant::now(),
             rows: Mutex::new(rows.collect()),
             troubles: Mutex::default(),
@@ -60,8 +73,10 @@ impl Run {
 
     /// Lands every chunk of the run, and answers who waits at their deadlines at the latest.
     pub(super) async fn fly(self) {
-        let _waits =
-            (self.priority == Priority::Demand).then(|| self.fetcher.context.pace.demand());
+        let _waits = self
+            .urgency
+            .is_awaited()
+            .then(|| self.fetcher.context.pace.demand());
         let arrive = async {
             self.verify_claims().await;
             self.keep_held().await;
@@ -126,7 +141,7 @@ impl Run {
                 continue;
             };
             let layer = self.fetcher.layer.clone();
-            let (bytes, is_awaited) = (content.clone(), self.priority == Priority::Demand);
+            let (bytes, is_awaited) = (content.clone(), self.urgency.is_awaited());
             let publish = move || {
                 let chunk = layer.index().chunk(row)?;
                 Some(layer.publish(row, &chunk, &bytes, is_awaited))
@@ -206,28 +221,61 @@ impl Run {
             return;
         };
         let range = first.stored_range().start..last.stored_range().end;
-        let attempt = self.fetcher.context.deadline / ATTEMPTS_PER_DEADLINE;
-        let (queued, asked);
-        let answer = {
-            let permits = match self.priority {
-                Priority::Demand => &self.fetcher.demand,
-                Priority::Background => &self.fetcher.background,
-            };
-            queued = Instant::now();
-            let Ok(_permit) = permits.acquire().await else {
-                return;
-            };
-            asked = Instant::now();
-            self.spent_on(Delay::Queued, asked - queued);
-            if let Door::Shut(failure, second_look) = tracked.door() {
-                round.second_look = earlier(round.second_look, second_look);
-                lock(&self.troubles).failed(tracked.source.name(), failure.kind, failure.reason);
-                return;
-            }
-            lock(&self.spent).asked(tracked.source.name());
-            lock(&self.troubles).asking(tracked);
-            timeout(attempt, ask(tracked.source.as_ref(), range)).await
+        let lane = self.fetcher.context.lanes.to(tracked.source.link());
+        let queued = Instant::now();
+        let Some((asked, permit)) = self.admitted(&lane, range.end - range.start).await else {
+            return;
         };
+        self.spent_on(Delay::Queued, queued.elapsed());
+        if let Door::Shut(failure, second_look) = tracked.door() {
+            round.second_look = earlier(round.second_look, second_look);
+            lock(&self.troubles).failed(tracked.source.name(), failure.kind, failure.reason);
+            return;
+        }
+        let (arriving, frames) = Arriving::new(&self.fetcher.layer, rows, range.start, asked);
+        let asking = async {
+            self.ask(tracked, range, arriving, round).await;
+            drop(permit);
+        };
+        tokio::join!(asking, self.open_all(tracked, frames));
+    }
+
+    /// Waits for one's turn: readers for one of the layer's requests, everybody else for room on the link,
+    /// unless a reader comes to wait meanwhile.
+    async fn admitted(
+        &self,
+        lane: &Arc<Lane>,
+        bytes: u64,
+    ) -> Option<(Asked, Option<SemaphorePermit<'_>>)> {
+        if !self.urgency.is_awaited() {
+            let room = async {
+                if self.priority == Priority::Background {
+                    self.fetcher.context.bandwidth.take(bytes).await;
+                }
+                lane.admit(self.priority, bytes).await
+            };
+            tokio::select! {
+                biased;
+                () = self.urgency.awaited() => {}
+                asked = room => return Some((asked, None)),
+            }
+        }
+        let permit = self.fetcher.demand.acquire().await.ok()?;
+        Some((lane.ask(), Some(permit)))
+    }
+
+    /// Asks `tracked` for `range`, hands on what comes, and notes in `round` what came of it.
+    async fn ask(
+        &self,
+        tracked: &Tracked,
+        range: Range<u64>,
+        arriving: Arriving<'_>,
+        round: &mut Round,
+    ) {
+        let attempt = self.fetcher.context.deadline / ATTEMPTS_PER_DEADLINE;
+        lock(&self.spent).asked(tracked.source.name());
+        lock(&self.troubles).asking(tracked);
+        let answer = timeout(attempt, ask(tracked.source.as_ref(), range, &arriving)).await;
         lock(&self.troubles).answered();
         tracked.asked();
         let outcome = outcome(&answer);
@@ -236,10 +284,10 @@ impl Run {
             Outcome::Delivered | Outcome::Silent => Delay::Network,
             Outcome::Absent | Outcome::Refused | Outcome::Failed => Delay::Retry,
         };
-        self.spent_on(delay, asked.elapsed());
+        self.spent_on(delay, arriving.asked().elapsed());
         match answer {
             Ok(Ok(delivery)) => {
-                self.open(tracked, rows, delivery).await;
+                arriving.finish(&delivery);
                 round.may_pass = true;
             }
             Ok(Err(failure)) => {
@@ -257,53 +305,63 @@ impl Run {
         }
     }
 
-    /// Verifies, decompresses and publishes the chunks of one answer.
-    async fn open(&self, tracked: &Tracked, rows: Range<usize>, delivery: Delivery) {
-        let mut rest = delivery.bytes.clone();
-        for row in rows {
-            let Some(chunk) = self.fetcher.layer.index().chunk(row) else {
-                return;
-            };
-            let frame = rest.split_to(chunk.stored_len as usize);
-            let layer = self.fetcher.layer.clone();
-            let begun = Instant::now();
-            let is_awaited = self.priority == Priority::Demand;
-            let opened = spawn_blocking(move || {
-                let queued = begun.elapsed();
-                let content = open_frame(&chunk, frame)?;
-                let verified = begun.elapsed().saturating_sub(queued);
-                let published = layer.publish(row, &chunk, &content, is_awaited);
-                Ok::<_, String>((published, content, [queued, verified]))
-            });
-            let host = delivery.origin.as_ref().map(Origin::host);
-            let counts = &self.fetcher.context.counts;
-            match opened.await {
-                Ok(Ok((published, content, [queued, verified]))) => {
-                    self.spent_on(Delay::Queued, queued);
-                    self.spent_on(Delay::Verification, verified);
-                    self.spent_on(
-                        Delay::Disk,
-                        begun.elapsed().saturating_sub(queued + verified),
-                    );
-                    tracked.delivered(host, chunk.stored_len.into());
-                    counts.fetched(tracked.source.name(), host, chunk.stored_len.into());
-                    self.fetcher.sources.outage.end();
-                    let landed = match published {
-                        Published::Stored => Landed::Stored,
-                        Published::NotStored => Landed::Held(Arc::new(content)),
-                    };
-                    self.land(row, landed);
-                }
-                Ok(Err(lie)) => {
-                    lock(&self.troubles).lied();
-                    counts.rejected(tracked.source.name(), host);
-                    delivery.distrust();
-                    let reason = format!("chunk {row} is wrong: {lie}");
-                    tracked.failed(reason.clone());
-                    self.tell(tracked, FailureKind::Passing, reason);
-                }
-                Err(_) => return,
+    /// Verifies, decompresses and publishes the chunks of one answer, in the order they come.
+    async fn open_all(&self, tracked: &Tracked, mut frames: UnboundedReceiver<Frame>) {
+        while let Some(frame) = frames.recv().await {
+            if lock(&self.rows).contains(&frame.row) {
+                self.open(tracked, frame).await;
             }
+        }
+    }
+
+    async fn open(&self, tracked: &Tracked, frame: Frame) {
+        let Frame {
+            row,
+            chunk,
+            bytes,
+            origin,
+        } = frame;
+        let layer = self.fetcher.layer.clone();
+        let begun = Instant::now();
+        let is_awaited = self.urgency.is_awaited();
+        let opened = spawn_blocking(move || {
+            let queued = begun.elapsed();
+            let content = open_frame(&chunk, bytes)?;
+            let verified = begun.elapsed().saturating_sub(queued);
+            let published = layer.publish(row, &chunk, &content, is_awaited);
+            Ok::<_, String>((published, content, [queued, verified]))
+        });
+        let host = origin.as_ref().map(Origin::host);
+        let counts = &self.fetcher.context.counts;
+        match opened.await {
+            Ok(Ok((published, content, [queued, verified]))) => {
+                self.spent_on(Delay::Queued, queued);
+                self.spent_on(Delay::Verification, verified);
+                self.spent_on(
+                    Delay::Disk,
+                    begun.elapsed().saturating_sub(queued + verified),
+                );
+                tracked.delivered(host, chunk.stored_len.into());
+                counts.fetched(tracked.source.name(), host, chunk.stored_len.into());
+                self.fetcher.sources.outage.end();
+                let landed = match published {
+                    Published::Stored => Landed::Stored,
+                    Published::NotStored => Landed::Held(Arc::new(content)),
+                };
+                self.land(row, landed);
+            }
+            Ok(Err(lie)) => {
+                lock(&self.troubles).lied();
+                counts.rejected(tracked.source.name(), host);
+                if let Some(origin) = origin {
+                    origin.distrust();
+                }
+                let reason = format!("chunk {row} is wrong: {lie}");
+                tracked.failed(reason.clone());
+                self.tell(tracked, FailureKind::Passing, reason);
+            }
+            // The runtime ends.
+            Err(_) => {}
         }
     }
 
@@ -357,10 +415,14 @@ impl Run {
         let waited = self.started.elapsed().min(self.fetcher.context.deadline);
         self.note_if_slow(&rows);
         let reasons = self.reasons();
-        warn!(
-            layer = %self.fetcher.blob(), chunk, chunks = rows.len(), cause = reasons, ?waited,
-            "a read fails: its bytes did not arrive in time"
-        );
+        if self.urgency.is_awaited() {
+            warn!(
+                layer = %self.fetcher.blob(), chunk, chunks = rows.len(), cause = reasons, ?waited,
+                "a read fails: its bytes did not arrive in time"
+            );
+        } else {
+            self.fails_nobody(&rows, &reasons);
+        }
         let error = Arc::new(FetchError::Deadline {
             layer: self.fetcher.blob(),
             chunk,
@@ -375,6 +437,14 @@ impl Run {
             .collect();
         drop(flights);
         *lock(&self.rows) = awaited;
+    }
+
+    /// Notes that what nobody waits for did not come: a reader who wants it asks again.
+    fn fails_nobody(&self, rows: &[usize], reasons: &str) {
+        debug!(
+            layer = %self.fetcher.blob(), chunks = rows.len(), priority = ?self.priority, cause = reasons,
+            "what was fetched for nobody did not come"
+        );
     }
 
     fn spent_on(&self, delay: Delay, time: Duration) {
@@ -402,10 +472,14 @@ impl Run {
         let rows = self.rows();
         let Some(&chunk) = rows.first() else { return };
         let reasons = self.reasons();
-        warn!(
-            layer = %self.fetcher.blob(), chunk, chunks = rows.len(), cause = reasons,
-            "a read fails: no source gives its bytes"
-        );
+        if self.urgency.is_awaited() {
+            warn!(
+                layer = %self.fetcher.blob(), chunk, chunks = rows.len(), cause = reasons,
+                "a read fails: no source gives its bytes"
+            );
+        } else {
+            self.fails_nobody(&rows, &reasons);
+        }
         let layer = self.fetcher.blob();
         let error = Arc::new(FetchError::Refused {
             layer,

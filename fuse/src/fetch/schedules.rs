@@ -11,7 +11,7 @@ use larder_test_support::tar::{Entry, TarBuilder};
 use tempfile::TempDir;
 
 use super::*;
-use crate::source::{Answer, BoxFuture};
+use crate::source::{Answer, Arrivals, BoxFuture};
 use crate::store::{Disk, Limits, NewLayer, StdDisk, StoreRoot};
 use crate::sync::{all_tasks_ended, schedules, time};
 
@@ -81,6 +81,8 @@ impl Prepared {
                 refusals_last: Duration::from_secs(30),
                 recent: Arc::new(Recent::new()),
                 pace: Arc::new(Pace::new()),
+                lanes: Arc::new(Lanes::new()),
+                bandwidth: Arc::new(Bandwidth::new(None)),
                 runtime: self.runtime.handle().clone(),
                 counts: Arc::default(),
                 slow: Arc::new(SlowReads::new(None)),
@@ -196,7 +198,7 @@ impl Source for Odd {
         "odd"
     }
 
-    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
+    fn get<'a>(&'a self, range: Range<u64>, _: &'a dyn Arrivals) -> BoxFuture<'a, Answer> {
         let times = {
             let mut asked = self.asked.lock().unwrap();
             asked.push(range.clone());

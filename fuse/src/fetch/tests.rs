@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::DataPlaneConfig;
-use crate::source::{Answer, BoxFuture, FailureKind, SourceFailure, ask, no_answer};
+use crate::source::{Answer, Arrivals, BoxFuture, FailureKind, SourceFailure, ask, no_answer};
 use crate::store::{Limits, NewLayer, StoreRoot};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -57,7 +57,7 @@ impl Source for Noting {
         self.name
     }
 
-    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
+    fn get<'a>(&'a self, range: Range<u64>, _: &'a dyn Arrivals) -> BoxFuture<'a, Answer> {
         self.asked.lock().unwrap().push(self.begun.elapsed());
         let mood = *self.mood.lock().unwrap();
         let place = |at: u64| usize::try_from(at).unwrap();
@@ -126,6 +126,11 @@ impl Scene {
         let tar = names
             .iter()
             .fold(TarBuilder::new(), |tar, name| tar.entry(file(name)));
+        Self::of(tar, deadline)
+    }
+
+    /// A layer of this tar.
+    fn of(tar: TarBuilder, deadline: Duration) -> Self {
         let fixture = LayerFixture::new(tar.finish());
         let scratch = tempfile::tempdir().unwrap();
         let config = DataPlaneConfig::new(scratch.path());
@@ -155,6 +160,8 @@ impl Scene {
                 refusals_last: Duration::from_secs(30),
                 recent: Arc::new(Recent::new()),
                 pace: Arc::new(Pace::new()),
+                lanes: Arc::new(Lanes::new()),
+                bandwidth: Arc::new(Bandwidth::new(None)),
                 runtime: Handle::current(),
                 counts: Arc::default(),
                 slow: Arc::new(SlowReads::new(Some(SLOW))),
@@ -372,7 +379,7 @@ async fn a_call_that_is_given_up_tells_what_its_last_try_got() {
     let reference = registry.reference("team/app", "v1").parse().unwrap();
     let repository = client.repository(&reference);
     let source = crate::source::RegistrySource::new(repository, scene.fixture.digest);
-    let asked = ask(&source, 0..10);
+    let asked = ask(&source, 0..10, &());
     assert!(
         tokio::time::timeout(Duration::from_secs(1), asked)
             .await
@@ -382,7 +389,7 @@ async fn a_call_that_is_given_up_tells_what_its_last_try_got() {
     assert!(reason.contains("status 500"), "{reason}");
     assert!(reason.contains("no other answer within 1s"), "{reason}");
     registry.clear_faults();
-    assert!(ask(&source, 0..10).await.is_ok());
+    assert!(ask(&source, 0..10, &()).await.is_ok());
     assert_eq!(source.trouble(), None);
 }
 
@@ -619,3 +626,5 @@ async fn reads_that_wait_share_one_schedule() {
     let last = read.iter().map(|(_, waited)| *waited).max().unwrap();
     assert!(last < Duration::from_secs(23), "{last:?}");
 }
+
+mod order;

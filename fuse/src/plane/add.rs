@@ -139,7 +139,7 @@ impl Plane {
         let fetch = async {
             let mut senders = 1;
             loop {
-                let delivery = ask(source, range.clone()).await;
+                let delivery = ask(source, range.clone(), &()).await;
                 let delivery = delivery.map_err(|failure| failure.reason)?;
                 let opened = self.decoding.open(delivery.bytes.clone(), *location).await;
                 let wrong = match opened.ok_or("the data plane is shutting down")? {

@@ -21,7 +21,7 @@ use super::scrub::{expire_now_and_then, scrub_now_and_then};
 use crate::config::DataPlaneConfig;
 use crate::counts::Counts;
 use crate::driver::{self, Driver, DriverReport, SelfTest, kernel_is_safe};
-use crate::fetch::{FetchContext, Fetcher, Pace, Recent};
+use crate::fetch::{Bandwidth, FetchContext, Fetcher, Lanes, Pace, Recent, Replays};
 use crate::layer::{Layer, LayerId, Proofs, Trust};
 use crate::mount::{mounts, unmount_stale};
 use crate::observer::SlowReads;
@@ -127,6 +127,7 @@ impl Plane {
             session,
             driver,
             context,
+            replays: Arc::new(Replays::new()),
             completion,
             open_files,
             layers: Mutex::new(HashMap::new()),
@@ -161,6 +162,7 @@ impl Plane {
         let (again, scrub) = (self.config.verify_again_after, self.config.scrub_every);
         handle.spawn(sync_now_and_then(plane()));
         handle.spawn(complete(plane()));
+        handle.spawn(self.replays.clone().run());
         handle.spawn(keep_room(plane()));
         handle.spawn(free_retired(plane()));
         let first = again.saturating_sub(self.store.oldest_verified());
@@ -293,6 +295,8 @@ fn context(config: &DataPlaneConfig, runtime: &Handle) -> FetchContext {
         refusals_last: config.refusals_last,
         recent: Arc::new(Recent::new()),
         pace: Arc::new(Pace::new()),
+        lanes: Arc::new(Lanes::new()),
+        bandwidth: Arc::new(Bandwidth::new(config.background_bandwidth)),
         runtime: runtime.clone(),
         counts: Arc::new(Counts::default()),
         slow: Arc::new(SlowReads::new(config.slow_read)),

@@ -107,6 +107,7 @@ where
         });
     let Err((reply, disk_failed)) = filled else {
         let took = began.elapsed();
+        read_ahead(fetcher, &wanted);
         fetcher.context().counts.hit(took, wanted.len);
         if fetcher.context().slow.is_slow(took) {
             slow::report(fetcher, &wanted, took, None);
@@ -134,6 +135,7 @@ where
     let waiting = fetcher.context().counts.wait();
     let until = tokio::time::Instant::now() + fetcher.context().deadline;
     let landings = request(fetcher, &wanted);
+    read_ahead(fetcher, &wanted);
     let fetcher = fetcher.clone();
     fetcher.runtime().clone().spawn(async move {
         let (mut landings, mut asked) = (landings, (wanted, reply));
@@ -175,6 +177,13 @@ where
         drop(waiting);
         ended(&fetcher, &wanted, began, Some(ReadFailure::Disk));
     });
+}
+
+/// After what is wanted itself was answered or asked for.
+fn read_ahead(fetcher: &Arc<Fetcher>, wanted: &Wanted) {
+    for part in &wanted.parts {
+        fetcher.reading(&fetcher.layer().index().rows(part.device.clone()));
+    }
 }
 
 fn request(fetcher: &Arc<Fetcher>, wanted: &Wanted) -> Vec<Landing> {

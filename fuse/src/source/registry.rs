@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use larder_proto::digest::Digest;
-use larder_registry::{RegistryError, Repository};
+use larder_registry::{Origin, RegistryError, Repository};
 
-use super::{Answer, BoxFuture, Delivery, FailureKind, Source, SourceFailure};
+use super::{Answer, Arrivals, BoxFuture, Delivery, FailureKind, Source, SourceFailure};
 
 /// One blob of one repository.
 #[derive(Debug)]
@@ -36,9 +36,13 @@ impl Source for RegistrySource {
         self.repository.trouble()
     }
 
-    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
+    fn get<'a>(&'a self, range: Range<u64>, arrivals: &'a dyn Arrivals) -> BoxFuture<'a, Answer> {
         Box::pin(async move {
-            match self.repository.blob_range_from(&self.blob, range).await {
+            let arrivals = Watched(arrivals);
+            let asked = self
+                .repository
+                .blob_range_from(&self.blob, range, &arrivals);
+            match asked.await {
                 Ok((bytes, origin)) => Answer::Bytes(Delivery {
                     bytes,
                     origin: Some(origin),
@@ -51,6 +55,15 @@ impl Source for RegistrySource {
                 }),
             }
         })
+    }
+}
+
+/// Shows to the data plane what the registry client has.
+struct Watched<'a>(&'a dyn Arrivals);
+
+impl larder_registry::Arrivals for Watched<'_> {
+    fn arrived(&self, so_far: &[u8], origin: &Origin) {
+        self.0.arrived(so_far, Some(origin));
     }
 }
 

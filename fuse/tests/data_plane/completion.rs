@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use larder_fuse::{
-    AddLayerError, Answer, BoxFuture, Completion, DataPlane, DataPlaneConfig, DriverChoice,
-    FetchError, Layer, LayerSpec, Quarantine, Source, Trust,
+    AddLayerError, Answer, Arrivals, BoxFuture, Completion, DataPlane, DataPlaneConfig,
+    DriverChoice, FetchError, Layer, LayerSpec, Quarantine, Source, Trust,
 };
 use larder_proto::digest::Digest;
 use larder_test_support::layer::LayerFixture;
@@ -57,7 +57,7 @@ impl Source for Slow {
         "slow"
     }
 
-    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
+    fn get<'a>(&'a self, range: Range<u64>, _: &'a dyn Arrivals) -> BoxFuture<'a, Answer> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let place = |at: u64| usize::try_from(at).unwrap();
         let bytes = self.blob.slice(place(range.start)..place(range.end));
@@ -219,6 +219,12 @@ async fn completion_goes_on_after_a_restart() {
     })
     .await
     .unwrap();
+    // What is still on its way, for the kernel's reading ahead and ours, would come again.
+    eventually("what was asked for has come", || {
+        let came = layer.status().sources[0].bytes + fixture.index.stored_len;
+        came == first.bytes.load(Ordering::Relaxed)
+    })
+    .await;
     drop(layer);
     scene.plane.take().unwrap().shutdown().await;
     let root = scene.scratch.path().join("root");

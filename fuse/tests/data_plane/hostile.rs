@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use larder_fuse::{Answer, BoxFuture, DriverChoice, LayerSpec, Source};
+use larder_fuse::{Answer, Arrivals, BoxFuture, DriverChoice, LayerSpec, Source};
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::{Algorithm, Digest};
 use larder_proto::index::{Chunk, Index, IndexParts, open_stored};
@@ -37,7 +37,7 @@ impl Source for Forged {
         "forged"
     }
 
-    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
+    fn get<'a>(&'a self, range: Range<u64>, _: &'a dyn Arrivals) -> BoxFuture<'a, Answer> {
         let place = |at: u64| usize::try_from(at).unwrap().min(self.blob.len());
         let bytes = self.blob.slice(place(range.start)..place(range.end));
         Box::pin(std::future::ready(Answer::from(bytes)))

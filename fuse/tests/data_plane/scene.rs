@@ -11,8 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use larder_fuse::mount::{Unmount, mounts, unmount};
 use larder_fuse::{
-    Answer, BoxFuture, DataPlane, DataPlaneConfig, DriverChoice, FailureKind, Layer, LayerSpec,
-    Source, SourceFailure,
+    Answer, Arrivals, BoxFuture, DataPlane, DataPlaneConfig, DriverChoice, FailureKind, Layer,
+    LayerSpec, Source, SourceFailure,
 };
 use larder_test_support::layer::LayerFixture;
 pub(crate) use larder_test_support::noise::noise;
@@ -62,7 +62,7 @@ impl Source for Memory {
         "memory"
     }
 
-    fn get(&self, range: Range<u64>) -> BoxFuture<'_, Answer> {
+    fn get<'a>(&'a self, range: Range<u64>, _: &'a dyn Arrivals) -> BoxFuture<'a, Answer> {
         Box::pin(async move {
             self.requests.lock().unwrap().push(range.clone());
             let mood = *self.mood.lock().unwrap();

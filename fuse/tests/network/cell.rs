@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use larder_fuse::{DataPlane, Layer};
+use larder_proto::access::Access;
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::noise::noise;
 use larder_test_support::registry::{Fault, On};
@@ -32,17 +33,33 @@ pub(crate) enum Column {
     FirstByte,
     /// In the middle of the body of a chunk.
     MidBody,
+    /// While what another start read is fetched, before the first read.
+    Profile,
     /// While the layer is completed in the background.
     Background,
 }
 
 impl Column {
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Index,
         Self::FirstByte,
         Self::MidBody,
+        Self::Profile,
         Self::Background,
     ];
+}
+
+/// How long a replay has met the fault when the reader comes: long enough to be under way, and to have failed
+/// where that is quick.
+const REPLAYED_FOR: Duration = Duration::from_millis(300);
+
+/// All of a small layer, and more.
+fn profile() -> Vec<Access> {
+    let access = |chunk: u32| Access {
+        micros: chunk.into(),
+        chunk,
+    };
+    (0..8).map(access).collect()
 }
 
 /// What came of the action that met the fault.
@@ -89,11 +106,17 @@ impl Cell<'_> {
         };
         let asked = site.registry.requests().len();
         self.judge(&site, outcome)?;
-        // The one that was broken in the middle came before the fault.
-        let before = usize::from(self.column == Column::MidBody);
-        if asked > self.row.requests_max + before {
+        let most = self.row.requests_max
+            + match self.column {
+                // The one that was broken in the middle came before the fault.
+                Column::MidBody => 1,
+                // What failed for nobody is tried once more for the reader.
+                Column::Profile => self.row.requests_max,
+                _ => 0,
+            };
+        if asked > most {
             let asked = format!("{asked} requests in {:?}", begun.elapsed());
-            return Err(format!("{asked}, at most {}", self.row.requests_max));
+            return Err(format!("{asked}, at most {most}"));
         }
         site.registry.clear_faults();
         site.pass_time();
@@ -133,6 +156,10 @@ impl Cell<'_> {
             site.registry.fault_times(1, On::Blobs, Fault::StallMidBody);
         } else {
             self.row.arm(site);
+        }
+        if self.column == Column::Profile {
+            self.plane.replay(layer, &profile());
+            tokio::time::sleep(REPLAYED_FOR).await;
         }
         let begun = Instant::now();
         let path = self.place.join("data");

@@ -1,6 +1,4 @@
-//! The matrix: every fault × {index, first byte, mid-body, background}.
-//!
-//! The column *profile* is missing as long as nothing is fetched by a profile.
+//! The matrix: every fault × {index, first byte, mid-body, profile, background}.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use larder_proto::digest::Digest;
 use reqwest::Response;
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 
-use super::{ContentRange, check_encoding};
+use super::{Arrivals, ContentRange, Origin, check_encoding};
 use crate::attempts::Attempts;
 use crate::body::{self, Paced};
 use crate::client::Repository;
@@ -29,10 +29,16 @@ pub(super) struct Partial<'a> {
     digest: Digest,
     range: Range<u64>,
     got: BytesMut,
+    arrivals: &'a dyn Arrivals,
 }
 
 impl<'a> Partial<'a> {
-    pub(super) fn new(repository: &'a Repository, digest: Digest, range: Range<u64>) -> Self {
+    pub(super) fn new(
+        repository: &'a Repository,
+        digest: Digest,
+        range: Range<u64>,
+        arrivals: &'a dyn Arrivals,
+    ) -> Self {
         let reserved = (range.end - range.start).min(RESERVED_BYTES_MAX);
         let got = BytesMut::with_capacity(usize::try_from(reserved).unwrap_or_default());
         Self {
@@ -40,6 +46,7 @@ impl<'a> Partial<'a> {
             digest,
             range,
             got,
+            arrivals,
         }
     }
 
@@ -69,7 +76,7 @@ impl<'a> Partial<'a> {
     }
 
     /// Asks for what is missing, and takes it if it is exactly that.
-    async fn attempt(&mut self, endpoint: &Endpoint) -> Result<(), Cause> {
+    async fn attempt(&mut self, endpoint: &Arc<Endpoint>) -> Result<(), Cause> {
         let start = self.range.start + self.got.len() as u64;
         let end = self.range.end;
         let header = HeaderValue::try_from(format!("bytes={start}-{}", end - 1));
@@ -104,9 +111,10 @@ impl<'a> Partial<'a> {
         &mut self,
         response: Response,
         host: String,
-        endpoint: &Endpoint,
+        endpoint: &Arc<Endpoint>,
     ) -> Result<(), Cause> {
         let length = self.range.end - self.range.start;
+        let origin = Origin::new(self.repository, endpoint.clone(), self.digest);
         let mut body = Paced::new(response, host.clone(), &endpoint.timeouts);
         while let Some(bytes) = body.next().await? {
             if (self.got.len() + bytes.len()) as u64 > length {
@@ -114,6 +122,7 @@ impl<'a> Partial<'a> {
                 return Err(Cause::Malformed { host, detail });
             }
             self.got.extend_from_slice(&bytes);
+            self.arrivals.arrived(&self.got, &origin);
         }
         if (self.got.len() as u64) < length {
             let detail = "the answer ended before all bytes had come".into();

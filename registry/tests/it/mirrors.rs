@@ -252,7 +252,7 @@ async fn a_lying_mirror_can_be_reported() {
     world.mirrors[0].set_fault(Fault::FlippedBit);
     let (bytes, origin) = world
         .repository
-        .blob_range_from(&world.digest, 0..SIZE)
+        .blob_range_from(&world.digest, 0..SIZE, &())
         .await
         .unwrap();
     assert!(bytes != world.bytes);
@@ -271,7 +271,7 @@ async fn a_lying_mirror_can_be_reported() {
         world.clock.advance(Duration::from_secs(1));
         let read = world
             .repository
-            .blob_range_from(&world.digest, 0..SIZE)
+            .blob_range_from(&world.digest, 0..SIZE, &())
             .await;
         let (_, origin) = read.unwrap();
         assert_eq!(origin.host(), registry.host());

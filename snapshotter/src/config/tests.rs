@@ -17,6 +17,7 @@ fn an_empty_file_gives_the_documented_defaults() {
     assert_eq!(config.read_deadline, Duration::from_secs(30));
     assert_eq!(config.min_free_percent, 5);
     assert_eq!((config.store_bytes_max, config.keep_removed), (0, false));
+    assert_eq!(config.background_bandwidth, 0);
 }
 
 /// Promise: the example in deploy/ names every key with its default.
@@ -76,6 +77,7 @@ fn bad_values_are_refused_by_name() {
         ("store_bytes_max = \"50 gigabytes\"", "store_bytes_max"),
         ("store_bytes_max = -1", "negative"),
         ("keep_removed = 1", "keep_removed"),
+        ("background_bandwidth = \"fast\"", "background_bandwidth"),
         ("[registry]\ninsecure = true", "insecure"),
         (&long, "longer"),
     ] {

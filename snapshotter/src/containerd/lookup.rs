@@ -42,6 +42,16 @@ pub(crate) enum Key<'a> {
     Layer(&'a Digest),
 }
 
+impl Key<'_> {
+    /// Whether it is this layer, which completes that chain.
+    fn is(&self, (chain, layer): &(String, Descriptor)) -> bool {
+        match self {
+            Self::Chain(wanted) => chain == wanted,
+            Self::Layer(wanted) => layer.digest == **wanted,
+        }
+    }
+}
+
 /// A layer of an image containerd knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
@@ -152,6 +162,30 @@ impl Lookup {
         self.search(namespace, key, all, GUESSES_MAX).await
     }
 
+    /// All layers of the newest image that answers to `key`, and where they can be fetched.
+    pub(crate) async fn siblings(
+        &self,
+        namespace: &str,
+        key: Key<'_>,
+    ) -> Result<Option<(Vec<Descriptor>, Vec<Origin>)>, ContentError> {
+        let mut blobs = self.containerd.blobs(namespace, "").await?;
+        blobs.retain(|blob| {
+            let mut labels = blob.labels.keys();
+            labels.any(|label| label.starts_with(SOURCE_PREFIX))
+        });
+        newest_documents(&mut blobs, GUESSES_MAX);
+        for blob in &blobs {
+            let image = self.image(namespace, &blob.digest).await;
+            let Some(image) = image.filter(|image| image.layers.iter().any(|one| key.is(one)))
+            else {
+                continue;
+            };
+            let layers = image.layers.iter().map(|(_, layer)| layer.clone());
+            return Ok(Some((layers.collect(), self.origins(blob))));
+        }
+        Ok(None)
+    }
+
     async fn search(
         &self,
         namespace: &str,
@@ -165,11 +199,7 @@ impl Lookup {
             let Some(image) = self.image(namespace, &blob.digest).await else {
                 continue;
             };
-            let wanted = |(chain, layer): &&(String, Descriptor)| match key {
-                Key::Chain(wanted) => chain == wanted,
-                Key::Layer(wanted) => layer.digest == *wanted,
-            };
-            let Some((_, layer)) = image.layers.iter().find(wanted) else {
+            let Some((_, layer)) = image.layers.iter().find(|one| key.is(one)) else {
                 continue;
             };
             let found = Found {

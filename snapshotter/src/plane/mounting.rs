@@ -1,6 +1,7 @@
 //! The real data plane behind the trait.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
@@ -105,6 +106,7 @@ impl MountingPlane {
         }
         settings.store_bytes_max = config.store_bytes_max;
         settings.completion.enabled = config.complete_in_background;
+        settings.background_bandwidth = NonZeroU64::new(config.background_bandwidth);
         settings.quarantine = match config.quarantine {
             Quarantine::Refuse => larder_fuse::Quarantine::Refuse,
             Quarantine::Eio => larder_fuse::Quarantine::Eio,

@@ -1,0 +1,156 @@
+//! What starts are known to read, in the order they read it, and nobody has asked for yet.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use larder_proto::access::{ACCESSES_MAX, Access};
+use tokio::sync::{Notify, Semaphore};
+
+use super::{Fetcher, Priority};
+use crate::store::ChunkState;
+use crate::sync::time::{Instant, timeout};
+use crate::sync::{Mutex, MutexGuard};
+
+/// Chunks that wait, of all layers: four layers of the most accesses, 20 MB. What comes beyond is left to
+/// readers.
+const WAITING_MAX: usize = 4 * ACCESSES_MAX;
+
+/// Requests at a time. The link lets through what keeps it busy; the others are those of other links.
+const REQUESTS_MAX: usize = 4;
+
+/// How long one of them keeps its place: a registry that is slow does not hold up the others for longer.
+const PLACE_HELD_MAX: Duration = Duration::from_secs(5);
+
+/// How many of the following accesses are looked through for neighbours that go into the same request. A
+/// start comes back to the files around it soon, or much later.
+const LOOKED_THROUGH: usize = 32;
+
+/// The chunks that wait, by the time they are expected to be read at.
+#[derive(Debug)]
+pub(crate) struct Replays {
+    began: Instant,
+    waiting: Mutex<Waiting>,
+    wake: Notify,
+    requests: Arc<Semaphore>,
+}
+
+/// Microseconds since the beginning, then the order in which they were given.
+type Due = (u64, u64);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    by_time: BTreeMap<Due, (Weak<Fetcher>, usize)>,
+    given: u64,
+}
+
+impl Replays {
+    pub(crate) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            waiting: Mutex::default(),
+            wake: Notify::new(),
+            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        }
+    }
+
+    /// Lets the chunks of a layer wait, as many as there is room for; how many.
+    pub(crate) fn add(&self, fetcher: &Arc<Fetcher>, accesses: &[Access]) -> usize {
+        let now = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let layer = fetcher.layer();
+        let is_missing = |row: &usize| {
+            *row < layer.index().chunk_count()
+                && layer.presence().state(*row) != ChunkState::Verified
+        };
+        let mut waiting = self.lock();
+        let before = waiting.by_time.len();
+        for access in accesses {
+            let row = access.chunk as usize;
+            if waiting.by_time.len() >= WAITING_MAX || !is_missing(&row) {
+                continue;
+            }
+            waiting.given += 1;
+            let due = (now.saturating_add(access.micros), waiting.given);
+            if let Entry::Vacant(place) = waiting.by_time.entry(due) {
+                place.insert((Arc::downgrade(fetcher), row));
+            }
+        }
+        let added = waiting.by_time.len() - before;
+        drop(waiting);
+        self.wake.notify_one();
+        added
+    }
+
+    /// Asks for what waits, in order; ends with the caller.
+    pub(crate) async fn run(self: Arc<Self>) {
+        loop {
+            let Ok(place) = Arc::clone(&self.requests).acquire_owned().await else {
+                return;
+            };
+            let Some((fetcher, rows)) = self.next() else {
+                drop(place);
+                self.wake.notified().await;
+                continue;
+            };
+            let replays = Arc::downgrade(&self);
+            let landing = fetcher.request(rows, Priority::Profile);
+            fetcher.runtime().clone().spawn(async move {
+                let landed = timeout(PLACE_HELD_MAX, landing.stored()).await;
+                if let (Ok(Err(_)), Some(replays)) = (landed, replays.upgrade()) {
+                    // Readers find out whether it comes back.
+                    replays.forget(&fetcher);
+                }
+                drop(place);
+            });
+        }
+    }
+
+    /// The chunk that is due first, and its neighbours that are due soon.
+    fn next(&self) -> Option<(Arc<Fetcher>, Range<usize>)> {
+        let mut waiting = self.lock();
+        while let Some((_, (fetcher, row))) = waiting.by_time.pop_first() {
+            let Some(fetcher) = fetcher.upgrade().filter(|fetcher| !fetcher.is_removed()) else {
+                continue;
+            };
+            if fetcher.layer().presence().state(row) == ChunkState::Verified {
+                continue;
+            }
+            let rows = waiting.with_neighbours(&fetcher, row);
+            return Some((fetcher, rows));
+        }
+        None
+    }
+
+    fn forget(&self, fetcher: &Arc<Fetcher>) {
+        let is_other = |of: &Weak<Fetcher>| !std::ptr::eq(of.as_ptr(), Arc::as_ptr(fetcher));
+        self.lock().by_time.retain(|_, (of, _)| is_other(of));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// Takes out what continues `row` in one request.
+    fn with_neighbours(&mut self, fetcher: &Arc<Fetcher>, row: usize) -> Range<usize> {
+        let bytes_max = fetcher.part_bytes();
+        let near: Vec<(Due, usize)> = self
+            .by_time
+            .iter()
+            .take(LOOKED_THROUGH)
+            .filter(|(_, (of, _))| std::ptr::eq(of.as_ptr(), Arc::as_ptr(fetcher)))
+            .map(|(due, (_, row))| (*due, *row))
+            .collect();
+        let mut rows = row..row + 1;
+        while let Some((due, _)) = near.iter().find(|(_, row)| *row == rows.end)
+            && fetcher.batch_end(rows.start, bytes_max) > rows.end
+        {
+            self.by_time.remove(due);
+            rows.end += 1;
+        }
+        rows
+    }
+}
