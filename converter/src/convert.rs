@@ -76,6 +76,12 @@ pub enum ConvertError {
     /// A layer or another blob is bad, or cannot be written.
     #[error(transparent)]
     Layer(#[from] LayerError),
+    /// The profile is of other layers.
+    #[error(
+        "the profile (of {0:?}) has no layer of this image as it is converted: record one of the converted image, \
+         with these options"
+    )]
+    Profile(String),
     /// No threads, or no file for a blob.
     #[error("cannot {doing}: {error}")]
     Local {
@@ -163,7 +169,7 @@ async fn run(conversion: &Conversion, request: &Request) -> Result<Report, Conve
     let options = request.options.fingerprint();
     let options = format!("{options} {}", request.start.fingerprint());
     let start = (&request.start, options.as_str());
-    let starts = starts::settle(conversion, &image, &results, &earlier, start, &mut notes).await;
+    let starts = starts::settle(conversion, &image, &results, &earlier, start, &mut notes).await?;
     let waiting = blobs::collect(conversion, &image, &results).await?;
     let result = documents(&image, (&results, &starts), &options);
     let Prepared {

@@ -4,17 +4,19 @@
 //! every image that has it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use larder_proto::access::Access;
 use larder_proto::annotation::StartList;
 use larder_proto::digest::Digest;
 use larder_proto::index::Index;
 use larder_proto::limits::INDEX_BYTES_MAX;
+use larder_proto::profile::{LayerReads, Profile};
 use larder_registry::oci::Descriptor;
 
 use super::earlier::Earlier;
 use super::layers::LayerResults;
-use super::{Conversion, Image, Node};
+use super::{Conversion, ConvertError, Image, Node};
 use crate::manifest::ImageConfig;
 use crate::plan::{LayerPlan, ManifestPlan, Replacement, larder_location};
 use crate::start::{self, Command, Place, RULES, Reader};
@@ -27,6 +29,8 @@ pub enum StartLists {
     /// What a start reads as far as that can be worked out from the image.
     #[default]
     WorkedOut,
+    /// What this profile says that a start reads.
+    Profile(Arc<Profile>),
     /// There are none.
     None,
 }
@@ -50,6 +54,9 @@ impl StartLists {
     pub(super) fn fingerprint(&self) -> String {
         match self {
             Self::WorkedOut => format!("start={RULES}"),
+            Self::Profile(profile) => {
+                format!("start={}", &Digest::of(&profile.encode()).hex()[..16])
+            }
             Self::None => "start=none".into(),
         }
     }
@@ -63,8 +70,8 @@ struct Converted<'a> {
     place: Place<'a>,
 }
 
-/// Works out the start lists of every manifest that changes. What stands in the way of one is a note: an
-/// image without it starts, only later.
+/// Settles the start lists of every manifest that changes, and with a profile of every one that it is of. What
+/// stands in the way of working one out is a note: an image without it starts, only later.
 pub(super) async fn settle(
     conversion: &Conversion,
     image: &Image,
@@ -72,8 +79,13 @@ pub(super) async fn settle(
     earlier: &Earlier,
     (lists, options): (&StartLists, &str),
     notes: &mut Vec<String>,
-) -> Starts {
+) -> Result<Starts, ConvertError> {
     let mut starts = Starts::default();
+    let mut is_of_image = false;
+    let mut unused = match lists {
+        StartLists::Profile(profile) => profile.layers.iter().collect(),
+        _ => Vec::new(),
+    };
     for node in image.root.walk() {
         let Node::Manifest {
             document,
@@ -85,12 +97,25 @@ pub(super) async fn settle(
             continue;
         };
         let layers = converted(conversion, results, &manifest.layers, plans);
+        let count = manifest.layers.len();
+        if let StartLists::Profile(profile) = lists {
+            let (texts, odd) = recorded(profile, &layers, count).await;
+            unused.retain(|reads: &&LayerReads| {
+                let has = |of: &Converted<'_>| of.layer.location.digest == reads.index;
+                !layers.iter().any(has)
+            });
+            notes.extend(odd);
+            if texts.iter().any(Option::is_some) {
+                is_of_image = true;
+                starts.0.insert(document.digest, texts);
+                continue;
+            }
+        }
         let is_changed =
             |(layer, plan): (&Descriptor, &LayerPlan)| results.replacement(layer, plan).is_some();
         if !manifest.layers.iter().zip(plans).any(is_changed) {
             continue;
         }
-        let count = manifest.layers.len();
         if matches!(lists, StartLists::None) {
             starts.0.insert(document.digest, vec![None; count]);
             continue;
@@ -117,7 +142,51 @@ pub(super) async fn settle(
             )),
         }
     }
-    starts
+    if let StartLists::Profile(profile) = lists {
+        if !is_of_image {
+            return Err(ConvertError::Profile(profile.image.clone()));
+        }
+        let note = |reads: &LayerReads| {
+            let index = reads.index;
+            format!("the profile's layer with index {index} is not in the image, and is left out")
+        };
+        notes.extend(unused.into_iter().map(note));
+    }
+    Ok(starts)
+}
+
+/// The lists of a profile for those of `layers` that it knows, and what is wrong with others.
+async fn recorded(
+    profile: &Profile,
+    layers: &[Converted<'_>],
+    count: usize,
+) -> (Texts, Vec<String>) {
+    let (mut texts, mut odd) = (vec![None; count], Vec::new());
+    for Converted {
+        number,
+        layer,
+        place,
+    } in layers
+    {
+        let reads = profile.layer(&layer.location.digest);
+        let Some(reads) = reads.filter(|reads| !reads.reads.is_empty()) else {
+            continue;
+        };
+        let text = StartList::of(&reads.reads).to_string();
+        let chunks = index(layer, place).await.map(|index| index.chunk_count());
+        let list = chunks.and_then(|chunks| {
+            let list = StartList::of_layer(&text, chunks);
+            list.map_err(|error| error.to_string())
+        });
+        match list {
+            Ok(list) => texts[*number] = Some(list.to_string()),
+            Err(reason) => odd.push(format!(
+                "the profile's part for layer {} is left out: {reason}",
+                layer.digest
+            )),
+        }
+    }
+    (texts, odd)
 }
 
 /// The layers that are, or will be, in Larder's form.

@@ -2,7 +2,10 @@
 
 use std::fs;
 
+use larder_proto::access::Access;
+use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::Digest;
+use larder_proto::profile::{LayerReads, Profile};
 use larder_registry::oci::media_type;
 use larder_test_support::tar::{Entry, TarBuilder};
 use serde_json::{Value, json};
@@ -123,4 +126,91 @@ fn a_bad_start_list_is_found() {
             inspected.out
         );
     }
+}
+
+/// What a recorded start reads of the layers of `layout`, by their places: rows of the chunk table.
+fn profile(world: &World, layout: &str, reads: &[(usize, &[u32])]) {
+    let part = |(place, rows): &(usize, &[u32])| {
+        let layer = &layers(world, layout)[*place];
+        let location = layer["annotations"]["containerd.io/snapshot/larder.index"].clone();
+        let location: IndexLocation = location.as_str().unwrap().parse().unwrap();
+        let reads = rows.iter().zip([0, 900_000, 1_800_000]);
+        LayerReads {
+            index: location.digest,
+            blob: layer["digest"].as_str().unwrap().parse().unwrap(),
+            diff_id: Digest::of(b"tar"),
+            reads: reads
+                .map(|(&chunk, micros)| Access { micros, chunk })
+                .collect(),
+        }
+    };
+    let layers = reads.iter().map(part).collect();
+    let image = String::from("r.example/app:1");
+    fs::write(world.path("profile"), Profile { image, layers }.encode()).unwrap();
+}
+
+fn rows(world: &World, layout: &str) -> Vec<Value> {
+    let details = world
+        .larder(&format!("inspect oci:@{layout} --json"))
+        .json();
+    let layers = details["manifests"][0]["layers"].as_array().unwrap();
+    layers
+        .iter()
+        .map(|layer| layer["start"]["rows"].clone())
+        .collect()
+}
+
+/// Promise: a profile takes the place of what was worked out, also in an image that is converted already; parts of
+/// it that do not fit are named and left out, and one that does not fit at all ends the conversion.
+#[test]
+fn a_profile_is_embedded_where_it_fits() {
+    let world = World::new();
+    image(&world);
+    world.larder("convert oci:@source oci:@dest").ok();
+    let with = "--profile @profile --json";
+    profile(&world, "dest", &[(0, &[3, 1])]);
+    for (source, to) in [("source", "one"), ("dest", "two")] {
+        let told = world
+            .larder(&format!("convert oci:@{source} oci:@{to} {with}"))
+            .json();
+        assert_eq!(rows(&world, to), [json!([3, 1]), Value::Null], "{told}");
+        assert_eq!(told["notes"], json!([]));
+        world
+            .larder(&format!("check oci:@{to} --against oci:@{source}"))
+            .ok();
+    }
+    // The same again is the same image.
+    let told = world
+        .larder(&format!("convert oci:@two oci:@three {with}"))
+        .json();
+    assert_eq!(told["digest"], world.root("two"));
+
+    profile(&world, "dest", &[(0, &[1_000_000]), (1, &[0])]);
+    let told = world
+        .larder(&format!("convert oci:@source oci:@one {with}"))
+        .json();
+    assert_eq!(rows(&world, "one"), [Value::Null, json!([0])]);
+    assert!(
+        told["notes"][0].as_str().unwrap().contains("does not have"),
+        "{told}"
+    );
+
+    let root = world.root("one");
+    let another = "convert oci:@source oci:@other --chunk-size 64K";
+    world.larder(another).ok();
+    profile(&world, "other", &[(0, &[1])]);
+    let refused = world.larder("convert oci:@source oci:@one --profile @profile");
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.err.contains("no layer of this image"),
+        "{}",
+        refused.err
+    );
+    assert_eq!(world.root("one"), root);
+    fs::write(world.path("profile"), "{}").unwrap();
+    let refused = world.larder("convert oci:@source oci:@one --profile @profile");
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("profile:"), "{}", refused.err);
+    let both = "convert oci:@source oci:@one --profile @profile --no-start-list";
+    assert_eq!(world.larder(both).code, 64);
 }
