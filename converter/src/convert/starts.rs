@@ -3,6 +3,8 @@
 //! They stand in annotations of the manifest, not in the layers, so that a layer stays the same blob in
 //! every image that has it.
 
+mod recorded;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -11,12 +13,14 @@ use larder_proto::annotation::StartList;
 use larder_proto::digest::Digest;
 use larder_proto::index::Index;
 use larder_proto::limits::INDEX_BYTES_MAX;
-use larder_proto::profile::{LayerReads, Profile};
+use larder_proto::profile::Profile;
 use larder_registry::oci::Descriptor;
 
 use super::earlier::Earlier;
 use super::layers::LayerResults;
 use super::{Conversion, ConvertError, Image, Node};
+use recorded::Recorded;
+
 use crate::manifest::ImageConfig;
 use crate::plan::{LayerPlan, ManifestPlan, Replacement, larder_location};
 use crate::start::{self, Command, Place, RULES, Reader};
@@ -81,10 +85,9 @@ pub(super) async fn settle(
     notes: &mut Vec<String>,
 ) -> Result<Starts, ConvertError> {
     let mut starts = Starts::default();
-    let mut is_of_image = false;
-    let mut unused = match lists {
-        StartLists::Profile(profile) => profile.layers.iter().collect(),
-        _ => Vec::new(),
+    let mut recorded = match lists {
+        StartLists::Profile(profile) => Some(Recorded::new(profile)),
+        _ => None,
     };
     for node in image.root.walk() {
         let Node::Manifest {
@@ -98,18 +101,11 @@ pub(super) async fn settle(
         };
         let layers = converted(conversion, results, &manifest.layers, plans);
         let count = manifest.layers.len();
-        if let StartLists::Profile(profile) = lists {
-            let (texts, odd) = recorded(profile, &layers, count).await;
-            unused.retain(|reads: &&LayerReads| {
-                let has = |of: &Converted<'_>| of.layer.location.digest == reads.index;
-                !layers.iter().any(has)
-            });
-            notes.extend(odd);
-            if texts.iter().any(Option::is_some) {
-                is_of_image = true;
-                starts.0.insert(document.digest, texts);
-                continue;
-            }
+        if let Some(recorded) = &mut recorded
+            && let Some(texts) = recorded.texts(&layers, count, notes).await
+        {
+            starts.0.insert(document.digest, texts);
+            continue;
         }
         let is_changed =
             |(layer, plan): (&Descriptor, &LayerPlan)| results.replacement(layer, plan).is_some();
@@ -122,10 +118,8 @@ pub(super) async fn settle(
         }
         let key = key(&manifest.config.digest, &layers, options);
         let known = conversion.cache.start_lists(&key);
-        let digests: Vec<_> = layers
-            .iter()
-            .map(|of| (of.number, of.layer.digest))
-            .collect();
+        let digest = |of: &Converted<'_>| (of.number, of.layer.digest);
+        let digests: Vec<_> = layers.iter().map(digest).collect();
         let known = known.or_else(|| earlier.start_lists(&document.digest, options, &digests));
         let texts = match known.filter(|texts| texts.len() == count) {
             Some(texts) => Ok(texts),
@@ -142,51 +136,10 @@ pub(super) async fn settle(
             )),
         }
     }
-    if let StartLists::Profile(profile) = lists {
-        if !is_of_image {
-            return Err(ConvertError::Profile(profile.image.clone()));
-        }
-        let note = |reads: &LayerReads| {
-            let index = reads.index;
-            format!("the profile's layer with index {index} is not in the image, and is left out")
-        };
-        notes.extend(unused.into_iter().map(note));
+    if let Some(recorded) = recorded {
+        recorded.finish(notes)?;
     }
     Ok(starts)
-}
-
-/// The lists of a profile for those of `layers` that it knows, and what is wrong with others.
-async fn recorded(
-    profile: &Profile,
-    layers: &[Converted<'_>],
-    count: usize,
-) -> (Texts, Vec<String>) {
-    let (mut texts, mut odd) = (vec![None; count], Vec::new());
-    for Converted {
-        number,
-        layer,
-        place,
-    } in layers
-    {
-        let reads = profile.layer(&layer.location.digest);
-        let Some(reads) = reads.filter(|reads| !reads.reads.is_empty()) else {
-            continue;
-        };
-        let text = StartList::of(&reads.reads).to_string();
-        let chunks = index(layer, place).await.map(|index| index.chunk_count());
-        let list = chunks.and_then(|chunks| {
-            let list = StartList::of_layer(&text, chunks);
-            list.map_err(|error| error.to_string())
-        });
-        match list {
-            Ok(list) => texts[*number] = Some(list.to_string()),
-            Err(reason) => odd.push(format!(
-                "the profile's part for layer {} is left out: {reason}",
-                layer.digest
-            )),
-        }
-    }
-    (texts, odd)
 }
 
 /// The layers that are, or will be, in Larder's form.
