@@ -4,11 +4,13 @@
   read-index.py list LAYER          one line per path, its extended attributes on lines behind it
   read-index.py sums LAYER          the same with the SHA-256 of each file's content
   read-index.py extract LAYER DIR   as root: with owners, devices and extended attributes
+  read-index.py start LIST          one line per chunk of a start list: milliseconds, row
 
 LAYER is a layer blob, or a directory of a node's store (files `index` and `device`). Needs the zstd program.
 """
-import collections, hashlib, mmap, os, shutil, stat, struct, subprocess, sys, tempfile
+import base64, collections, hashlib, mmap, os, shutil, stat, struct, subprocess, sys, tempfile
 BLOCK, HOLE = 512, 0xFFFFFFFF
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 PREFIXES = {1: b"user.", 2: b"system.posix_acl_access", 3: b"system.posix_acl_default", 4: b"trusted.", 6: b"security."}
 TYPES = {1: stat.S_IFREG, 2: stat.S_IFDIR, 3: stat.S_IFCHR, 4: stat.S_IFBLK, 5: stat.S_IFIFO, 6: stat.S_IFSOCK,
          7: stat.S_IFLNK}
@@ -37,10 +39,11 @@ class Layer:
         sections, _, self.tar_len, self.diff_id = struct.unpack_from("<IIQ32s", index, 24)
         rows = [struct.unpack_from("<IIQQ", index, 80 + 24 * i) for i in range(sections)]
         found = {kind: index[offset:offset + length] for kind, _, offset, length in rows}
-        self.image, tar_at, blob_at = Image(found[1]), 0, 0
+        self.image, self.chunks, tar_at, blob_at = Image(found[1]), [], 0, 0
         for offset, stored, length, stored_length, _, _ in struct.iter_unpack("<QQII32s32s", found[2]):
             expect((offset, stored) == (tar_at, blob_at), "a gap between chunks")
             tar_at, blob_at = tar_at + length, blob_at + stored_length
+            self.chunks.append((offset, length, stored_length))
         expect(tar_at == self.tar_len and not found[4], "the chunks are not the tar")
         self.implied, rest = set(), found[3]
         while rest:
@@ -136,6 +139,24 @@ class Image:
             found.append((name, value))
         return sorted(found)
 
+def start_list(text):
+    """Section 6: (milliseconds, row) of each chunk of a start list."""
+    expect(text[:2] == "1:" and set(text[2:]) <= set(ALPHABET), "no start list of version 1")
+    data = base64.urlsafe_b64decode(text[2:] + "=" * (-len(text[2:]) % 4))
+    numbers, value, shift, millis, end, found = [], 0, 0, 0, 0, []
+    for byte in data:
+        value, shift = value | (byte & 0x7F) << shift, shift + 7
+        if byte < 0x80:
+            numbers.append(value)
+            value = shift = 0
+    expect(shift == 0 and len(numbers) % 3 == 0, "the start list ends inside a run")
+    for later, step, more in zip(numbers[0::3], numbers[1::3], numbers[2::3]):
+        millis, first = millis + later, end + (step >> 1 ^ -(step & 1))
+        end = first + more + 1
+        found += [(millis, row) for row in range(first, end)]
+    expect(len({row for _, row in found}) == len(found), "a chunk twice")
+    return found
+
 def device(inode):
     return (inode.payload >> 8) & 0xFFF, (inode.payload & 0xFF) | (inode.payload >> 12) & 0xFFF00
 def text(name):
@@ -193,8 +214,10 @@ def extract(layer, to):
             os.setxattr(at, name, value, follow_symlinks=False)
         os.utime(at, ns=(inode.mtime, inode.mtime), follow_symlinks=False)
 
-match sys.argv[1:]:
-    case ["list", path]: show(Layer(path), None)
-    case ["sums", path]: show(layer := Layer(path), layer.tar())
-    case ["extract", path, to]: extract(Layer(path), to)
-    case _: sys.exit(__doc__)
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["list", path]: show(Layer(path), None)
+        case ["sums", path]: show(layer := Layer(path), layer.tar())
+        case ["extract", path, to]: extract(Layer(path), to)
+        case ["start", text]: print(*(f"{millis} {row}" for millis, row in start_list(text)), sep="\n")
+        case _: sys.exit(__doc__)

@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use larder_proto::annotation::IndexLocation;
+use larder_proto::annotation::{IndexLocation, StartList};
 use larder_proto::digest::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -92,15 +92,33 @@ impl Cache {
     /// Remembers what became of a layer whose tar was found to have digest `diff_id`. A cache that
     /// cannot be written is no reason to fail.
     pub fn put(&self, layer: &Digest, diff_id: &Digest, entry: Entry) {
-        let Some(path) = self.path(layer) else { return };
         let diff_id = diff_id.to_string();
         let remembered = Remembered { diff_id, entry };
         let bytes = serde_json::to_vec(&remembered).expect("an entry has text keys only");
+        self.write(layer, &bytes);
+    }
+
+    fn write(&self, key: &Digest, bytes: &[u8]) {
+        let Some(path) = self.path(key) else { return };
         let wrote = fs::create_dir_all(path.parent().unwrap_or(&path))
-            .and_then(|()| spool::replace(&path, &bytes));
+            .and_then(|()| spool::replace(&path, bytes));
         if let Err(error) = wrote {
             tracing::debug!(path = %path.display(), %error, "not remembered");
         }
+    }
+
+    /// The start lists remembered by `key`.
+    pub fn start_lists(&self, key: &Digest) -> Option<Vec<Option<String>>> {
+        let bytes = fs::read(self.path(key)?).ok()?;
+        let found: Vec<Option<String>> = serde_json::from_slice(&bytes).ok()?;
+        let is_list = |text: &String| text.parse::<StartList>().is_ok();
+        found.iter().flatten().all(is_list).then_some(found)
+    }
+
+    /// Remembers start lists by `key`, which names all that decides them.
+    pub fn put_start_lists(&self, key: &Digest, lists: &[Option<String>]) {
+        let bytes = serde_json::to_vec(lists).expect("texts are JSON");
+        self.write(key, &bytes);
     }
 
     fn path(&self, layer: &Digest) -> Option<PathBuf> {

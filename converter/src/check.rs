@@ -165,10 +165,12 @@ async fn check_layer(source: &Source, layer: &Descriptor, diff_id: Digest) -> La
         }
     };
     let (digest, size) = (layer.digest, layer.size);
+    let start = layer.annotations.get(annotation::START).cloned();
     let expected = layer::Expected {
         digest,
         size,
         diff_id,
+        start,
     };
     blocking(move || match tail {
         Some((location, tail)) => layer::check_larder(blob, &expected, &location, &tail, found),

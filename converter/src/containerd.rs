@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use larder_containerd::{CallError, Containerd, Session, Unreachable, WriteError};
 use larder_proto::digest::Digest;
@@ -226,6 +228,30 @@ impl ContainerdDestination {
         session.keep(digest).await?;
         let len = session.containerd().blob_len(session.namespace(), digest);
         Ok(len.await? == Some(size))
+    }
+
+    /// The bytes `range` of a blob: exactly those, or an error.
+    pub async fn range(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> Result<Bytes, ContainerdError> {
+        let session = self.session();
+        let source = ContainerdSource {
+            containerd: session.containerd().clone(),
+            namespace: session.namespace().to_owned(),
+            name: self.name.clone(),
+            root: Descriptor::new("", *digest, range.end),
+        };
+        let len = range.end.saturating_sub(range.start);
+        let bytes = source.range(digest, range.start, len).await?;
+        if bytes.len() as u64 != len {
+            return Err(ContainerdError::NoSuchBlob {
+                name: self.name.clone(),
+                digest: *digest,
+            });
+        }
+        Ok(bytes.into())
     }
 
     /// Puts a blob that lies in a file.

@@ -12,6 +12,7 @@ mod earlier;
 mod layers;
 mod load;
 mod referrers;
+mod starts;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -23,6 +24,8 @@ use larder_registry::oci::Descriptor;
 
 pub use load::{Image, LoadError, ManifestFacts, ManifestNode, Node, load};
 pub use referrers::Referrers;
+pub use starts::StartLists;
+pub(crate) use starts::Texts;
 
 use crate::access::{Access, AccessError};
 use crate::cache::Cache;
@@ -36,6 +39,7 @@ use crate::report::{ManifestReport, Report};
 use crate::source::Source;
 use layers::LayerResults;
 use referrers::Prepared;
+use starts::Starts;
 
 /// What is to be converted, to where and how.
 #[derive(Debug, Clone)]
@@ -56,6 +60,8 @@ pub struct Request {
     pub reuse: bool,
     /// What is remembered of earlier conversions.
     pub cache: Cache,
+    /// Where the lists of what a start reads come from.
+    pub start: StartLists,
 }
 
 /// A conversion that failed. The destination's name is as it was.
@@ -70,6 +76,12 @@ pub enum ConvertError {
     /// A layer or another blob is bad, or cannot be written.
     #[error(transparent)]
     Layer(#[from] LayerError),
+    /// The profile is of other layers.
+    #[error(
+        "the profile (of {0:?}) has no layer of this image as it is converted: record one of the converted image, \
+         with these options"
+    )]
+    Profile(String),
     /// No threads, or no file for a blob.
     #[error("cannot {doing}: {error}")]
     Local {
@@ -154,8 +166,12 @@ async fn run(conversion: &Conversion, request: &Request) -> Result<Report, Conve
     let usable = existing.as_ref().filter(|_| request.reuse);
     let earlier = earlier::results(&image, usable, &request.options).await;
     let results = layers::settle(conversion, &image, &earlier).await?;
+    let options = request.options.fingerprint();
+    let options = format!("{options} {}", request.start.fingerprint());
+    let start = (&request.start, options.as_str());
+    let starts = starts::settle(conversion, &image, &results, &earlier, start, &mut notes).await?;
     let waiting = blobs::collect(conversion, &image, &results).await?;
-    let result = documents(&image, &results, &request.options.fingerprint());
+    let result = documents(&image, (&results, &starts), &options);
     let Prepared {
         referrers,
         blobs: parts,
@@ -217,7 +233,10 @@ impl Documents {
     }
 }
 
-fn documents(image: &Image, results: &LayerResults, options: &str) -> Documents {
+/// What became of the layers, and the lists of what a start reads of them.
+type Results<'a> = (&'a LayerResults, &'a Starts);
+
+fn documents(image: &Image, results: Results<'_>, options: &str) -> Documents {
     let mut out = Documents {
         new: BTreeMap::new(),
         ordered: Vec::new(),
@@ -226,7 +245,8 @@ fn documents(image: &Image, results: &LayerResults, options: &str) -> Documents 
     out
 }
 
-fn rewrite(node: &Node, results: &LayerResults, options: &str, out: &mut Documents) {
+fn rewrite(node: &Node, results: Results<'_>, options: &str, out: &mut Documents) {
+    let (settled, starts) = results;
     let new = match node {
         Node::Index {
             document,
@@ -255,9 +275,10 @@ fn rewrite(node: &Node, results: &LayerResults, options: &str, out: &mut Documen
                     .layers
                     .iter()
                     .zip(plans)
-                    .map(|(layer, plan)| results.replacement(layer, plan))
+                    .map(|(layer, plan)| settled.replacement(layer, plan))
                     .collect();
-                rewrite_manifest(document, manifest, &layers, options)
+                let starts = starts.of(&document.digest);
+                rewrite_manifest(document, manifest, &layers, (starts, options))
             }
         },
     };

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -132,6 +133,17 @@ impl Destination {
             Kind::Layout(layout) => Ok(layout.has_blob(digest, size)),
             Kind::Archive(archive) => Ok(archive.has_blob(digest)),
             Kind::Containerd(containerd) => Ok(containerd.has_blob(digest, size).await?),
+        }
+    }
+
+    /// The bytes `range` of a blob that is there: exactly those, or an error.
+    pub async fn range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, AccessError> {
+        match &*self.0 {
+            Kind::Registry { repository, .. } => Ok(repository.blob_range(digest, range).await?),
+            Kind::Layout(layout) => Ok(layout.range(digest, range)?),
+            // What is in the archive was put there now, and waits in a file, too.
+            Kind::Archive(archive) => Err(archive.lacks(digest).into()),
+            Kind::Containerd(containerd) => Ok(containerd.range(digest, range).await?),
         }
     }
 

@@ -1,7 +1,10 @@
 //! What is known of an image without reading its layers: documents and indexes.
 
+use larder_proto::annotation::{self, StartList};
 use larder_proto::digest::Algorithm;
 use larder_proto::erofs::Image;
+use larder_proto::index::Index;
+use larder_registry::oci::Descriptor;
 use serde::Serialize;
 
 use crate::convert::{Image as Loaded, ManifestFacts};
@@ -48,6 +51,9 @@ pub struct LayerDetails {
     /// What its index says, if it has one that can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub larder: Option<IndexDetails>,
+    /// What a start is expected to read of it, if the image says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<StartDetails>,
     /// That it is not there, and what to do: containerd keeps the layers of lazily pulled images elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub absent: Option<String>,
@@ -79,6 +85,19 @@ pub struct IndexDetails {
     pub index_size: u64,
 }
 
+/// What a start is expected to read of a layer.
+#[derive(Debug, Serialize)]
+pub struct StartDetails {
+    /// Chunks.
+    pub chunks: usize,
+    /// Their length in the tar, bytes.
+    pub bytes: u64,
+    /// Bytes that are fetched for them.
+    pub stored_bytes: u64,
+    /// The chunks' places in the chunk table, in the order in which they are fetched.
+    pub rows: Vec<u32>,
+}
+
 /// Describes an image; of each layer in Larder's form the index is read.
 pub async fn inspect(source: &Source, image: &Loaded) -> ImageReport {
     let root = image.root.document();
@@ -103,13 +122,20 @@ pub async fn inspect(source: &Source, image: &Loaded) -> ImageReport {
                 media_type: layer.media_type.clone(),
                 size: layer.size,
                 larder: None,
+                start: None,
                 absent: None,
                 problem: None,
             };
             match open_index(source, layer).await {
                 Ok(None) => {}
                 Ok(Some(index)) => match index_details(layer, &index) {
-                    Ok(details) => known.larder = Some(details),
+                    Ok(details) => {
+                        known.larder = Some(details);
+                        match start_details(layer, &index) {
+                            Ok(start) => known.start = start,
+                            Err(problem) => known.problem = Some(problem),
+                        }
+                    }
                     Err(problem) => known.problem = Some(problem),
                 },
                 Err(ViewError::Access(error)) if error.is_no_such_blob() => {
@@ -124,10 +150,25 @@ pub async fn inspect(source: &Source, image: &Loaded) -> ImageReport {
     report
 }
 
-fn index_details(
-    layer: &larder_registry::oci::Descriptor,
-    index: &larder_proto::index::Index<Vec<u8>>,
-) -> Result<IndexDetails, String> {
+fn start_details(
+    layer: &Descriptor,
+    index: &Index<Vec<u8>>,
+) -> Result<Option<StartDetails>, String> {
+    let Some(text) = layer.annotations.get(annotation::START) else {
+        return Ok(None);
+    };
+    let list = StartList::of_layer(text, index.chunk_count()).map_err(|error| error.to_string())?;
+    let rows: Vec<_> = list.accesses().map(|access| access.chunk).collect();
+    let chunks = rows.iter().filter_map(|row| index.chunk(*row as usize));
+    Ok(Some(StartDetails {
+        chunks: rows.len(),
+        bytes: chunks.clone().map(|chunk| u64::from(chunk.len)).sum(),
+        stored_bytes: chunks.map(|chunk| u64::from(chunk.stored_len)).sum(),
+        rows,
+    }))
+}
+
+fn index_details(layer: &Descriptor, index: &Index<Vec<u8>>) -> Result<IndexDetails, String> {
     let image = Image::open(index.metadata(), index.tar_len()).map_err(|e| e.to_string())?;
     let location = crate::plan::larder_location(layer).ok_or("it has no location")?;
     Ok(IndexDetails {

@@ -20,5 +20,6 @@ pub mod progress;
 pub mod report;
 pub mod source;
 pub mod spool;
+mod start;
 mod tail;
 pub mod view;

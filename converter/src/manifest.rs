@@ -138,6 +138,9 @@ pub struct ImageConfig {
     /// What the layers decompress to.
     #[serde(default)]
     pub rootfs: RootFs,
+    /// How a container of the image is started; whoever looks at it must expect anything.
+    #[serde(default)]
+    pub config: Value,
 }
 
 /// The layers, by their tars.

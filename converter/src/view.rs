@@ -6,12 +6,15 @@ mod open;
 mod tests;
 
 use std::collections::{BTreeSet, HashSet};
+use std::ops::Range;
 
-use larder_proto::tree::{DeviceNumber, Kind, Node, NodeId, ROOT, Tree};
+use larder_proto::index::Index;
+use larder_proto::tree::{DeviceNumber, Extent, Kind, Node, NodeId, ROOT, Tree};
 
+pub(crate) use content::open_frame;
 pub use content::{ContentError, copy_content};
-pub(crate) use open::open_index;
 pub use open::{PlainOrLarder, ViewError, ViewedLayer, choose_platform, open_view, own_platform};
+pub(crate) use open::{indexed_layer, open_index};
 
 /// Symlinks followed in one path, as many as Linux follows.
 const SYMLINKS_MAX: usize = 40;
@@ -24,7 +27,7 @@ pub struct View {
 }
 
 /// A file in one of the layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct At {
     layer: usize,
     node: NodeId,
@@ -35,6 +38,25 @@ pub struct At {
 pub struct Found {
     places: Vec<At>,
     path: Vec<u8>,
+}
+
+impl Found {
+    /// What it is in which layer: two names of one file have the same.
+    pub(crate) fn place(&self) -> At {
+        self.places[0]
+    }
+
+    /// Its path, every symlink resolved, without a leading slash.
+    pub(crate) fn path(&self) -> &[u8] {
+        &self.path
+    }
+}
+
+impl At {
+    /// Number of the layer; the topmost has 0.
+    pub(crate) fn layer(self) -> usize {
+        self.layer
+    }
 }
 
 /// A path that leads nowhere, or not to what was asked for.
@@ -55,7 +77,8 @@ pub enum PathError {
 }
 
 impl View {
-    fn new(layers: Vec<ViewedLayer>) -> Self {
+    /// The view of these layers, the topmost first.
+    pub(crate) fn new(layers: Vec<ViewedLayer>) -> Self {
         Self { layers }
     }
 
@@ -133,6 +156,19 @@ impl View {
         names.into_iter().filter_map(entry).collect()
     }
 
+    /// The names of a directory's entries that begin with `start`, in their order.
+    pub(crate) fn names_from(&self, directory: &Found, start: &[u8]) -> Vec<Vec<u8>> {
+        let mut names = BTreeSet::new();
+        for at in &directory.places {
+            if let Kind::Directory(entries) = &self.raw(*at).kind {
+                let from = entries.range(start.to_vec()..).map(|(name, _)| name);
+                names.extend(from.take_while(|name| name.starts_with(start)));
+            }
+        }
+        let is_there = |name: &&Vec<u8>| self.child(directory, name).is_some();
+        names.into_iter().filter(is_there).cloned().collect()
+    }
+
     /// The file at `path`; symlinks on the way are followed within the image, the last one only
     /// if `follow` says so.
     pub fn find(&self, path: &[u8], follow: bool) -> Result<Found, PathError> {
@@ -181,6 +217,31 @@ impl View {
         }
         let counts = self.layers[at.layer].links();
         counts.get(at.node.0 as usize).copied().unwrap_or(1)
+    }
+
+    /// The index of the layer with this number, if it has one; the topmost has number 0.
+    pub(crate) fn index(&self, layer: usize) -> Option<&Index<Vec<u8>>> {
+        match &self.layers.get(layer)?.form {
+            PlainOrLarder::Larder(index) => Some(index),
+            PlainOrLarder::Plain => None,
+        }
+    }
+
+    /// Where the bytes `range` of a regular file lie in its layer's tar, in the file's order; holes lie nowhere.
+    pub(crate) fn extents(&self, found: &Found, range: &Range<u64>) -> Vec<Extent> {
+        let Kind::Regular { extents, .. } = &self.raw(found.places[0]).kind else {
+            return Vec::new();
+        };
+        let overlap = |extent: &Extent| {
+            let from = range.start.max(extent.file_offset);
+            let to = range.end.min(extent.file_offset + extent.len);
+            (from < to).then(|| Extent {
+                file_offset: from,
+                tar_offset: extent.tar_offset + (from - extent.file_offset),
+                len: to - from,
+            })
+        };
+        extents.iter().filter_map(overlap).collect()
     }
 
     fn layer(&self, found: &Found) -> (&ViewedLayer, &Node) {

@@ -11,6 +11,8 @@ use larder_proto::index::{Chunk, IndexParts};
 use larder_proto::limits;
 use larder_proto::scan::{LayerScan, ScanOptions};
 
+#[path = "../../converter/src/start/sample.rs"]
+mod sample;
 #[path = "../../tests/support/src/tar.rs"]
 #[expect(dead_code, reason = "shared with the tests, which use more of it")]
 mod tar;
@@ -25,6 +27,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let texts = TEXTS.map(|(name, text)| ("texts", name, text.as_bytes().to_vec()));
     let documents = DOCUMENTS.map(|(name, text)| ("documents", name, text.as_bytes().to_vec()));
     let (layer, present) = (b"0".iter().chain(LAYER.as_bytes()), present());
+    let program = sample::Elf {
+        interpreter: Some("/lib/ld.so"),
+        needed: &["libc.so.6", "libm.so.6"],
+        runpath: Some("$ORIGIN/../lib"),
+        ..sample::Elf::default()
+    };
+    let program = [b"8", &program.bytes()[..]].concat();
+    let documents = documents
+        .into_iter()
+        .chain([("documents", "program", program)]);
     let profile = b"p".iter().chain(PROFILE.as_bytes());
     let state = [
         ("state", "profile", profile.copied().collect()),
@@ -40,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// One text for each parser of `texts`, which the first byte chooses.
-const TEXTS: [(&str, &str); 10] = [
+const TEXTS: [(&str, &str); 11] = [
     (
         "bearer",
         "0Bearer realm=\"https://a.io/t\",service=\"s\",scope=\"repository:a:pull\"",
@@ -69,6 +81,7 @@ const TEXTS: [(&str, &str); 10] = [
         "6server = \"https://r.io\"\nca = [\"a\"]\n[host.\"https://m.io\"]\ncapabilities = [\"pull\"]\n\
          client = [[\"a\", \"b\"]]\ndial_timeout = \"1m30s\"\n[host.\"https://m.io\".header]\nx = \"hunter2\"\n",
     ),
+    ("start", "81:AA4BHg0A1gMAAA"),
     (
         "filter",
         "7labels.\"a.b/c\"~=/x+/,kind==committed\nparent!=\"\",name",

@@ -7,6 +7,8 @@
 //! - A name that is accepted prints as a name that is the same, and fits a URL as it is.
 //! - An index location and a digest that are accepted print as what they were read from, and the
 //!   digest is a file name.
+//! - A start list that is accepted prints as what it was read from, names at most as many chunks as a
+//!   list may, and each of them in order of time.
 //! - A hosts.toml names at most 16 hosts; what is wrong with it is told without a value of it.
 //! - A filter that is accepted can be asked about any snapshot.
 //!
@@ -15,7 +17,8 @@
 
 use std::collections::BTreeMap;
 
-use larder_proto::annotation::IndexLocation;
+use larder_proto::access::ACCESSES_MAX;
+use larder_proto::annotation::{IndexLocation, StartList};
 use larder_proto::digest::Digest;
 use larder_registry::fuzzing;
 use libfuzzer_sys::fuzz_target;
@@ -32,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(text) else {
         return;
     };
-    match which % 8 {
+    match which % 16 {
         0 => fuzzing::www_authenticate(text),
         1 => fuzzing::content_range(text),
         2 => fuzzing::times(text),
@@ -40,6 +43,7 @@ fuzz_target!(|bytes: &[u8]| {
         4 => location(text),
         5 => digest(text),
         6 => fuzzing::hosts_toml(text),
+        8 => start_list(text),
         _ => filter(text),
     }
 });
@@ -48,6 +52,15 @@ fn location(text: &str) {
     if let Ok(location) = text.parse::<IndexLocation>() {
         assert_eq!(location.to_string().parse(), Ok(location));
         assert!(location.offset.checked_add(location.stored_len).is_some());
+    }
+}
+
+fn start_list(text: &str) {
+    if let Ok(list) = text.parse::<StartList>() {
+        assert_eq!(list.to_string(), text);
+        let count = list.accesses().count();
+        assert!(count > 0 && count <= ACCESSES_MAX);
+        assert!(list.accesses().is_sorted_by_key(|access| access.micros));
     }
 }
 

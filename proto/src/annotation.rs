@@ -1,10 +1,14 @@
-//! The annotations on a layer descriptor that lead a node to the index.
+//! The annotations on a layer descriptor that lead a node to the index, and to what a start reads.
 //!
 //! containerd hands snapshotters exactly those annotations that begin with
 //! `containerd.io/snapshot/`, so Prepare needs one range request and no manifest.
 
+mod start;
+
 use std::fmt;
 use std::str::FromStr;
+
+pub use start::{START, START_VALUE_BYTES_MAX, StartError, StartList};
 
 use crate::digest::Digest;
 use crate::limits;

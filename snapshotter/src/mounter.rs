@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::image::{Image, ImageError};
 use crate::lazy::{Parent, implied};
-use crate::plane::{Plane, PlaneError, Wanted};
+use crate::plane::{Plane, PlaneError, Wanted, start_list};
 use crate::profiles::Profiles;
 use crate::registries::Registries;
 use crate::store::Origin;
@@ -215,8 +215,9 @@ impl Mounter {
         let stacked = async {
             self.add(&wanted, &resolved.diff_ids).await?;
             let indexes: Vec<_> = wanted.iter().map(|layer| layer.index.digest).collect();
-            for index in &indexes {
-                self.profiles.layer_added(*index, &made.reference);
+            for (index, layer) in indexes.iter().zip(&wanted) {
+                let listed = layer.start.clone();
+                self.profiles.layer_added(*index, &made.reference, listed);
             }
             self.profiles.starting(&made.reference, &indexes);
             self.stack(&wanted, target, &mut made).await
@@ -397,11 +398,13 @@ fn is_same(one: &Mount, other: &Mount) -> bool {
 fn wanted(layer: &Descriptor, origin: &Origin) -> Result<Wanted, MountImageError> {
     let location = layer.annotations.get(annotation::INDEX);
     let location = location.ok_or(MountImageError::NotConverted(layer.digest))?;
+    let start = layer.annotations.get(annotation::START);
     Ok(Wanted {
         blob: layer.digest,
         index: location.parse()?,
         origins: vec![origin.clone()],
         namespace: String::new(),
+        start: start_list(&layer.digest, start.map(String::as_str)),
     })
 }
 

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use larder_fuse::supervisor::Takeovers;
 use larder_fuse::{CachingStopped, Counts, Recording, StoreUsage, Verdicts};
 use larder_proto::access::Access;
-use larder_proto::annotation::IndexLocation;
+use larder_proto::annotation::{IndexLocation, StartList};
 use larder_proto::digest::Digest;
 
 use crate::store::{ImpliedEntry, LayerFacts, Origin, Owner};
@@ -30,6 +30,21 @@ pub struct Wanted {
     /// containerd namespace whose images may name further places; empty for images mounted by
     /// hand.
     pub namespace: String,
+    /// The chunks that a start is expected to read, by the image's account.
+    pub start: Vec<Access>,
+}
+
+/// What the annotation `larder.start` of a layer lists. A list that cannot be read counts as none: it would
+/// only have saved time.
+pub(crate) fn start_list(blob: &Digest, annotation: Option<&str>) -> Vec<Access> {
+    match annotation.map(str::parse::<StartList>) {
+        Some(Ok(list)) => list.accesses().collect(),
+        Some(Err(error)) => {
+            tracing::info!(layer = %blob, %error, "what a start reads is not known");
+            Vec::new()
+        }
+        None => Vec::new(),
+    }
 }
 
 impl Wanted {
@@ -40,6 +55,7 @@ impl Wanted {
             index: facts.location.parse().ok()?,
             origins: facts.origins.clone(),
             namespace: facts.namespace.clone(),
+            start: Vec::new(),
         })
     }
 

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use larder_fuse::{Count, Recorded, Recording, Settling};
+use larder_proto::access::Access;
 use larder_proto::digest::Digest;
 use larder_proto::profile::{LAYERS_MAX, Profile, ProfileError, key};
 use tokio::task::spawn_blocking;
@@ -120,19 +121,24 @@ impl Profiles {
         &self.counts
     }
 
-    /// A layer of `image` was added: fetches what is known to be read of it. Returns at once.
-    pub fn layer_added(self: &Arc<Self>, index: Digest, image: &str) {
-        if !self.is_enabled {
+    /// A layer of `image` was added: fetches what is known to be read of it, or else `listed`, what the
+    /// image says. Returns at once.
+    pub fn layer_added(self: &Arc<Self>, index: Digest, image: &str, listed: Vec<Access>) {
+        if !self.is_enabled && listed.is_empty() {
             return;
         }
         let (profiles, image) = (Arc::clone(self), image.to_owned());
         spawn_blocking(move || {
-            if let Some(profile) = profiles.kept.with_layer(&index, &image)
+            let find = || profiles.kept.with_layer(&index, &image);
+            let profile = profiles.is_enabled.then(find).flatten();
+            if let Some(profile) = profile
                 && let Some(layer) = profile.layer(&index)
             {
                 let (image, chunks) = (&profile.image, layer.reads.len());
                 tracing::info!(%index, image, chunks, "fetching what a start is known to read");
                 profiles.plane.replay(&index, &layer.reads);
+            } else if !listed.is_empty() {
+                profiles.plane.replay(&index, &listed);
             }
         });
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use larder_proto::annotation::IndexLocation;
+use larder_proto::annotation::{IndexLocation, StartList};
 use larder_proto::digest::Digest;
 use larder_proto::erofs::Image;
 use larder_proto::index::{Chunk, Index};
@@ -25,6 +25,8 @@ pub(super) struct Expected {
     pub(super) digest: Digest,
     pub(super) size: u64,
     pub(super) diff_id: Digest,
+    /// The annotation that lists what a start reads of it.
+    pub(super) start: Option<String>,
 }
 
 /// Checks a layer that is not in Larder's form: its digest and the one of its tar.
@@ -85,6 +87,11 @@ pub(super) fn check_larder(
     };
     if index.diff_id() != expected.diff_id {
         found.problem(format!("its index is for diffID {}", index.diff_id()));
+    }
+    let start = expected.start.as_ref();
+    let start = start.map(|text| StartList::of_layer(text, index.chunk_count()));
+    if let Some(Err(error)) = start {
+        found.problem(error.to_string());
     }
     let mut tap = Tap::new(blob);
     let derived = read_chunks(&mut tap, &index, &mut found);

@@ -1,16 +1,21 @@
 //! `larder convert`.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use larder_proto::digest::Algorithm;
 use larder_proto::limits;
+use larder_proto::profile::{PROFILE_BYTES_MAX, Profile};
 
 use super::text::{parse_size, size};
 use super::{AccessArguments, Failure, bars, print, print_json};
 use crate::access::AccessError;
 use crate::cache::Cache;
-use crate::convert::{ConvertError, Referrers, Request, convert};
+use crate::convert::{ConvertError, Referrers, Request, StartLists, convert};
 use crate::layer::{LEVEL_DEFAULT, LayerOptions};
 use crate::location::Location;
 use crate::plan::PlatformFilter;
@@ -47,6 +52,13 @@ pub(super) struct Arguments {
     /// Convert every layer, even if its result is remembered or already there.
     #[arg(long)]
     no_cache: bool,
+    /// Do not list what a start reads: nodes then fetch nothing before it is asked for.
+    #[arg(long, conflicts_with = "profile")]
+    no_start_list: bool,
+    /// List what this profile says that a start reads, instead of what can be worked out from the image;
+    /// `larder-snapshotter profile export` writes one.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
     #[command(flatten)]
     pub(super) access: AccessArguments,
 }
@@ -123,7 +135,24 @@ fn request(arguments: Arguments) -> Result<Request, Failure> {
         } else {
             Cache::of_user(&options)
         },
+        start: match &arguments.profile {
+            _ if arguments.no_start_list => StartLists::None,
+            Some(path) => StartLists::Profile(Arc::new(profile(path)?)),
+            None => StartLists::WorkedOut,
+        },
     })
+}
+
+/// Reads a profile, and no more of a file that is none than a profile may have.
+fn profile(path: &Path) -> Result<Profile, Failure> {
+    let refuse = |reason: String| Failure::Told(format!("profile {}: {reason}", path.display()));
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
+    let read = file
+        .take(PROFILE_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut bytes);
+    read.map_err(|error| refuse(error.to_string()))?;
+    Profile::decode(&bytes).map_err(|error| refuse(error.to_string()))
 }
 
 fn summary(report: &Report) -> String {

@@ -64,15 +64,28 @@ fn text(report: &ImageReport) -> String {
     lines.join("\n") + "\n"
 }
 
+/// What a start is expected to read.
+fn start(layer: &LayerDetails) -> String {
+    match (&layer.start, &layer.problem) {
+        (Some(start), _) => {
+            let chunks = counted(start.chunks, "chunk");
+            format!(", a start reads {chunks}, {}", size(start.stored_bytes))
+        }
+        (None, Some(problem)) => format!(", BAD: {problem}"),
+        (None, None) => String::new(),
+    }
+}
+
 fn form(layer: &LayerDetails) -> String {
     match (&layer.larder, &layer.absent, &layer.problem) {
         (Some(index), ..) => format!(
-            "larder: tar {}, {} of {}, {} files, index {}",
+            "larder: tar {}, {} of {}, {} files, index {}{}",
             size(index.tar_size),
             counted(index.chunks, "chunk"),
             size(index.chunk_size.into()),
             index.inodes,
             size(index.index_stored_size),
+            start(layer),
         ),
         (None, Some(absent), _) => format!("absent: {absent}"),
         (None, None, Some(problem)) => format!("BAD: {problem}"),

@@ -47,6 +47,16 @@ impl LayerResults {
         self.by_layer.get(&key(layer, plan))?.new
     }
 
+    /// What takes the place of a layer, with the file it waits in, unless the destination has it already.
+    pub(super) fn converted(
+        &self,
+        layer: &Descriptor,
+        plan: &LayerPlan,
+    ) -> Option<(Replacement, Option<Arc<File>>)> {
+        let settled = self.by_layer.get(&key(layer, plan))?;
+        Some((settled.new?, settled.file.clone()))
+    }
+
     /// The new blobs that wait to be pushed.
     pub(super) fn files(&self) -> impl Iterator<Item = (Digest, u64, Arc<File>)> + '_ {
         let all = self.order.iter().filter_map(|key| self.by_layer.get(key));
@@ -167,7 +177,7 @@ async fn settle_one(
     {
         return Ok(reused(layer, new, Some(tar_len)));
     }
-    if let Some(new) = earlier.get(&(layer.digest, Some(diff_id)))
+    if let Some(new) = earlier.layers.get(&(layer.digest, Some(diff_id)))
         && is_there(conversion, new, &[]).await?
     {
         return Ok(reused(layer, *new, None));

@@ -84,6 +84,14 @@ impl ArchiveDestination {
             .contains(digest)
     }
 
+    /// That a blob cannot be read here.
+    pub fn lacks(&self, digest: &Digest) -> LayoutError {
+        LayoutError::NoSuchBlob {
+            path: self.path.clone(),
+            digest: *digest,
+        }
+    }
+
     /// Appends a blob, unless it is there.
     pub fn put_blob(&self, digest: &Digest, file: &File) -> Result<(), LayoutError> {
         let window = file.try_clone().and_then(Window::whole);

@@ -1,13 +1,15 @@
 //! Writing an image into an OCI layout directory.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
 
 use super::{DEFAULT_TAG, LayoutError, MARKER, blob_name, check_name, io, named, read_index};
-use crate::files::Files;
+use crate::files::{Files, Window};
 use crate::spool;
 
 /// A layout directory as a destination. Nothing is created before the first blob arrives.
@@ -51,6 +53,17 @@ impl LayoutDestination {
     pub fn has_blob(&self, digest: &Digest, size: u64) -> bool {
         let found = fs::metadata(self.dir.join(blob_name(digest)));
         found.is_ok_and(|found| found.is_file() && found.len() == size)
+    }
+
+    /// The bytes `range` of a blob: exactly those, or an error.
+    pub fn range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, LayoutError> {
+        let path = self.dir.join(blob_name(digest));
+        let len = range.end.saturating_sub(range.start);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        let file = File::open(&path).and_then(Window::whole);
+        let read = file.and_then(|file| file.read_exact_at(&mut bytes, range.start));
+        read.map_err(io("read", &path))?;
+        Ok(bytes.into())
     }
 
     /// The layout as a source, if the name is in it already.

@@ -35,15 +35,20 @@ pub struct Replacement {
 
 /// The manifest of the converted image.
 ///
-/// `layers` has one place per layer; `None` keeps the source's blob. Where nothing is replaced the
-/// document is the source's, byte for byte, so that whatever vouches for its digest still does.
+/// `layers` has one place per layer; `None` keeps the source's blob. Where nothing is replaced, and no
+/// other list asked for, the document is the source's, byte for byte, so that whatever vouches for its digest still does. `starts`
+/// has what each layer's list of what a start reads shall be; without it, layers that stay keep theirs.
 pub fn rewrite_manifest(
     source: &Document,
     manifest: &Manifest,
     layers: &[Option<Replacement>],
-    options: &str,
+    (starts, options): (Option<&[Option<String>]>, &str),
 ) -> Document {
-    if layers.iter().all(Option::is_none) {
+    let is_listed = |(layer, start): (&Descriptor, &Option<String>)| {
+        layer.annotations.get(annotation::START) == start.as_ref()
+    };
+    let mut listed = manifest.layers.iter().zip(starts.into_iter().flatten());
+    if layers.iter().all(Option::is_none) && listed.all(is_listed) {
         return source.clone();
     }
     let mut new = manifest.clone();
@@ -56,6 +61,11 @@ pub fn rewrite_manifest(
             Some(replacement) => replace(layer, replacement),
             None => name_in_oci_terms(layer),
         }
+    }
+    for (layer, start) in new.layers.iter_mut().zip(starts.into_iter().flatten()) {
+        layer.annotations.remove(annotation::START);
+        let start = start.clone().map(|start| (annotation::START.into(), start));
+        layer.annotations.extend(start);
     }
     new.annotations
         .insert(annotation::SOURCE.into(), source.digest.to_string());

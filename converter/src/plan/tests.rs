@@ -177,7 +177,7 @@ fn a_docker_manifest_becomes_an_oci_manifest_with_the_same_config() {
         &document,
         &image,
         &[Some(new), None],
-        "level=3",
+        (None, "level=3"),
     ));
     assert_eq!(result["mediaType"], media::OCI_MANIFEST);
     assert_eq!(result["config"]["mediaType"], media::OCI_CONFIG);
@@ -208,7 +208,32 @@ fn a_docker_manifest_becomes_an_oci_manifest_with_the_same_config() {
 #[test]
 fn a_manifest_without_a_converted_layer_stays_byte_for_byte() {
     let (document, image) = manifest(&image(media::OCI_CONFIG, &[layer(media::OCI_LAYER, "a")]));
-    assert_eq!(rewrite_manifest(&document, &image, &[None], "x"), document);
+    assert_eq!(
+        rewrite_manifest(&document, &image, &[None], (None, "x")),
+        document
+    );
+}
+
+/// Promise: each layer has the start list that was made for it, and none of another one.
+#[test]
+fn start_lists_stand_at_their_layers_and_old_ones_go() {
+    let mut kept = layer(media::OCI_LAYER_ZSTD, "kept");
+    kept["annotations"] = json!({annotation::START: "1:AAAA", "org.example.note": "kept"});
+    let layers = [layer(media::OCI_LAYER_GZIP, "a"), kept];
+    let (document, image) = manifest(&image(media::OCI_CONFIG, &layers));
+    let new = Replacement {
+        digest: digest("new"),
+        size: 9,
+        location: location(),
+    };
+    let starts = |starts: Option<&[Option<String>]>| {
+        let made = rewrite_manifest(&document, &image, &[Some(new), None], (starts, "x"));
+        let made = reparsed(&made);
+        [0, 1].map(|number| made["layers"][number]["annotations"][annotation::START].clone())
+    };
+    assert_eq!(starts(None), [Value::Null, json!("1:AAAA")]);
+    let lists = [Some("1:AAAB".to_owned()), None];
+    assert_eq!(starts(Some(&lists)), [json!("1:AAAB"), Value::Null]);
 }
 
 fn two_platforms() -> Value {

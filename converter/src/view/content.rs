@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use larder_proto::digest::Digest;
-use larder_proto::index::Index;
+use larder_proto::index::{Chunk, Index};
 use larder_proto::tree::{Extent, Kind};
 use larder_proto::verified::Verified;
 
@@ -169,20 +169,25 @@ async fn copy_run(
         let start = usize::try_from(chunk.stored_offset - base).unwrap_or(usize::MAX);
         let frame = stored.get(start..start + chunk.stored_len as usize);
         let frame = frame.ok_or_else(|| damaged("it is cut off".into()))?;
-        let frame = Verified::check(frame, &chunk.frame).map_err(|e| damaged(e.to_string()))?;
-        let content = zstd::bulk::decompress(frame.as_slice(), chunk.len as usize);
-        let content = content.map_err(|error| damaged(error.to_string()))?;
-        let content =
-            Verified::check(content, &chunk.content).map_err(|e| damaged(e.to_string()))?;
+        let content = open_frame(frame, &chunk).map_err(damaged)?;
         let from = wanted.start.max(chunk.offset) - chunk.offset;
         let to = wanted.end.min(chunk.end()) - chunk.offset;
         let (from, to) = (
             usize::try_from(from).unwrap_or(0),
             usize::try_from(to).unwrap_or(0),
         );
-        out.write_all(content.as_slice().get(from..to).unwrap_or_default())?;
+        out.write_all(content.get(from..to).unwrap_or_default())?;
     }
     Ok(())
+}
+
+/// The content of a chunk from its frame, both verified; `Err` says what is wrong.
+pub(crate) fn open_frame(frame: &[u8], chunk: &Chunk) -> Result<Vec<u8>, String> {
+    let frame = Verified::check(frame, &chunk.frame).map_err(|error| error.to_string())?;
+    let content = zstd::bulk::decompress(frame.as_slice(), chunk.len as usize);
+    let content = content.map_err(|error| error.to_string())?;
+    let content = Verified::check(content, &chunk.content).map_err(|error| error.to_string())?;
+    Ok(content.into_inner())
 }
 
 fn zeros(out: &mut impl Write, count: u64) -> io::Result<()> {

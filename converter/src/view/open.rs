@@ -151,11 +151,7 @@ async fn open_layer(source: &Source, layer: &Descriptor) -> Result<ViewedLayer, 
         reason,
     };
     if let Some(index) = open_index(source, layer).await? {
-        let image = Image::open(index.metadata(), index.tar_len());
-        let tree = image.map_err(|error| damaged(error.to_string()))?.to_tree();
-        let implied = index.implied().map(<[u8]>::to_vec).collect();
-        let form = PlainOrLarder::Larder(Box::new(index));
-        return Ok(ViewedLayer::new(layer.clone(), tree, implied, form));
+        return indexed_layer(layer.clone(), index).map_err(damaged);
     }
     let blob = source.blob(&layer.digest).await?;
     let scanned = blocking(move || -> Result<ScannedLayer, String> {
@@ -182,6 +178,18 @@ async fn open_layer(source: &Source, layer: &Descriptor) -> Result<ViewedLayer, 
         implied,
         PlainOrLarder::Plain,
     ))
+}
+
+/// A layer that has an index; `Err` is what is wrong with that.
+pub(crate) fn indexed_layer(
+    descriptor: Descriptor,
+    index: Index<Vec<u8>>,
+) -> Result<ViewedLayer, String> {
+    let image = Image::open(index.metadata(), index.tar_len());
+    let tree = image.map_err(|error| error.to_string())?.to_tree();
+    let implied = index.implied().map(<[u8]>::to_vec).collect();
+    let form = PlainOrLarder::Larder(Box::new(index));
+    Ok(ViewedLayer::new(descriptor, tree, implied, form))
 }
 
 /// The index of a layer in Larder's form, read by one range; `None` for other layers.

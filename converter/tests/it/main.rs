@@ -17,3 +17,5 @@ mod operator;
 mod registry;
 #[cfg(test)]
 mod secrets;
+#[cfg(test)]
+mod start;

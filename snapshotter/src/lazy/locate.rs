@@ -6,7 +6,7 @@ use larder_registry::Reference;
 
 use super::{LayerRequest, Reason};
 use crate::containerd::{Key, Lookup};
-use crate::plane::Wanted;
+use crate::plane::{Wanted, start_list};
 use crate::store::Origin;
 
 /// Labels that containerd's CRI plugin, Docker and the transfer service put on layers.
@@ -46,6 +46,7 @@ pub(super) async fn locate(lookup: &Lookup, request: &LayerRequest) -> Result<Wa
         index,
         origins,
         namespace: request.namespace.clone(),
+        start: start_list(&blob, label(annotation::START)),
     })
 }
 
@@ -58,14 +59,18 @@ async fn reverse(lookup: &Lookup, request: &LayerRequest) -> Result<Wanted, Reas
     if found.is_disputed {
         return Err(Reason::Ambiguous);
     }
-    let location = found.descriptor.annotations.get(annotation::INDEX);
+    let annotation = |name: &str| found.descriptor.annotations.get(name);
+    let location = annotation(annotation::INDEX);
     let index = location.ok_or(Reason::NotConverted)?.parse()?;
-    let (blob, origins) = (found.descriptor.digest, found.origins);
+    let blob = found.descriptor.digest;
+    let start = annotation(annotation::START).map(String::as_str);
+    let start = start_list(&blob, start);
     with_origins(Wanted {
         blob,
         index,
-        origins,
+        origins: found.origins,
         namespace: request.namespace.clone(),
+        start,
     })
 }
 

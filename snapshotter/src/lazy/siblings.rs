@@ -12,7 +12,7 @@ use larder_proto::digest::Digest;
 
 use super::Lazy;
 use crate::containerd::Key;
-use crate::plane::Wanted;
+use crate::plane::{Wanted, start_list};
 
 /// Indexes that are fetched at a time: the requests of one layer of an image and its next ones, on a link
 /// that has nothing else to do yet.
@@ -43,16 +43,17 @@ impl Siblings {
 impl Lazy {
     /// Begins to fetch the indexes of the layers that some image of the namespace has beside `wanted`. What
     /// comes of it is seen when those layers are prepared; a layer that never is goes as unused.
-    pub(super) fn begin_siblings(self: &Arc<Self>, wanted: &Wanted) {
+    pub(super) fn begin_siblings(self: &Arc<Self>, wanted: &Wanted, image: Option<&String>) {
         let is_known = self.plane.diff_id(&wanted.index.digest).is_some();
         if is_known || self.siblings.has(&wanted.blob) {
             return;
         }
         let (lazy, wanted) = (Arc::clone(self), wanted.clone());
-        tokio::spawn(async move { lazy.add_siblings(&wanted).await });
+        let image = image.cloned().unwrap_or_default();
+        tokio::spawn(async move { lazy.add_siblings(&wanted, &image).await });
     }
 
-    async fn add_siblings(&self, wanted: &Wanted) {
+    async fn add_siblings(&self, wanted: &Wanted, image: &str) {
         let key = Key::Layer(&wanted.blob);
         let found = self.lookup.siblings(&wanted.namespace, key).await;
         let Ok(Some((layers, origins))) = found else {
@@ -60,11 +61,13 @@ impl Lazy {
         };
         let unknown = layers.iter().filter_map(|layer| {
             let index = layer.annotations.get(annotation::INDEX)?.parse().ok()?;
+            let start = layer.annotations.get(annotation::START).map(String::as_str);
             Some(Wanted {
                 blob: layer.digest,
                 index,
                 origins: origins.clone(),
                 namespace: wanted.namespace.clone(),
+                start: start_list(&layer.digest, start),
             })
         });
         let mut unknown: Vec<Wanted> = unknown
@@ -74,8 +77,14 @@ impl Lazy {
         unknown.retain(|layer| mine.contains(&layer.blob));
         let _gate = self.gate.read().await;
         let adding = stream::iter(unknown).map(|layer| async move {
-            if let Err(error) = self.plane.add(&layer).await {
-                tracing::debug!(layer = %layer.blob, %error, "an index was not fetched before its layer is prepared");
+            match self.plane.add(&layer).await {
+                Ok(()) => {
+                    let index = layer.index.digest;
+                    self.profiles.layer_added(index, image, layer.start);
+                }
+                Err(error) => {
+                    tracing::debug!(layer = %layer.blob, %error, "an index was not fetched ahead");
+                }
             }
         });
         adding.buffer_unordered(AT_A_TIME).collect::<()>().await;

@@ -12,7 +12,7 @@ use crate::store::{Kind, Record, Timestamp};
 pub(super) const LABEL_BYTES_MAX: usize = 4096;
 
 /// Labels of one snapshot. containerd's clients put six at most, and hand over the annotations of a
-/// layer that begin with `containerd.io/snapshot/`, of which converted layers have two.
+/// layer that begin with `containerd.io/snapshot/`, of which converted layers have three.
 pub(super) const LABELS_MAX: usize = 256;
 
 /// Bytes of a snapshot's name. containerd's have a namespace, a number and a chain id or container

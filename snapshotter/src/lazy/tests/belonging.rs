@@ -76,6 +76,7 @@ async fn a_foreign_layer_of_an_earlier_build_is_neither_shared_nor_mounted_again
         index: location("i1"),
         origins: Vec::new(),
         namespace: "n".to_owned(),
+        start: Vec::new(),
     };
     world.plane.add(&wanted).await.unwrap();
     let facts = LayerFacts {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_proto::access::Access;
+use larder_proto::annotation::{START, StartList};
 use larder_proto::digest::Digest;
 use larder_proto::profile::{LayerReads, Profile};
 
@@ -44,5 +45,30 @@ async fn what_is_known_to_be_read_is_asked_for_when_the_layer_is_added() {
         let expected = (location("i1").digest, vec![4, 2]);
         let expected: Vec<_> = is_asked_for.then_some(expected).into_iter().collect();
         assert_eq!(asked(), expected, "{more}");
+    }
+}
+
+/// Promise: where nothing was learnt of a layer, what its image lists is fetched, also without `profiles`; a
+/// list that cannot be read keeps nothing from being lazy.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_image_lists_is_fetched_where_nothing_was_learnt() {
+    for more in ["", "profiles = false"] {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::configured(dir, Arc::new(FakePlane::default()), more).await;
+        let listed = [5, 6, 1].map(|chunk| Access { micros: 0, chunk });
+        let mut with_list = labels("c1", "i1");
+        with_list.insert(START.to_owned(), StartList::of(&listed).to_string());
+        assert!(world.prepare("ns/1/a", "", with_list).await);
+        let mut broken = labels("c2", "i2");
+        broken.insert(START.to_owned(), "not a list".to_owned());
+        assert!(world.prepare("ns/2/b", "", broken).await);
+        let asked = || world.plane.replayed.lock().unwrap().clone();
+        for _ in 0..100 {
+            if !asked().is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(asked(), [(location("i1").digest, vec![5, 6, 1])], "{more}");
     }
 }
