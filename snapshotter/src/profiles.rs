@@ -79,6 +79,8 @@ struct State {
     recorded: BTreeSet<Digest>,
     /// Layers of which a start has read: the kernel may have that in its cache.
     warm: HashSet<Digest>,
+    /// Layers of which everything was asked for that a start is known to read.
+    asked: HashSet<Digest>,
     /// The latest start of an image that could be compared.
     latest: BTreeMap<Digest, Start>,
 }
@@ -122,7 +124,7 @@ impl Profiles {
     }
 
     /// A layer of `image` was added: fetches what is known to be read of it, or else `listed`, what the
-    /// image says. Returns at once.
+    /// image says, once. Returns at once.
     pub fn layer_added(self: &Arc<Self>, index: Digest, image: &str, listed: Vec<Access>) {
         if !self.is_enabled && listed.is_empty() {
             return;
@@ -131,15 +133,16 @@ impl Profiles {
         spawn_blocking(move || {
             let find = || profiles.kept.with_layer(&index, &image);
             let profile = profiles.is_enabled.then(find).flatten();
-            if let Some(profile) = profile
-                && let Some(layer) = profile.layer(&index)
-            {
-                let (image, chunks) = (&profile.image, layer.reads.len());
-                tracing::info!(%index, image, chunks, "fetching what a start is known to read");
-                profiles.plane.replay(&index, &layer.reads);
-            } else if !listed.is_empty() {
-                profiles.plane.replay(&index, &listed);
+            let learnt = profile.and_then(|profile| profile.layer(&index).cloned());
+            let is_learnt = learnt.is_some();
+            let reads = learnt.map_or(listed, |layer| layer.reads);
+            // Not again when the layer that was added beside its siblings is prepared itself.
+            if reads.is_empty() || !profiles.lock().asked.insert(index) {
+                return;
             }
+            let chunks = reads.len();
+            tracing::info!(%index, image, chunks, is_learnt, "fetching what a start is known to read");
+            profiles.plane.replay(&index, &reads);
         });
     }
 
@@ -186,7 +189,9 @@ impl Profiles {
 
     /// A layer was freed; one of the same index is a new one.
     pub fn freed(&self, layer: &Digest) {
-        self.lock().warm.remove(layer);
+        let mut state = self.lock();
+        state.warm.remove(layer);
+        state.asked.remove(layer);
     }
 
     async fn learn(self: Arc<Self>, starting: Starting) {
@@ -275,9 +280,9 @@ impl Profiles {
                 "what a start read is kept as the image's profile"
             );
         }
-        let recorded = recorded.into_iter().map(|one| {
-            let is_whole = is_whole(&one);
-            (one.layer, is_whole)
+        let recorded = recorded.into_iter().map(|one| Recorded {
+            is_whole: is_whole(&one),
+            ..one
         });
         let profile = compare::profile(image, recorded.collect(), |index| {
             let before = self.kept.with_layer(index, image)?;

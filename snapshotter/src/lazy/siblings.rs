@@ -43,13 +43,12 @@ impl Siblings {
 impl Lazy {
     /// Begins to fetch the indexes of the layers that some image of the namespace has beside `wanted`. What
     /// comes of it is seen when those layers are prepared; a layer that never is goes as unused.
-    pub(super) fn begin_siblings(self: &Arc<Self>, wanted: &Wanted, image: Option<&String>) {
+    pub(super) fn begin_siblings(self: &Arc<Self>, wanted: &Wanted, image: &str) {
         let is_known = self.plane.diff_id(&wanted.index.digest).is_some();
         if is_known || self.siblings.has(&wanted.blob) {
             return;
         }
-        let (lazy, wanted) = (Arc::clone(self), wanted.clone());
-        let image = image.cloned().unwrap_or_default();
+        let (lazy, wanted, image) = (Arc::clone(self), wanted.clone(), image.to_owned());
         tokio::spawn(async move { lazy.add_siblings(&wanted, &image).await });
     }
 
