@@ -42,6 +42,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::counts::Counts;
 use crate::observer::{Observer, SlowReads};
+use crate::recording::Listeners;
 use crate::source::{Elsewhere, Source};
 use crate::store::{ChunkState, StoredLayer};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -134,6 +135,7 @@ pub(crate) struct Fetcher {
     completed: Notify,
     removed: AtomicBool,
     barred: AtomicBool,
+    listeners: Listeners,
 }
 
 impl Fetcher {
@@ -156,6 +158,7 @@ impl Fetcher {
             completed: Notify::new(),
             removed: AtomicBool::new(false),
             barred: AtomicBool::new(false),
+            listeners: Listeners::default(),
         }
     }
 
@@ -183,6 +186,11 @@ impl Fetcher {
     /// Where the time went of the slowest chunk that arrived slowly among `rows`, if any did lately.
     pub(crate) fn spent(&self, rows: impl Iterator<Item = usize>) -> Option<Spent> {
         self.slow.of(rows)
+    }
+
+    /// Who wants to know what is read of the layer.
+    pub(crate) fn listeners(&self) -> &Listeners {
+        &self.listeners
     }
 
     pub(crate) fn sources(&self) -> &Sources {

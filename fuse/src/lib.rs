@@ -22,6 +22,7 @@ mod observer;
 mod plane;
 mod private;
 mod proof;
+mod recording;
 mod session;
 mod source;
 mod store;
@@ -46,6 +47,7 @@ pub use plane::{
     AddLayerError, DataPlane, RemoveLayerError, RemovedLayer, StartError, StoreUsage, UnmountError,
 };
 pub use private::{check_place, create_private, private_directory};
+pub use recording::{Recorded, Recording, Settling};
 #[doc(hidden)]
 pub use session::write_state_as;
 pub use source::{

@@ -7,6 +7,7 @@ mod install;
 mod mount;
 mod output;
 mod pin;
+mod profile;
 mod pull;
 mod run;
 mod status;
@@ -89,6 +90,11 @@ enum Command {
     Pin(pin::PinArgs),
     /// Undo `pin`.
     Unpin(pin::PinArgs),
+    /// What starts of images are known to read: list, show, export, import, remove.
+    Profile {
+        #[command(subcommand)]
+        command: profile::ProfileCommand,
+    },
     /// Look at this machine and at containerd: what is missing, and the line to add.
     Doctor {
         /// Configuration file of the daemon.
@@ -342,6 +348,7 @@ impl Cli {
                 containerd.json
             }
             Command::Pin(pin) | Command::Unpin(pin) => pin.json,
+            Command::Profile { command } => command.wants_json(),
             Command::Run(_)
             | Command::Mount(_)
             | Command::Umount { .. }
@@ -375,6 +382,7 @@ impl Cli {
             }
             Command::Pin(args) => block_on(pin::pin(args)),
             Command::Unpin(args) => block_on(pin::unpin(args)),
+            Command::Profile { command } => command.dispatch(),
             Command::Doctor {
                 config,
                 containerd_config,

@@ -58,6 +58,7 @@ struct Written {
     keep_removed: Option<bool>,
     complete_in_background: Option<bool>,
     background_bandwidth: Option<Bytes>,
+    profiles: Option<bool>,
     quarantine: Option<Quarantine>,
     log: WrittenLog,
     containerd: WrittenContainerd,
@@ -191,6 +192,8 @@ pub struct Config {
     pub complete_in_background: bool,
     /// Bytes per second that completing layers may take, all together; 0 for as many as readers leave.
     pub background_bandwidth: u64,
+    /// Whether what starts read is recorded, and fetched ahead of the next ones.
+    pub profiles: bool,
     /// What becomes of running containers whose layer lied.
     pub quarantine: Quarantine,
     /// How much is logged.
@@ -293,6 +296,7 @@ impl Config {
             keep_removed: written.keep_removed.unwrap_or_default(),
             complete_in_background: written.complete_in_background.unwrap_or(true),
             background_bandwidth: written.background_bandwidth.unwrap_or_default().0,
+            profiles: written.profiles.unwrap_or(true),
             quarantine: written.quarantine.unwrap_or_default(),
             log_level: overrides
                 .log_level

@@ -3,25 +3,33 @@
 
 mod images;
 mod pins;
+mod profiles;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use larder_fuse::StoreUsage;
 use larder_proto::digest::Digest;
 use larder_proto::grpc::control::control_server::{self, ControlServer};
 use larder_proto::grpc::control::{
-    self, Layer, MountImageRequest, MountImageResponse, PinRequest, PinResponse, Sender, Source,
-    StatusResponse, UnmountImageRequest, UnpinRequest,
+    self, ExportProfileResponse, FindProfileRequest, ImportProfileRequest, Layer,
+    ListProfilesResponse, MountImageRequest, MountImageResponse, PinRequest, PinResponse,
+    RemoveProfileResponse, Sender, Source, StatusResponse, UnmountImageRequest, UnpinRequest,
 };
+use larder_proto::profile::PROFILE_BYTES_MAX;
 use tonic::{Request, Response, Status};
 
 use crate::plane::{Plane, Progress};
+use crate::profiles::Profiles;
 use crate::snapshots::Snapshots;
 use crate::store::{Record, StoreError};
 use crate::survey::Disagreement;
 
 pub use images::ImageControl;
+
+/// Largest request, bytes: a profile, and what is around it.
+const REQUEST_BYTES_MAX: usize = PROFILE_BYTES_MAX + (64 << 10);
 
 /// Answers for the daemon.
 #[derive(Debug)]
@@ -32,7 +40,7 @@ pub struct Control {
 impl Control {
     /// The service as tonic serves it.
     pub fn server(snapshots: Snapshots) -> ControlServer<Self> {
-        ControlServer::new(Self { snapshots })
+        ControlServer::new(Self { snapshots }).max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
     fn report(&self) -> Result<StatusResponse, StoreError> {
@@ -50,12 +58,16 @@ impl Control {
         let mut status = StatusResponse {
             layers,
             disagreement: disagreement.map(disagreeing),
-            ..process(plane)
+            ..process(plane, self.profiles())
         };
         if let Some(kept) = &mut status.store {
             kept.database = store.database_on_disk();
         }
         Ok(status)
+    }
+
+    fn profiles(&self) -> Option<&Arc<Profiles>> {
+        self.snapshots.lazy().map(|lazy| lazy.profiles())
     }
 
     fn plane(&self) -> Option<&dyn Plane> {
@@ -101,7 +113,7 @@ fn layer(snapshots: &Snapshots, snapshot: String, record: &Record) -> Result<Lay
 }
 
 /// What there is to tell of the process itself.
-fn process(plane: Option<&dyn Plane>) -> StatusResponse {
+fn process(plane: Option<&dyn Plane>, profiles: Option<&Arc<Profiles>>) -> StatusResponse {
     let (driver, driver_reason) = plane.map(Plane::driver).unwrap_or_default();
     let stopped = plane.and_then(Plane::caching_stopped);
     let verdicts = plane.map(Plane::verdicts).unwrap_or_default();
@@ -113,7 +125,13 @@ fn process(plane: Option<&dyn Plane>) -> StatusResponse {
         caching_stopped: stopped.map(|stopped| stopped.why).unwrap_or_default(),
         caching_stopped_since: since.unwrap_or_default(),
         containers_lost: plane.and_then(Plane::lost).unwrap_or_default(),
-        store: plane.map(|plane| store(&plane.usage())),
+        store: plane.map(|plane| control::Store {
+            profiles: profiles
+                .map(|profiles| profiles.bytes())
+                .unwrap_or_default(),
+            ..store(&plane.usage())
+        }),
+        profiles: profiles.map(|all| profiles::told(all)).unwrap_or_default(),
         layers_proven: verdicts.proven,
         layers_quarantined: verdicts.quarantined,
         ..StatusResponse::default()
@@ -144,6 +162,7 @@ fn store(usage: &StoreUsage) -> control::Store {
         pinned: usage.pinned,
         database: 0,
         removed: usage.removed,
+        profiles: 0,
     }
 }
 
@@ -226,6 +245,34 @@ impl control_server::Control for Control {
 
     async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<PinResponse>, Status> {
         tokio::task::block_in_place(|| pins::unpin(self.plane(), &request.into_inner()))
+    }
+
+    async fn list_profiles(
+        &self,
+        _: Request<()>,
+    ) -> Result<Response<ListProfilesResponse>, Status> {
+        tokio::task::block_in_place(|| profiles::list(self.profiles()))
+    }
+
+    async fn export_profile(
+        &self,
+        request: Request<FindProfileRequest>,
+    ) -> Result<Response<ExportProfileResponse>, Status> {
+        tokio::task::block_in_place(|| profiles::export(self.profiles(), &request.into_inner()))
+    }
+
+    async fn import_profile(
+        &self,
+        request: Request<ImportProfileRequest>,
+    ) -> Result<Response<control::Profile>, Status> {
+        tokio::task::block_in_place(|| profiles::import(self.profiles(), &request.into_inner()))
+    }
+
+    async fn remove_profile(
+        &self,
+        request: Request<FindProfileRequest>,
+    ) -> Result<Response<RemoveProfileResponse>, Status> {
+        tokio::task::block_in_place(|| profiles::remove(self.profiles(), &request.into_inner()))
     }
 }
 

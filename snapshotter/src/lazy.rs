@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::containerd::{Containerd, ContentError, Lookup};
 use crate::failpoint::failpoint;
 use crate::plane::{Plane, PlaneError, Wanted};
+use crate::profiles::Profiles;
 use crate::snapshots::Labels;
 use crate::store::{Content, LayerFacts, Owner, Record, Store, StoreError};
 use belongs::belongs;
@@ -144,14 +145,17 @@ pub struct Lazy {
     unused: Mutex<HashMap<Digest, Instant>>,
     /// Snapshots whose layer could not be mounted at the start, and why.
     missing: Mutex<HashMap<u64, String>>,
+    profiles: Arc<Profiles>,
 }
 
 impl Lazy {
     /// Lazy loading on `plane`.
     pub fn new(plane: Arc<dyn Plane>, config: &Config) -> Self {
         let containerd = Containerd::new(config.containerd.clone());
+        let profiles = Profiles::new(Arc::clone(&plane), &config.root, config.profiles);
         Self {
             plane,
+            profiles,
             lookup: Lookup::new(containerd, config.registry.ports.clone()),
             deadline: config.prepare_deadline,
             keep_removed: config.keep_removed,
@@ -166,6 +170,20 @@ impl Lazy {
     /// The data plane.
     pub fn plane(&self) -> &Arc<dyn Plane> {
         &self.plane
+    }
+
+    /// What starts are known to read.
+    pub fn profiles(&self) -> &Arc<Profiles> {
+        &self.profiles
+    }
+
+    /// Something is about to run on these snapshots, the topmost first.
+    pub(crate) fn starting(&self, parents: &[Record]) {
+        let mut names = parents.iter().map(|record| &record.labels);
+        let image = names.find_map(|labels| labels.get(locate::IMAGE_REF));
+        let layers: Vec<Digest> = parents.iter().rev().filter_map(Record::layer).collect();
+        let image = image.map(String::as_str).unwrap_or_default();
+        self.profiles.starting(image, &layers);
     }
 
     /// Makes a committed snapshot of the requested layer, or finds one; else says why not.
@@ -242,6 +260,9 @@ impl Lazy {
         })?;
         added.map_err(|_| Reason::Interrupted)??;
         failpoint("lazy: added");
+        let image = request.labels.get(locate::IMAGE_REF);
+        let image = image.map(String::as_str).unwrap_or_default();
+        self.profiles.layer_added(&wanted, image);
         self.establish(store, request, &wanted).await
     }
 

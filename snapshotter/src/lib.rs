@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod mounter;
 pub mod mounts;
 pub mod plane;
+pub mod profiles;
 pub mod registries;
 pub mod reporter;
 pub mod service;

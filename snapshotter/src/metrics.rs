@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use larder_fuse::{Counts, Delay, Outcome, ReadFailure};
+use larder_fuse::{Count, Counts, Delay, Outcome, ReadFailure};
 use larder_registry::RequestCounts;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -21,6 +21,7 @@ use crate::control::{self, LAYER_STATES};
 use crate::filter::Filter;
 use crate::log;
 use crate::plane::Plane;
+use crate::profiles::StartCounts;
 use crate::reporter::Published;
 use crate::snapshots::Snapshots;
 use crate::store::{Kind, StoreError};
@@ -131,6 +132,7 @@ impl Collector for Figures {
         self.process(&mut page)?;
         self.snapshots(&mut page)?;
         self.reads(&mut page)?;
+        self.starts(&mut page)?;
         self.sources(&mut page)?;
         self.registries(&mut page)
     }
@@ -218,6 +220,29 @@ impl Figures {
         page.counters(&names::READS_FAILED, failed)?;
         let slow = Delay::ALL.map(|why| (vec![why.name()], counts.slow(why)));
         page.counters(&names::READS_SLOW, slow)
+    }
+
+    /// How starts went by what was known of them.
+    fn starts(&self, page: &mut Page<'_>) -> fmt::Result {
+        let lazy = self.metrics.snapshots.lazy();
+        let profiles = lazy.map(|lazy| lazy.profiles());
+        let kept = profiles.map_or(0, |profiles| profiles.list().len());
+        page.gauge(&names::PROFILES, kept as f64)?;
+        let none = StartCounts::default();
+        let counts = profiles.map_or(&none, |profiles| profiles.counts());
+        let starts = [
+            ("recorded", &counts.recorded),
+            ("matched", &counts.matched),
+            ("replaced", &counts.replaced),
+        ];
+        let told = |(name, count): (&'static str, &Count)| (vec![name], count.get());
+        page.counters(&names::PROFILE_STARTS, starts.map(told))?;
+        let chunks = [
+            ("hit", &counts.hit),
+            ("idle", &counts.idle),
+            ("missed", &counts.missed),
+        ];
+        page.counters(&names::PROFILE_CHUNKS, chunks.map(told))
     }
 
     fn sources(&self, page: &mut Page<'_>) -> fmt::Result {

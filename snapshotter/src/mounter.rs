@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, watch};
 use crate::image::{Image, ImageError};
 use crate::lazy::{Parent, implied};
 use crate::plane::{Plane, PlaneError, Wanted, start_list};
+use crate::profiles::Profiles;
 use crate::registries::Registries;
 use crate::store::Origin;
 
@@ -86,6 +87,8 @@ struct Mounted {
     /// Whether an overlay of them is at the target.
     stacked: bool,
     directory: PathBuf,
+    /// Where changes go, and the kernel's own directory beside it, if the image can be written to.
+    changes: Option<(PathBuf, PathBuf)>,
     /// What is to be seen at the target, once it is.
     shown: Option<Mount>,
 }
@@ -100,14 +103,17 @@ pub struct Mounter {
     next: AtomicU64,
     mounted: Mutex<BTreeMap<PathBuf, Mounted>>,
     count: watch::Sender<usize>,
+    profiles: Arc<Profiles>,
 }
 
 impl Mounter {
-    /// Mounts below `root`, which `plane` has locked. What a former process left there is gone.
+    /// Mounts below `root`, which `plane` has locked. What a former process left there is gone. With `learns`,
+    /// what is read of an image is fetched ahead the next time.
     pub fn new(
         plane: Arc<dyn Plane>,
         registries: Registries,
         root: &Path,
+        learns: bool,
     ) -> Result<Self, MountImageError> {
         let failed = |path: &Path, source| MountImageError::Directory {
             path: path.to_owned(),
@@ -123,6 +129,7 @@ impl Mounter {
         }
         let (count, _) = watch::channel(0);
         let (next, mounted) = (AtomicU64::new(1), Mutex::default());
+        let profiles = Profiles::new(Arc::clone(&plane), &root, learns);
         Ok(Self {
             plane,
             registries,
@@ -130,6 +137,7 @@ impl Mounter {
             next,
             mounted,
             count,
+            profiles,
         })
     }
 
@@ -141,6 +149,11 @@ impl Mounter {
     /// The data plane.
     pub fn plane(&self) -> &Arc<dyn Plane> {
         &self.plane
+    }
+
+    /// What starts are known to read.
+    pub fn profiles(&self) -> &Arc<Profiles> {
+        &self.profiles
     }
 
     /// References and places of all mounted images.
@@ -159,6 +172,18 @@ impl Mounter {
         reference: &str,
         target: &Path,
         plain_http: bool,
+    ) -> Result<(Digest, usize), MountImageError> {
+        self.mount_with(reference, target, plain_http, None).await
+    }
+
+    /// The same; with `changes`, an empty directory for them and one for the kernel on the same file system,
+    /// it can be written to.
+    pub async fn mount_with(
+        &self,
+        reference: &str,
+        target: &Path,
+        plain_http: bool,
+        changes: Option<(PathBuf, PathBuf)>,
     ) -> Result<(Digest, usize), MountImageError> {
         let image: Reference = reference.parse()?;
         let repository = self.registries.repository(&image, plain_http);
@@ -182,12 +207,18 @@ impl Mounter {
         let mut made = Mounted {
             reference: image.to_string(),
             layers: Vec::new(),
-            stacked: wanted.len() != 1,
+            stacked: wanted.len() != 1 || changes.is_some(),
             directory,
+            changes,
             shown: None,
         };
         let stacked = async {
             self.add(&wanted, &resolved.diff_ids).await?;
+            let indexes: Vec<_> = wanted.iter().map(|layer| layer.index.digest).collect();
+            for layer in &wanted {
+                self.profiles.layer_added(layer, &made.reference);
+            }
+            self.profiles.starting(&made.reference, &indexes);
             self.stack(&wanted, target, &mut made).await
         };
         if let Err(error) = stacked.await {
@@ -279,7 +310,8 @@ impl Mounter {
         };
         create_private(&empty).map_err(failed)?;
         lower.push(empty.clone());
-        let overlay = Overlay { lower, upper: None };
+        let upper = made.changes.clone();
+        let overlay = Overlay { lower, upper };
         let target = target.to_owned();
         let mounting = tokio::task::spawn_blocking(move || mount_overlay(&overlay, &target));
         let mounted = mounting

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use larder_fuse::supervisor::Takeovers;
-use larder_fuse::{CachingStopped, Counts, StoreUsage, Verdicts};
+use larder_fuse::{CachingStopped, Counts, Recording, StoreUsage, Verdicts};
 use larder_proto::access::Access;
 use larder_proto::annotation::{IndexLocation, StartList};
 use larder_proto::digest::Digest;
@@ -243,6 +243,14 @@ pub trait Plane: Send + Sync + Debug {
 
     /// Takes away the pins of that name; how many layers had one.
     fn unpin(&self, name: &str) -> Result<usize, PlaneError>;
+
+    /// Fetches chunks of a layer before they are read, in the order of their time. Returns at once.
+    fn replay(&self, _index: &Digest, _reads: &[Access]) {}
+
+    /// Records what is read of layers from now on, if they are served by this process.
+    fn record(&self, _indexes: &[Digest]) -> Option<Recording> {
+        None
+    }
 
     /// The driver and why it was chosen.
     fn driver(&self) -> (String, String);

@@ -241,6 +241,8 @@ impl Snapshots {
             }
             self.all_mounted(&parents)?;
         }
+        // What is unpacked and what is compared is only looked at.
+        let runs = eager.is_none() && !is_of_differ(&key);
         let make = move |store: &Store| {
             store.create(&New {
                 key: &key,
@@ -251,7 +253,11 @@ impl Snapshots {
             })
         };
         let chain = self.blocking(make).await?;
-        self.mounts_of(&chain, kind == Kind::View)
+        let mounts = self.mounts_of(&chain, kind == Kind::View)?;
+        if let Some(lazy) = self.inner.lazy.as_ref().filter(|_| runs) {
+            lazy.starting(&chain.parents);
+        }
+        Ok(mounts)
     }
 
     /// Says again how to mount an active snapshot or a view.

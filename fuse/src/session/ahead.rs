@@ -172,6 +172,10 @@ fn store(slot: &Arc<Slot>, number: u32, file: Nid, notices: &Notices) -> io::Res
     let mut bytes = vec![0; usize::try_from(extent.len).map_err(io::Error::other)?];
     let is_there = layer.read_there(rows, |device| device.read(&mut bytes, extent.tar_offset))?;
     if is_there {
+        // As what the kernel itself reads ahead.
+        fetcher
+            .listeners()
+            .read(layer.index().rows(extent.tar_offset..end));
         notices.store(Node::File(number, file).number(), bytes);
     }
     Ok(())

@@ -96,6 +96,7 @@ where
     }
     let began = Instant::now();
     let layer = fetcher.layer();
+    fetcher.listeners().read(wanted.rows(layer));
     let filled =
         BUFFER.with_borrow_mut(|buffer| match fill(layer, &wanted, &Held::new(), buffer) {
             Ok(true) => {

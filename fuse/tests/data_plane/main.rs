@@ -12,6 +12,7 @@ mod hostile;
 mod observing;
 mod proof;
 mod reading;
+mod recording;
 mod restart;
 mod rot;
 mod scene;

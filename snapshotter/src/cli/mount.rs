@@ -249,7 +249,12 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
     let control = Config::control(&config.root);
     let (listener, _bound) = socket::bind(&control)?;
     let owner = Arc::clone(&plane) as Arc<dyn Plane>;
-    let mounter = Arc::new(Mounter::new(owner, registries, &config.root)?);
+    let mounter = Arc::new(Mounter::new(
+        owner,
+        registries,
+        &config.root,
+        config.profiles,
+    )?);
     let mounted = mounter
         .mount(&args.image.to_string(), target, args.plain_http)
         .await;

@@ -131,7 +131,7 @@ fn control(config: &Config) -> ControlClient<Channel> {
 }
 
 /// The digests of the layers of `image`, of each platform whose manifest is there.
-async fn layers(session: &Session, image: &str) -> anyhow::Result<Vec<String>> {
+pub(super) async fn layers(session: &Session, image: &str) -> anyhow::Result<Vec<String>> {
     let found = session.image(image).await;
     let found = found.context("is it pulled, in this namespace?")?;
     let digest = found.digest.parse()?;

@@ -7,7 +7,9 @@ use anyhow::anyhow;
 #[cfg(test)]
 use larder_proto::grpc::control::Disagreement;
 use larder_proto::grpc::control::control_client::ControlClient;
-use larder_proto::grpc::control::{Layer, Mounted, Sender, Source, StatusResponse, Store};
+use larder_proto::grpc::control::{
+    Layer, Mounted, Profile, ProfileStart, Sender, Source, StatusResponse, Store,
+};
 use serde_json::json;
 use tonic::{Code, Status};
 
@@ -95,6 +97,7 @@ fn in_words(status: &StatusResponse, in_full: usize) -> String {
         let lies = status.layers_quarantined;
         lines.push(format!("quarantined since the start: {lies}"));
     }
+    lines.extend(profiles(&status.profiles));
     for image in &status.mounted {
         lines.push(format!("mounted: {} at {}", image.reference, image.target));
     }
@@ -187,13 +190,55 @@ fn store(store: &Store) -> String {
     };
     format!(
         "store: {} on disk ({limit}), {} of it evictable, {} pinned,{removed} {} indexes and records; \
-         database {}",
+         database {}, profiles {}",
         size(store.total),
         size(store.evictable),
         size(store.pinned),
         size(store.overhead),
-        size(store.database)
+        size(store.database),
+        size(store.profiles)
     )
+}
+
+/// How many images there are profiles of, and how the starts of this process went by them.
+fn profiles(all: &[Profile]) -> Vec<String> {
+    if all.is_empty() {
+        return Vec::new();
+    }
+    let started = all.iter().filter_map(|one| Some((one, one.latest_start?)));
+    let mut lines = vec![format!("profiles: {}", all.len())];
+    lines.extend(started.map(|(one, start)| {
+        let name = if one.image.is_empty() {
+            &one.key
+        } else {
+            &one.image
+        };
+        format!("         {name}: {}", start_in_words(&start))
+    }));
+    lines
+}
+
+/// How a start went by its profile.
+pub(super) fn start_in_words(start: &ProfileStart) -> String {
+    let percent = start.read.saturating_mul(100) / start.planned.max(1);
+    format!(
+        "hit rate {percent} % ({} of {} chunks), {} more were read",
+        start.read, start.planned, start.missed
+    )
+}
+
+/// A profile, for programs.
+pub(super) fn profile_object(profile: &Profile) -> serde_json::Value {
+    let start = |start: &ProfileStart| json!({"planned": start.planned, "read": start.read, "missed": start.missed});
+    json!({
+        "key": profile.key,
+        "image": profile.image,
+        "layers": profile.layers,
+        "chunks": profile.reads,
+        "bytes": profile.bytes,
+        "used": moment(profile.used),
+        "latest_start": profile.latest_start.as_ref().map(start),
+    })
 }
 
 /// Who delivered how much: the registry itself, and each mirror that stood in for it.
@@ -220,7 +265,7 @@ fn deliveries(source: &Source) -> Vec<String> {
 }
 
 /// A moment, given in seconds since 1970, as a log shows it: in UTC.
-fn moment(seconds: u64) -> String {
+pub(super) fn moment(seconds: u64) -> String {
     let seconds = seconds.min(MOMENT_MAX);
     let (mut days, second) = (seconds / 86_400, seconds % 86_400);
     let is_leap = |year: u64| {
@@ -275,7 +320,7 @@ fn on_disk(layer: &Layer) -> String {
 }
 
 /// A number of bytes for people.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} bytes"),
         1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
@@ -339,7 +384,9 @@ fn object(status: &StatusResponse) -> serde_json::Value {
             "pinned": store.pinned,
             "removed": store.removed,
             "database": store.database,
+            "profiles": store.profiles,
         })),
+        "profiles": status.profiles.iter().map(profile_object).collect::<Vec<_>>(),
         "disagreement": status.disagreement.as_ref().map(|found| json!({
             "unknown": found.unknown,
             "absent": found.absent,
@@ -486,6 +533,10 @@ mod tests {
             store: Some(Store::default()),
             disagreement: Some(Disagreement::default()),
             mounted: vec![Mounted::default()],
+            profiles: vec![Profile {
+                latest_start: Some(ProfileStart::default()),
+                ..Profile::default()
+            }],
             layers: vec![Layer {
                 sources: vec![Source {
                     senders: vec![Sender::default()],
@@ -542,6 +593,33 @@ mod tests {
         let object = object(&status);
         assert_eq!(object["store"]["limit"], 10_000_000_000_u64);
         assert_eq!(object["layers"][0]["pins"][0], "default/r.test/app:1");
+    }
+
+    /// Promise: how a start went by its profile is told to people and programs; nothing of profiles while there
+    /// are none.
+    #[test]
+    fn the_hit_rate_of_a_start_is_told() {
+        let mut status = StatusResponse::default();
+        assert!(!text(&status).contains("profiles:"));
+        let start = ProfileStart {
+            planned: 200,
+            read: 150,
+            missed: 3,
+        };
+        status.profiles = vec![
+            Profile {
+                image: "r.test/app:1".into(),
+                latest_start: Some(start),
+                ..Profile::default()
+            },
+            Profile::default(),
+        ];
+        let told = text(&status);
+        let line = "profiles: 2\n         r.test/app:1: hit rate 75 % (150 of 200 chunks), 3 more were read\n";
+        assert!(told.contains(line), "{told}");
+        let object = object(&status);
+        assert_eq!(object["profiles"][0]["latest_start"]["read"], 150);
+        assert!(object["profiles"][1]["latest_start"].is_null());
     }
 
     #[test]

@@ -18,6 +18,7 @@ fn an_empty_file_gives_the_documented_defaults() {
     assert_eq!(config.min_free_percent, 5);
     assert_eq!((config.store_bytes_max, config.keep_removed), (0, false));
     assert_eq!(config.background_bandwidth, 0);
+    assert!(config.profiles);
 }
 
 /// Promise: the example in deploy/ names every key with its default.

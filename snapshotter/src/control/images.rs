@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use larder_proto::grpc::control::control_server::{self, ControlServer};
 use larder_proto::grpc::control::{
-    MountImageRequest, MountImageResponse, Mounted, PinRequest, PinResponse, StatusResponse,
-    UnmountImageRequest, UnpinRequest,
+    self, ExportProfileResponse, FindProfileRequest, ImportProfileRequest, ListProfilesResponse,
+    MountImageRequest, MountImageResponse, Mounted, PinRequest, PinResponse, RemoveProfileResponse,
+    StatusResponse, UnmountImageRequest, UnpinRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -21,7 +22,7 @@ pub struct ImageControl {
 impl ImageControl {
     /// The service as tonic serves it.
     pub fn server(mounter: Arc<Mounter>) -> ControlServer<Self> {
-        ControlServer::new(Self { mounter })
+        ControlServer::new(Self { mounter }).max_decoding_message_size(super::REQUEST_BYTES_MAX)
     }
 }
 
@@ -43,7 +44,10 @@ impl control_server::Control for ImageControl {
         Ok(Response::new(StatusResponse {
             layers: layers.collect(),
             mounted: mounted.collect(),
-            ..super::process(Some(self.mounter.plane().as_ref()))
+            ..super::process(
+                Some(self.mounter.plane().as_ref()),
+                Some(self.mounter.profiles()),
+            )
         }))
     }
 
@@ -88,6 +92,40 @@ impl control_server::Control for ImageControl {
     async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<PinResponse>, Status> {
         let plane = Some(self.mounter.plane().as_ref());
         tokio::task::block_in_place(|| super::pins::unpin(plane, &request.into_inner()))
+    }
+
+    async fn list_profiles(
+        &self,
+        _: Request<()>,
+    ) -> Result<Response<ListProfilesResponse>, Status> {
+        tokio::task::block_in_place(|| super::profiles::list(Some(self.mounter.profiles())))
+    }
+
+    async fn export_profile(
+        &self,
+        request: Request<FindProfileRequest>,
+    ) -> Result<Response<ExportProfileResponse>, Status> {
+        tokio::task::block_in_place(|| {
+            super::profiles::export(Some(self.mounter.profiles()), &request.into_inner())
+        })
+    }
+
+    async fn import_profile(
+        &self,
+        request: Request<ImportProfileRequest>,
+    ) -> Result<Response<control::Profile>, Status> {
+        tokio::task::block_in_place(|| {
+            super::profiles::import(Some(self.mounter.profiles()), &request.into_inner())
+        })
+    }
+
+    async fn remove_profile(
+        &self,
+        request: Request<FindProfileRequest>,
+    ) -> Result<Response<RemoveProfileResponse>, Status> {
+        tokio::task::block_in_place(|| {
+            super::profiles::remove(Some(self.mounter.profiles()), &request.into_inner())
+        })
     }
 }
 

@@ -67,6 +67,6 @@ fn refused(error: &PlaneError) -> Status {
     Status::failed_precondition(error.to_string())
 }
 
-fn without_plane() -> Status {
+pub(super) fn without_plane() -> Status {
     Status::failed_precondition("this process loads nothing lazily")
 }

@@ -10,7 +10,7 @@ use crate::plane::{Wanted, start_list};
 use crate::store::Origin;
 
 /// Labels that containerd's CRI plugin, Docker and the transfer service put on layers.
-const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+pub(super) const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 
 /// Finds the index of the requested layer and the places its blob can be fetched from.

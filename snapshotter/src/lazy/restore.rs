@@ -40,6 +40,16 @@ impl Lazy {
     /// makes its snapshots unavailable, until its index was fetched again where that helps.
     pub(crate) async fn restore(self: &Arc<Self>, store: &Arc<Store>) -> Result<(), Reason> {
         let layers = blocking(store, Store::layers).await?;
+        if self
+            .plane
+            .takeovers()
+            .all()
+            .iter()
+            .any(|(_, count)| *count > 0)
+        {
+            let mounted = layers.iter().filter_map(|(_, record)| record.layer());
+            self.profiles.were_read(mounted);
+        }
         let mounting = layers.into_iter().map(|(name, record)| async move {
             let mounted = self.mount_again(store, &record).await;
             mounted.err().map(|error| (name, record, error))
@@ -197,6 +207,7 @@ impl Lazy {
         let unused = layers.iter().filter(|layer| !used.contains(*layer));
         for layer in unused.filter(|layer| !self.is_kept(layer)) {
             self.plane.remove(layer).await?;
+            self.profiles.freed(layer);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ mod contest;
 mod fallback;
 mod plane;
 mod prepare;
+mod profiles;
 mod restart;
 mod world;
 

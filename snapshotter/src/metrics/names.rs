@@ -194,6 +194,25 @@ pub(super) const READS_SLOW: Name = Name::counter(
 )
 .by(&["cause"]);
 
+pub(super) const PROFILES: Name = Name::gauge(
+    "larder_profiles",
+    "Images of which it is known what a start reads.",
+);
+
+pub(super) const PROFILE_STARTS: Name = Name::counter(
+    "larder_profile_starts",
+    "First starts on layers that came anew, by outcome: recorded (there was no profile), matched (it \
+     went by its profile) or replaced (it read other things, which are its profile now).",
+)
+.by(&["outcome"]);
+
+pub(super) const PROFILE_CHUNKS: Name = Name::counter(
+    "larder_profile_chunks",
+    "Chunks of starts that had a profile: hit (in the profile and read), idle (in the profile and not \
+     read) or missed (read and not in the profile).",
+)
+.by(&["found"]);
+
 pub(super) const SOURCE_REQUESTS: Name = Name::counter(
     "larder_source_requests",
     "Ranges of layers asked for, by what came of it: delivered, absent, refused, failed or silent.",
@@ -273,6 +292,9 @@ pub(super) const ALL: &[&Name] = &[
     &READS_WAITING,
     &READS_FAILED,
     &READS_SLOW,
+    &PROFILES,
+    &PROFILE_STARTS,
+    &PROFILE_CHUNKS,
     &SOURCE_REQUESTS,
     &FETCHED,
     &CHUNKS_REJECTED,

@@ -44,7 +44,7 @@ async fn an_image_whose_config_names_another_tar_is_not_mounted() {
     let scratch = tempfile::tempdir().unwrap();
     let plane = Arc::new(FakePlane::default());
     let registries = Registries::new(&RegistryConfig::default()).unwrap();
-    let mounter = Mounter::new(plane, registries, scratch.path()).unwrap();
+    let mounter = Mounter::new(plane, registries, scratch.path(), true).unwrap();
     let target = scratch.path().join("at");
     let honest = push(&registry, "honest", "tar", Digest::of(b"tar"));
     let lying = push(&registry, "lying", "tar", Digest::of(b"harmless"));

@@ -10,9 +10,10 @@ use futures_util::future::BoxFuture;
 use larder_fuse::supervisor::{Handover, Takeovers};
 use larder_fuse::{
     CachingStopped, Counts, DataPlane, DataPlaneConfig, DriverChoice, Elsewhere, ImpliedDirectory,
-    Layer, LayerId, LayerSpec, LayerState, Observer, RegistrySource, Source, StartError,
+    Layer, LayerId, LayerSpec, LayerState, Observer, Recording, RegistrySource, Source, StartError,
     StoreUsage, Verdicts,
 };
+use larder_proto::access::Access;
 use larder_proto::digest::Digest;
 use larder_proto::erofs::FileType;
 
@@ -200,7 +201,6 @@ impl Plane for MountingPlane {
                 }
             })?;
             layer.set_origin(wanted.origin());
-            self.plane.replay(&layer, &wanted.start);
             Ok(())
         })
     }
@@ -380,6 +380,17 @@ impl Plane for MountingPlane {
 
     fn unpin(&self, name: &str) -> Result<usize, PlaneError> {
         self.plane.unpin(name).map_err(|error| refused(&error))
+    }
+
+    fn replay(&self, index: &Digest, reads: &[Access]) {
+        if let Some(layer) = self.layer(index) {
+            self.plane.replay(&layer, reads);
+        }
+    }
+
+    fn record(&self, indexes: &[Digest]) -> Option<Recording> {
+        let layers: Vec<_> = indexes.iter().filter_map(|one| self.layer(one)).collect();
+        (layers.len() == indexes.len()).then(|| Recording::begin(&layers))
     }
 
     fn driver(&self) -> (String, String) {

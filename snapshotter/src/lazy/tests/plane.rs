@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use larder_fuse::Trust;
+use larder_proto::access::Access;
 use larder_proto::digest::Digest;
 
 use super::world::location;
@@ -39,6 +40,8 @@ pub(crate) struct FakePlane {
     /// Bytes each layer takes on the disk.
     pub(super) data_on_disk: AtomicUsize,
     pub(super) pins: Mutex<BTreeMap<Digest, String>>,
+    /// Layers with the chunks that were to be fetched ahead.
+    pub(super) replayed: Mutex<Vec<(Digest, Vec<u32>)>>,
 }
 
 impl FakePlane {
@@ -187,6 +190,11 @@ impl Plane for FakePlane {
         let before = pins.len();
         pins.retain(|_, pin| pin != name);
         Ok(before - pins.len())
+    }
+
+    fn replay(&self, index: &Digest, reads: &[Access]) {
+        let chunks = reads.iter().map(|read| read.chunk).collect();
+        self.replayed.lock().unwrap().push((*index, chunks));
     }
 
     fn driver(&self) -> (String, String) {

@@ -42,7 +42,8 @@ impl World {
         let file = dir.path().join("config.toml");
         let containerd = dir.path().join("no-containerd.sock");
         let text = format!(
-            "prepare_deadline_ms = 300\n{more}\n[containerd]\naddress = {:?}\n",
+            "root = {:?}\nprepare_deadline_ms = 300\n{more}\n[containerd]\naddress = {:?}\n",
+            dir.path().display(),
             containerd.display()
         );
         std::fs::write(&file, text).unwrap();
