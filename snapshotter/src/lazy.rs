@@ -262,8 +262,7 @@ impl Lazy {
         })?;
         added.map_err(|_| Reason::Interrupted)??;
         failpoint("lazy: added");
-        self.profiles
-            .layer_added(wanted.index.digest, image, wanted.start.clone());
+        self.profiles.layer_added(&wanted, image);
         self.establish(store, request, &wanted).await
     }
 

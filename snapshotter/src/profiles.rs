@@ -20,12 +20,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use larder_fuse::{Count, Recorded, Recording, Settling};
-use larder_proto::access::Access;
 use larder_proto::digest::Digest;
 use larder_proto::profile::{LAYERS_MAX, Profile, ProfileError, key};
 use tokio::task::spawn_blocking;
 
-use crate::plane::Plane;
+use crate::plane::{Plane, Wanted};
 pub use compare::Start;
 pub use kept::Kept;
 use kept::KeptProfiles;
@@ -123,13 +122,14 @@ impl Profiles {
         &self.counts
     }
 
-    /// A layer of `image` was added: fetches what is known to be read of it, or else `listed`, what the
-    /// image says, once. Returns at once.
-    pub fn layer_added(self: &Arc<Self>, index: Digest, image: &str, listed: Vec<Access>) {
-        if !self.is_enabled && listed.is_empty() {
+    /// A layer of `image` was added: fetches what is known to be read of it, or else what the image itself
+    /// lists, once. Returns at once.
+    pub fn layer_added(self: &Arc<Self>, layer: &Wanted, image: &str) {
+        if !self.is_enabled && layer.start.is_empty() {
             return;
         }
         let (profiles, image) = (Arc::clone(self), image.to_owned());
+        let (index, listed) = (layer.index.digest, layer.start.clone());
         spawn_blocking(move || {
             let find = || profiles.kept.with_layer(&index, &image);
             let profile = profiles.is_enabled.then(find).flatten();

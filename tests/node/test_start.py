@@ -6,8 +6,6 @@ import importlib.machinery
 import importlib.util
 import json
 import os
-import subprocess
-import tempfile
 
 import images
 import world
@@ -18,6 +16,7 @@ PROGRAMS = {"python": b"usr/bin/python3.11", "nginx": b"usr/sbin/nginx", "node":
 LOADER, LIBC = b"usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", b"usr/lib/x86_64-linux-gnu/libc.so.6"
 PAGE = 4096
 WAIT_SECONDS_MAX = 60  # for what is fetched ahead
+SETTLE_SECONDS = 2
 
 
 @functools.cache
@@ -65,41 +64,14 @@ def present(root, index, chunks):
     return rows
 
 
-def measure(root, reference, rows_of):
-    """Compressed bytes of the chunks that `rows_of` chooses, by layer."""
-    total = 0
-    for number, (_, index, _) in enumerate(lists(reference)):
-        chunks = table(root, index)
-        total += sum(chunks[row][2] for row in rows_of(number, chunks))
-    return total
-
-
 class Start(world.Case):
-    def run_it(self, name, place):
-        """Runs the image's command on a mounted tree, until it is ready."""
-        config = images.Image(images.layout(name)).config["config"]
-        work = self.folder()
-        rig.run("mount", "-t", "tmpfs", "none", work)
-        self.addCleanup(rig.unmount_below, work)
-        upper, inner, tree = (os.path.join(work, part) for part in ("upper", "inner", "tree"))
-        for path in (upper, inner, tree):
-            os.mkdir(path)
-        rig.run("mount", "-t", "overlay", "-o", f"lowerdir={place},upperdir={upper},workdir={inner}", "none", tree)
-        for path in ("/dev", "/proc"):
-            os.makedirs(tree + path, exist_ok=True)
-            rig.run("mount", "--bind", path, tree + path)
-        command = ["chroot", tree, *config.get("Entrypoint", []), *config["Cmd"]]
-        with open(os.path.join(work, "run.log"), "w") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True,
-                                       env=dict(entry.split("=", 1) for entry in config["Env"]))
-        holder = type("Holder", (), {"work": work, "log": lambda self: ""})()
-        try:
-            rig.wait_until_ready(process, config["Labels"]["larder.ready"], holder)
-        finally:
-            rig.stop(process)
-            process.stdout.close()
-            for path in ("/proc", "/dev", ""):
-                rig.run("umount", "-l", tree + path)
+    def recorded(self, reference, driver):
+        """The rows that a start reads of each layer, by the layer's index; and where the indexes are."""
+        root, profile = self.folder(), os.path.join(self.folder(), "profile")
+        world.snapshotter("profile", "record", "--root", root, "--fs-driver", driver, "--settle", str(SETTLE_SECONDS), "-o", profile, reference)
+        with open(profile) as text:
+            layers = json.load(text)["layers"]
+        return root, profile, {layer["index"].partition(":")[2]: [row for _, row in layer["reads"]] for layer in layers}
 
     @contextlib.contextmanager
     def mounted(self, reference, driver):
@@ -136,21 +108,25 @@ class Start(world.Case):
 
     @once_per(driver=DRIVERS)
     def test_a_list_covers_what_a_start_reads(self, driver):
-        """Promise: most of what a cold start of a real image reads is on its list, and little else is."""
+        """Promise: most of what a cold start of a real image reads is on its list, and little else is; a profile of that start
+        takes the list's place, in its order."""
         for name, (covered_min, wasted_max) in COVERED.items():
             with self.subTest(image=name):
                 bare, listed = published(name)
-                with self.mounted(bare, driver) as (root, place):
-                    self.run_it(name, place)
-                    rows = [rows for _, _, rows in lists(listed)]
-                    got = [present(root, index, table(root, index)) for _, index, _ in lists(bare)]
-                    read, on_it, wasted = (
-                        measure(root, bare, lambda number, _: choice(got[number], set(rows[number])))
-                        for choice in (lambda read, _: read, lambda read, on: read & on, lambda read, on: on - read))
+                root, profile, reads = self.recorded(bare, driver)
+                read = on_it = wasted = 0
+                for _, index, rows in lists(listed):
+                    size, got, listed_rows = table(root, index), set(reads.get(index, [])), set(rows)
+                    stored = [sum(size[row][2] for row in rows) for rows in (got, got & listed_rows, listed_rows - got)]
+                    read, on_it, wasted = read + stored[0], on_it + stored[1], wasted + stored[2]
                 print(f"{name}: a start reads {read / 1e6:.1f} MB, of which {on_it / 1e6:.1f} MB are listed ({on_it / read:.0%}); "
                       f"{wasted / 1e6:.1f} MB of the list are not read", flush=True)
                 self.assertGreaterEqual(on_it / read, covered_min)
                 self.assertLessEqual(wasted / (on_it + wasted), wasted_max)
+                world.larder("convert", "--profile", profile, bare, bare.replace(":larder", ":recorded"))
+                embedded = {index: rows for _, index, rows in lists(bare.replace(":larder", ":recorded"))}
+                self.assertEqual({index: rows for index, rows in embedded.items() if rows},
+                                 {index: rows for index, rows in reads.items() if rows})
 
     def test_a_node_fetches_what_is_listed_before_anything_is_read(self):
         """Promise: once an image is mounted, the chunks of its list come without being asked for, and no others."""
