@@ -3,14 +3,16 @@
 //! A real fill, with evictions, a pin, an orderly end and a second start, is recorded through the
 //! [`Disk`] seam. After each operation the power may go: what was synced is there, of the rest any
 //! subset, of one write any of its sectors, the others being zeros or what lay on the disk before.
-//! Nothing but a sync orders anything, names included, which is less than any file system promises.
-//! Each state is opened, completed as a fetcher would, and compared byte by byte.
+//! Nothing but a sync orders anything, names included, and that of a directory keeps no names but its
+//! own: less than any file system promises. Each state is opened, completed as a fetcher would, and
+//! compared byte by byte. That this finds mistakes is shown in [`mistakes`].
 
+mod mistakes;
 mod record;
 mod states;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,8 +21,9 @@ use larder_proto::verified::Verified;
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::tar::{Entry, TarBuilder};
 
-use self::record::Recorder;
-use self::states::{Random, states};
+use self::record::{Op, Recorder};
+use self::states::{Random, State, states};
+use super::presence::Presence;
 use super::*;
 
 /// States looked at in CI: some ten seconds, unoptimised.
@@ -81,10 +84,40 @@ fn publish(layer: &StoredLayer, fixture: &LayerFixture, row: usize) -> Published
 }
 
 /// After how many operations what must not be forgotten was answered with success.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Answered {
-    pin: usize,
+    pins: [usize; 2],
     lie: usize,
+    bits: [Bits; 2],
+}
+
+/// What was written of the bits of a layer, and what was taken away from it.
+#[derive(Debug, Default)]
+struct Bits {
+    /// The files, and by when each was written.
+    written: Vec<(Vec<u8>, usize)>,
+    /// From when on which rows may be gone, whatever bits of before say.
+    evicted: Vec<(usize, BTreeSet<usize>)>,
+}
+
+impl Bits {
+    fn note(&mut self, layer: &StoredLayer, now: usize) {
+        let bits = std::fs::read(layer.directory().join("present")).unwrap();
+        self.written.push((bits, now));
+    }
+
+    /// The rows that need not be there `after` so many operations, if those are the bits on the disk.
+    fn may_lie(&self, bits: &[u8], after: usize) -> Result<BTreeSet<usize>, String> {
+        let mut written = self.written.iter();
+        let (_, at) = written
+            .find(|(known, _)| known == bits)
+            .ok_or("bits that nobody wrote")?;
+        let evicted = self
+            .evicted
+            .iter()
+            .filter(|(then, _)| then >= at && *then <= after);
+        Ok(evicted.flat_map(|(_, rows)| rows.iter().copied()).collect())
+    }
 }
 
 /// A life of a store, with everything that writes.
@@ -92,27 +125,34 @@ fn live(path: &Path, disk: &Arc<Recorder>) -> Answered {
     let [first, second] = fixtures();
     let open = || StoreRoot::open(path, disk.clone(), LIMITS, None).unwrap();
     let root = open();
+    let now = || disk.trace().len();
+    let mut bits = [Bits::default(), Bits::default()];
     let layer = add(&root, &first);
     let rows = layer.index().chunk_count();
-    for row in 0..rows / 2 {
-        publish(&layer, &first, row);
+    // The last chunk is not there before the second start, so that no two files of bits are alike.
+    for some in [0..rows / 2, rows / 2..rows - 1] {
+        for row in some {
+            publish(&layer, &first, row);
+        }
+        layer.sync().unwrap();
+        bits[0].note(&layer, now());
     }
-    layer.sync().unwrap();
-    for row in rows / 2..rows {
-        publish(&layer, &first, row);
-    }
-    layer.sync().unwrap();
     layer.set_proof(Proof::Proven).unwrap();
-    root.pins().pin(&[first.index.digest], "kept").unwrap();
-    let pin = disk.trace().len();
+    let pins = [(&first, "kept"), (&second, "kept, too")].map(|(fixture, name)| {
+        root.pins().pin(&[fixture.index.digest], name).unwrap();
+        now()
+    });
     let lies = Lies::new(root.root(), disk.clone());
     lies.remember(&liar(), "other mode of /bin/su").unwrap();
-    let lie = disk.trace().len();
+    let lie = now();
     for _ in 0..2 {
         layer.evict_cold(100_000).unwrap();
     }
+    let absent = layer.presence().rows(|state| state == ChunkState::Absent);
+    bits[0].evicted.push((lie, absent.collect()));
     publish(&layer, &first, 1);
     layer.sync().unwrap();
+    bits[0].note(&layer, now());
     root.end();
     drop((layer, root));
 
@@ -125,16 +165,20 @@ fn live(path: &Path, disk: &Arc<Recorder>) -> Answered {
     }
     assert!(layer.begin_direct());
     layer.sync().unwrap();
-    drop(layer.evict_all().unwrap());
-    publish(&layer, &first, 0);
+    bits[0].note(&layer, now());
     let other = add(&root, &second);
     publish(&other, &second, 0);
     other.sync().unwrap();
+    bits[1].note(&other, now());
+    bits[0].evicted.push((now() + 1, (0..rows).collect()));
+    drop(layer.evict_all().unwrap());
+    publish(&layer, &first, 0);
     layer.sync().unwrap();
+    bits[0].note(&layer, now());
     root.end();
     drop(layer);
     root.remove(&first.index.digest);
-    Answered { pin, lie }
+    Answered { pins, lie, bits }
 }
 
 /// An index that lied.
@@ -145,16 +189,50 @@ fn liar() -> Digest {
 /// Whether what was answered by the time of the state is known to the next start.
 fn remembers(
     root: &StoreRoot,
-    pinned: &Digest,
-    answered: Answered,
+    fixtures: &[LayerFixture],
+    answered: &Answered,
     after: usize,
 ) -> Result<(), String> {
-    if after >= answered.pin && !root.pins().has(pinned) {
-        return Err("a pin is forgotten".into());
+    for (fixture, pin) in fixtures.iter().zip(answered.pins) {
+        if after >= pin && !root.pins().has(&fixture.index.digest) {
+            return Err("a pin is forgotten".into());
+        }
     }
     let told = Lies::new(root.root(), Arc::new(StdDisk)).told(&liar());
     if after >= answered.lie && told.as_deref() != Some("other mode of /bin/su") {
         return Err(format!("a lie is forgotten: {told:?}"));
+    }
+    Ok(())
+}
+
+/// Whether all that the bits on the disk speak of is there, but for what was taken away since.
+fn bits_are_true(
+    path: &Path,
+    fixture: &LayerFixture,
+    known: &Bits,
+    after: usize,
+) -> Result<(), String> {
+    let directory = path.join("store").join(fixture.index.digest.hex());
+    let written = std::fs::read(directory.join("present")).unwrap_or_default();
+    // Torn ones are found out.
+    let Some(bits) = Presence::decode(&written, fixture.chunks.len()) else {
+        return Ok(());
+    };
+    let may_lie = known.may_lie(&written, after)?;
+    // Bits without a device are not believed.
+    let Ok(mut device) = std::fs::read(directory.join("device")) else {
+        return Ok(());
+    };
+    device.resize(fixture.tar.len(), 0);
+    let place = |at: u64| usize::try_from(at).unwrap();
+    for row in bits.rows(|state| state != ChunkState::Absent) {
+        let chunk = fixture.chunks[row];
+        let range = place(chunk.offset)..place(chunk.end());
+        if !may_lie.contains(&row) && device[range.clone()] != fixture.tar[range] {
+            return Err(format!(
+                "the bit of chunk {row} was durable before its bytes"
+            ));
+        }
     }
     Ok(())
 }
@@ -164,13 +242,16 @@ fn remembers(
 fn check(
     path: &Path,
     fixtures: &[LayerFixture],
-    answered: Answered,
+    answered: &Answered,
     after: usize,
 ) -> Result<usize, String> {
+    for (fixture, bits) in fixtures.iter().zip(&answered.bits) {
+        bits_are_true(path, fixture, bits, after)?;
+    }
     let disk = Arc::new(StdDisk);
     let root =
         StoreRoot::open(path, disk, LIMITS, None).map_err(|error| format!("no start: {error}"))?;
-    remembers(&root, &fixtures[0].index.digest, answered, after)?;
+    remembers(&root, fixtures, answered, after)?;
     let mut opened = root.layers();
     let mut kept = 0;
     for fixture in fixtures {
@@ -201,34 +282,72 @@ fn check(
     Ok(kept)
 }
 
+/// A number of the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+fn seed() -> u64 {
+    number(SEED).unwrap_or_else(|| {
+        std::time::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or_default()
+            .as_secs()
+    })
+}
+
+/// A life that was recorded, and a place for its states.
+struct Scene {
+    root: PathBuf,
+    fixtures: [LayerFixture; 2],
+    answered: Answered,
+    trace: Vec<Op>,
+    _scratch: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        // In memory where there is such a place: thousands of stores are made and removed.
+        let memory = Path::new("/dev/shm");
+        let temporary = std::env::temp_dir();
+        let place = if memory.is_dir() { memory } else { &temporary };
+        let scratch = tempfile::tempdir_in(place).unwrap();
+        let life = scratch.path().join("life");
+        let disk = Arc::new(Recorder::new(&life));
+        let answered = live(&life, &disk);
+        Self {
+            root: scratch.path().join("state"),
+            fixtures: fixtures(),
+            answered,
+            trace: disk.trace(),
+            _scratch: scratch,
+        }
+    }
+
+    /// Makes a state and looks at it.
+    fn check(&self, state: &State<'_>) -> Result<usize, String> {
+        state.make(&self.root);
+        check(&self.root, &self.fixtures, &self.answered, state.after)
+    }
+}
+
 /// Promise: whatever a power cut leaves, the next start works without an operator, and every byte
-/// that is read is right: what is torn, lost or of zero length is fetched again. Pins, and which indexes
-/// lied, are known as soon as they were answered.
+/// that is read is right: what is torn, lost or of zero length is fetched again. No bit is durable before
+/// its bytes. Pins, and which indexes lied, are known as soon as they were answered.
 #[test]
 fn no_power_cut_leaves_wrong_bytes_or_a_store_that_does_not_start() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let seed = number(SEED).unwrap_or_else(|| {
-        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        now.as_secs()
-    });
+    let seed = seed();
     let count = number(COUNTED).map_or(COUNT, |count| usize::try_from(count).unwrap());
     println!("replay with {SEED}={seed} {COUNTED}={count}");
-    // In memory where there is such a place: 1,500 stores are made and removed.
-    let memory = Path::new("/dev/shm");
-    let temporary = std::env::temp_dir();
-    let place = if memory.is_dir() { memory } else { &temporary };
-    let scratch = tempfile::tempdir_in(place).unwrap();
-    let (life, root) = (scratch.path().join("life"), scratch.path().join("state"));
-    let disk = Arc::new(Recorder::new(&life));
-    let answered = live(&life, &disk);
-    let trace = disk.trace();
-    let (fixtures, mut random) = (fixtures(), Random::new(seed));
+    let scene = Scene::new();
+    let trace = &scene.trace;
+    let mut random = Random::new(seed);
     let (mut looked, mut kept, mut places) = (0, BTreeSet::new(), BTreeSet::new());
     let mut slowest = Duration::ZERO;
-    for state in states(&trace, count, &mut random) {
-        state.make(&root);
+    let each = count.div_ceil(trace.len());
+    for state in states(trace, 1..=trace.len(), each, &mut random) {
         let started = Instant::now();
-        let found = check(&root, &fixtures, answered, state.after);
+        let found = scene.check(&state);
         slowest = slowest.max(started.elapsed());
         match found {
             Ok(found) => kept.insert(found),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -23,11 +24,13 @@ pub(super) enum Op {
     SetLen(FileId, u64),
     Punch(FileId, Range<u64>),
     Sync(FileId),
-    /// All names so far.
-    SyncNames,
+    /// The names in a directory, not those in directories below it.
+    SyncNames(PathBuf),
     Rename(PathBuf, PathBuf),
     RemoveFile(PathBuf),
     RemoveDirectory(PathBuf),
+    /// In place of a sync that is left out.
+    Nothing,
 }
 
 /// Does what it is asked for, and remembers it.
@@ -101,7 +104,9 @@ impl Disk for Recorder {
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
         if file.metadata()?.is_dir() {
-            self.note(Op::SyncNames);
+            // The descriptor says which.
+            let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+            self.note(Op::SyncNames(self.below(&path)));
         } else {
             self.of(file, Op::Sync);
         }

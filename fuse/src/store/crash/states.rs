@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -65,14 +66,14 @@ pub(super) struct State<'a> {
     tear: Option<Tear>,
 }
 
-/// About `count` states, spread over the whole trace.
+/// `each` states after each of so many operations.
 pub(super) fn states<'a>(
     trace: &'a [Op],
-    count: usize,
+    places: RangeInclusive<usize>,
+    each: usize,
     random: &mut Random,
 ) -> impl Iterator<Item = State<'a>> {
-    let each = count.div_ceil(trace.len());
-    (1..=trace.len()).flat_map(move |after| {
+    places.flat_map(move |after| {
         let pending = pending(&trace[..after]);
         let all = 1_usize.checked_shl(u32::try_from(pending.len()).unwrap_or(u32::MAX));
         let is_all = all.is_some_and(|all| all <= SUBSETS_MAX.min(each));
@@ -93,16 +94,9 @@ pub(super) fn states<'a>(
                     others.retain(|op| !kept.contains(op));
                     others
                 }
-                _ => {
-                    let set = random.next();
-                    pending
-                        .iter()
-                        .copied()
-                        .enumerate()
-                        .filter(|(at, _)| set >> (at % 64) & 1 == 0)
-                        .map(|(_, op)| op)
-                        .collect()
-                }
+                // Half of them, or a few.
+                2 => some(&pending, 2, random),
+                _ => some(&pending, 8, random),
             });
         }
         let states: Vec<_> = lost
@@ -126,8 +120,19 @@ fn subset(of: &[usize], set: u64) -> Vec<usize> {
     chosen.map(|(_, op)| *op).collect()
 }
 
+/// One in `odds`.
+fn some(of: &[usize], odds: u64, random: &mut Random) -> Vec<usize> {
+    let ops = of.iter().copied();
+    ops.filter(|_| random.next().is_multiple_of(odds)).collect()
+}
+
+/// One of them, mostly one of the last: nothing relies on the others any more that did not before.
 fn one(of: &[usize], random: &mut Random) -> impl Iterator<Item = usize> + use<> {
-    let at = random.below(of.len());
+    let late = match random.below(4) {
+        0 => of.len(),
+        _ => of.len().min(8),
+    };
+    let at = of.len() - late + random.below(late);
     of.get(at).copied().into_iter()
 }
 
@@ -150,20 +155,33 @@ fn tear(trace: &[Op], pending: &[usize], lost: &[usize], random: &mut Random) ->
 
 /// The operations that no sync has made durable.
 fn pending(trace: &[Op]) -> Vec<usize> {
-    let is_durable = |at: usize, op: &Op| {
-        let mut later = trace[at + 1..].iter();
-        match op {
-            Op::Write(file, ..) | Op::SetLen(file, _) | Op::Punch(file, _) => {
-                later.any(|later| matches!(later, Op::Sync(synced) if synced == file))
-            }
-            Op::Sync(_) | Op::SyncNames => true,
-            _ => later.any(|later| matches!(later, Op::SyncNames)),
-        }
-    };
+    let is_durable = |at: usize, op: &Op| trace[at + 1..].iter().any(|later| keeps(later, op));
     let ops = trace.iter().enumerate();
-    ops.filter(|(at, op)| !is_durable(*at, op))
+    ops.filter(|(at, op)| !is_sync(op) && !is_durable(*at, op))
         .map(|(at, _)| at)
         .collect()
+}
+
+pub(super) fn is_sync(op: &Op) -> bool {
+    matches!(op, Op::Sync(_) | Op::SyncNames(_) | Op::Nothing)
+}
+
+/// Whether `sync` makes `op`, which came before it, durable.
+pub(super) fn keeps(sync: &Op, op: &Op) -> bool {
+    match (sync, op) {
+        (Op::Sync(synced), Op::Write(file, ..) | Op::SetLen(file, _) | Op::Punch(file, _)) => {
+            synced == file
+        }
+        (
+            Op::SyncNames(directory),
+            Op::MakeDirectory(path)
+            | Op::Create(path, _)
+            | Op::Rename(_, path)
+            | Op::RemoveFile(path)
+            | Op::RemoveDirectory(path),
+        ) => path.parent() == Some(directory),
+        _ => false,
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,7 +268,8 @@ impl State<'_> {
     }
 
     fn replay(&self) -> (BTreeMap<PathBuf, Name>, HashMap<FileId, Content>) {
-        let mut names: BTreeMap<PathBuf, Name> = BTreeMap::new();
+        // What is made without the seam, since nothing depends on it.
+        let mut names = BTreeMap::from([(PathBuf::from("store"), Name::Directory)]);
         let mut contents: HashMap<FileId, Content> = HashMap::new();
         let ops = self.trace[..self.after].iter().enumerate();
         for (at, op) in ops.filter(|(at, _)| !self.lost.contains(at)) {
@@ -271,13 +290,33 @@ impl State<'_> {
                         .or_default()
                         .punch(range.start, range.end);
                 }
-                Op::Sync(_) | Op::SyncNames => {}
+                Op::Sync(_) | Op::SyncNames(_) | Op::Nothing => {}
                 Op::Rename(from, to) => rename(&mut names, from, to),
                 Op::RemoveFile(path) => drop(names.remove(path)),
                 Op::RemoveDirectory(path) => names.retain(|name, _| !name.starts_with(path)),
             }
         }
-        (names, contents)
+        // What is in a directory goes with it.
+        let is_there = |path: &Path| {
+            let mut above = path
+                .ancestors()
+                .skip(1)
+                .filter(|path| *path != Path::new(""));
+            above.all(|path| names.get(path) == Some(&Name::Directory))
+        };
+        let there = names
+            .keys()
+            .filter(|path| is_there(path))
+            .cloned()
+            .collect::<Vec<_>>();
+        let named = there
+            .into_iter()
+            .map(|path| {
+                let name = names[&path];
+                (path, name)
+            })
+            .collect();
+        (named, contents)
     }
 }
 
