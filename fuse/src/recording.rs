@@ -109,6 +109,7 @@ impl Clock {
 #[derive(Debug)]
 struct Track {
     clock: Arc<Clock>,
+    chunks: usize,
     /// A bit for each chunk that was read.
     seen: Box<[AtomicU64]>,
     reads: Mutex<Vec<Access>>,
@@ -119,6 +120,7 @@ impl Track {
         let words = chunks.div_ceil(PER_WORD);
         Arc::new(Self {
             clock: clock.clone(),
+            chunks,
             seen: (0..words).map(|_| AtomicU64::new(0)).collect(),
             reads: Mutex::default(),
         })
@@ -171,6 +173,8 @@ impl Drop for Listening {
 pub struct Recorded {
     /// The layer and its first reads, in the order of their time.
     pub layer: LayerReads,
+    /// How many chunks it has.
+    pub chunks: usize,
     /// Whether all reads came here: the kernel may read the file of a complete layer itself.
     pub is_whole: bool,
 }
@@ -231,6 +235,7 @@ impl Recording {
             let is_direct = fetcher.is_none_or(|fetcher| fetcher.layer().is_direct());
             Recorded {
                 layer,
+                chunks: listening.track.chunks,
                 is_whole: !is_direct,
             }
         });

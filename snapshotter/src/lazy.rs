@@ -246,7 +246,9 @@ impl Lazy {
             return Ok(());
         }
         let wanted = located?;
-        self.begin_siblings(&wanted);
+        let image = request.labels.get(locate::IMAGE_REF);
+        let image = image.map(String::as_str).unwrap_or_default();
+        self.begin_siblings(&wanted, image);
         let _gate = timeout_at(deadline, self.gate.read()).await.map_err(late)?;
         failpoint("lazy: nothing added");
         let adding = tokio::spawn({
@@ -260,8 +262,6 @@ impl Lazy {
         })?;
         added.map_err(|_| Reason::Interrupted)??;
         failpoint("lazy: added");
-        let image = request.labels.get(locate::IMAGE_REF);
-        let image = image.map(String::as_str).unwrap_or_default();
         self.profiles.layer_added(&wanted, image);
         self.establish(store, request, &wanted).await
     }

@@ -78,6 +78,8 @@ struct State {
     recorded: BTreeSet<Digest>,
     /// Layers of which a start has read: the kernel may have that in its cache.
     warm: HashSet<Digest>,
+    /// Layers of which everything was asked for that a start is known to read.
+    asked: HashSet<Digest>,
     /// The latest start of an image that could be compared.
     latest: BTreeMap<Digest, Start>,
 }
@@ -120,8 +122,8 @@ impl Profiles {
         &self.counts
     }
 
-    /// A layer of `image` was added: fetches what is known to be read of it, else what the image itself
-    /// lists. Returns at once.
+    /// A layer of `image` was added: fetches what is known to be read of it, once; else what the image
+    /// itself lists. Returns at once.
     pub fn layer_added(self: &Arc<Self>, layer: &Wanted, image: &str) {
         if !self.is_enabled {
             return;
@@ -129,15 +131,17 @@ impl Profiles {
         let (profiles, image) = (Arc::clone(self), image.to_owned());
         let (index, listed) = (layer.index.digest, layer.start.clone());
         spawn_blocking(move || {
-            if let Some(profile) = profiles.kept.with_layer(&index, &image)
-                && let Some(layer) = profile.layer(&index)
-            {
-                let (image, chunks) = (&profile.image, layer.reads.len());
-                tracing::info!(%index, image, chunks, "fetching what a start is known to read");
-                profiles.plane.replay(&index, &layer.reads);
-            } else if !listed.is_empty() {
-                profiles.plane.replay(&index, &listed);
+            let profile = profiles.kept.with_layer(&index, &image);
+            let known = profile
+                .as_ref()
+                .and_then(|of| Some((of, of.layer(&index)?)));
+            if known.is_none() && listed.is_empty() || !profiles.lock().asked.insert(index) {
+                return;
             }
+            let reads = known.map_or(&listed, |(_, layer)| &layer.reads);
+            let (image, chunks) = (known.map_or(&image, |(of, _)| &of.image), reads.len());
+            tracing::info!(%index, image, chunks, "fetching what a start is known to read");
+            profiles.plane.replay(&index, reads);
         });
     }
 
@@ -184,7 +188,9 @@ impl Profiles {
 
     /// A layer was freed; one of the same index is a new one.
     pub fn freed(&self, layer: &Digest) {
-        self.lock().warm.remove(layer);
+        let mut state = self.lock();
+        state.warm.remove(layer);
+        state.asked.remove(layer);
     }
 
     async fn learn(self: Arc<Self>, starting: Starting) {
@@ -273,9 +279,9 @@ impl Profiles {
                 "what a start read is kept as the image's profile"
             );
         }
-        let recorded = recorded.into_iter().map(|one| {
-            let is_whole = is_whole(&one);
-            (one.layer, is_whole)
+        let recorded = recorded.into_iter().map(|one| Recorded {
+            is_whole: is_whole(&one),
+            ..one
         });
         let profile = compare::profile(image, recorded.collect(), |index| {
             let before = self.kept.with_layer(index, image)?;

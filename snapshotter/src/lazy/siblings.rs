@@ -43,16 +43,16 @@ impl Siblings {
 impl Lazy {
     /// Begins to fetch the indexes of the layers that some image of the namespace has beside `wanted`. What
     /// comes of it is seen when those layers are prepared; a layer that never is goes as unused.
-    pub(super) fn begin_siblings(self: &Arc<Self>, wanted: &Wanted) {
+    pub(super) fn begin_siblings(self: &Arc<Self>, wanted: &Wanted, image: &str) {
         let is_known = self.plane.diff_id(&wanted.index.digest).is_some();
         if is_known || self.siblings.has(&wanted.blob) {
             return;
         }
-        let (lazy, wanted) = (Arc::clone(self), wanted.clone());
-        tokio::spawn(async move { lazy.add_siblings(&wanted).await });
+        let (lazy, wanted, image) = (Arc::clone(self), wanted.clone(), image.to_owned());
+        tokio::spawn(async move { lazy.add_siblings(&wanted, &image).await });
     }
 
-    async fn add_siblings(&self, wanted: &Wanted) {
+    async fn add_siblings(&self, wanted: &Wanted, image: &str) {
         let key = Key::Layer(&wanted.blob);
         let found = self.lookup.siblings(&wanted.namespace, key).await;
         let Ok(Some((layers, origins))) = found else {
@@ -76,8 +76,11 @@ impl Lazy {
         unknown.retain(|layer| mine.contains(&layer.blob));
         let _gate = self.gate.read().await;
         let adding = stream::iter(unknown).map(|layer| async move {
-            if let Err(error) = self.plane.add(&layer).await {
-                tracing::debug!(layer = %layer.blob, %error, "an index was not fetched before its layer is prepared");
+            match self.plane.add(&layer).await {
+                Ok(()) => self.profiles.layer_added(&layer, image),
+                Err(error) => {
+                    tracing::debug!(layer = %layer.blob, %error, "an index was not fetched before its layer is prepared");
+                }
             }
         });
         adding.buffer_unordered(AT_A_TIME).collect::<()>().await;

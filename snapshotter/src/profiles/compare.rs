@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use larder_fuse::Recorded;
+use larder_proto::access::Access;
 use larder_proto::digest::Digest;
 use larder_proto::profile::{LayerReads, Profile, READS_MAX};
 
@@ -45,23 +47,25 @@ impl Start {
     }
 }
 
-/// The profile of a start. Of `recorded`, a layer is told with whether all of its reads were seen: where another
-/// image's start had read it before, the kernel has that in its cache, and what `before` says of the
-/// layer is taken as well.
+/// The profile of a start, of what was recorded of its layers. Where another image's start had read a layer
+/// before, the kernel has that in its cache, and what `before` says of the layer is taken as well.
 pub(super) fn profile(
     image: &str,
-    recorded: Vec<(LayerReads, bool)>,
+    recorded: Vec<Recorded>,
     before: impl Fn(&Digest) -> Option<LayerReads>,
 ) -> Profile {
     let mut room = READS_MAX;
     let mut layers = Vec::new();
-    for (mut layer, is_whole) in recorded {
-        if !is_whole && let Some(before) = before(&layer.index) {
+    for recorded in recorded {
+        let mut layer = recorded.layer;
+        if !recorded.is_whole
+            && let Some(before) = before(&layer.index)
+        {
             let read = chunks(&layer);
-            let more = before.reads.into_iter();
-            layer
-                .reads
-                .extend(more.filter(|one| !read.contains(&one.chunk)));
+            // It may be wrong, and is not compared.
+            let is_more =
+                |one: &Access| (one.chunk as usize) < recorded.chunks && !read.contains(&one.chunk);
+            layer.reads.extend(before.reads.into_iter().filter(is_more));
             layer.reads.sort_by_key(|one| one.micros);
         }
         layer.reads.truncate(room);
@@ -80,8 +84,6 @@ fn chunks(layer: &LayerReads) -> BTreeSet<u32> {
 
 #[cfg(test)]
 mod tests {
-    use larder_proto::access::Access;
-
     use super::*;
 
     fn layer(name: &str, reads: &[u32]) -> LayerReads {
@@ -124,14 +126,22 @@ mod tests {
         assert_eq!(compare(&[]).hit_percent(), 0);
     }
 
-    /// Promise: what the kernel had cached of a shared layer is taken from what was learnt of it before.
+    /// Promise: what the kernel had cached of a shared layer is taken from what was learnt of it before, but for
+    /// chunks that the layer has not got.
     #[test]
     fn a_layer_that_was_read_before_is_completed_by_its_earlier_profile() {
-        let earlier = |_: &Digest| Some(layer("a", &[5, 6]));
-        let whole = profile("x", vec![(layer("a", &[6, 1]), true)], earlier);
-        assert_eq!(whole.layers[0], layer("a", &[6, 1]));
-        let shared = profile("x", vec![(layer("a", &[6, 1]), false)], earlier);
-        let read: Vec<_> = shared.layers[0].reads.iter().map(|one| one.chunk).collect();
-        assert_eq!(read, [6, 5, 1]);
+        let earlier = |_: &Digest| Some(layer("a", &[5, 6, 10]));
+        let kept = |is_whole| {
+            let recorded = Recorded {
+                layer: layer("a", &[6, 1]),
+                chunks: 10,
+                is_whole,
+            };
+            let profile = profile("x", vec![recorded], earlier);
+            let reads = profile.layers[0].reads.iter();
+            reads.map(|one| one.chunk).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(true), [6, 1]);
+        assert_eq!(kept(false), [6, 5, 1]);
     }
 }

@@ -44,6 +44,7 @@ impl World {
         let cold = cold.filter(|one| !is_warm(one)).collect();
         let recorded = layers.iter().map(|layer| Recorded {
             layer: layer.clone(),
+            chunks: 100,
             is_whole: true,
         });
         let known = self.profiles.kept.get(&key);
