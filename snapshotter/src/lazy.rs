@@ -262,7 +262,8 @@ impl Lazy {
         })?;
         added.map_err(|_| Reason::Interrupted)??;
         failpoint("lazy: added");
-        self.profiles.layer_added(&wanted, image);
+        self.profiles
+            .layer_added(wanted.index.digest, image, wanted.start.clone());
         self.establish(store, request, &wanted).await
     }
 

@@ -215,8 +215,9 @@ impl Mounter {
         let stacked = async {
             self.add(&wanted, &resolved.diff_ids).await?;
             let indexes: Vec<_> = wanted.iter().map(|layer| layer.index.digest).collect();
-            for layer in &wanted {
-                self.profiles.layer_added(layer, &made.reference);
+            for (index, layer) in indexes.iter().zip(&wanted) {
+                let listed = layer.start.clone();
+                self.profiles.layer_added(*index, &made.reference, listed);
             }
             self.profiles.starting(&made.reference, &indexes);
             self.stack(&wanted, target, &mut made).await

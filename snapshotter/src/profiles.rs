@@ -20,11 +20,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use larder_fuse::{Count, Recorded, Recording, Settling};
+use larder_proto::access::Access;
 use larder_proto::digest::Digest;
 use larder_proto::profile::{LAYERS_MAX, Profile, ProfileError, key};
 use tokio::task::spawn_blocking;
 
-use crate::plane::{Plane, Wanted};
+use crate::plane::Plane;
 pub use compare::Start;
 pub use kept::Kept;
 use kept::KeptProfiles;
@@ -122,26 +123,26 @@ impl Profiles {
         &self.counts
     }
 
-    /// A layer of `image` was added: fetches what is known to be read of it, once; else what the image
-    /// itself lists. Returns at once.
-    pub fn layer_added(self: &Arc<Self>, layer: &Wanted, image: &str) {
-        if !self.is_enabled {
+    /// A layer of `image` was added: fetches what is known to be read of it, or else `listed`, what the
+    /// image says, once. Returns at once.
+    pub fn layer_added(self: &Arc<Self>, index: Digest, image: &str, listed: Vec<Access>) {
+        if !self.is_enabled && listed.is_empty() {
             return;
         }
         let (profiles, image) = (Arc::clone(self), image.to_owned());
-        let (index, listed) = (layer.index.digest, layer.start.clone());
         spawn_blocking(move || {
-            let profile = profiles.kept.with_layer(&index, &image);
-            let known = profile
-                .as_ref()
-                .and_then(|of| Some((of, of.layer(&index)?)));
-            if known.is_none() && listed.is_empty() || !profiles.lock().asked.insert(index) {
+            let find = || profiles.kept.with_layer(&index, &image);
+            let profile = profiles.is_enabled.then(find).flatten();
+            let learnt = profile.and_then(|profile| profile.layer(&index).cloned());
+            let is_learnt = learnt.is_some();
+            let reads = learnt.map_or(listed, |layer| layer.reads);
+            // Not again when the layer that was added beside its siblings is prepared itself.
+            if reads.is_empty() || !profiles.lock().asked.insert(index) {
                 return;
             }
-            let reads = known.map_or(&listed, |(_, layer)| &layer.reads);
-            let (image, chunks) = (known.map_or(&image, |(of, _)| &of.image), reads.len());
-            tracing::info!(%index, image, chunks, "fetching what a start is known to read");
-            profiles.plane.replay(&index, reads);
+            let chunks = reads.len();
+            tracing::info!(%index, image, chunks, is_learnt, "fetching what a start is known to read");
+            profiles.plane.replay(&index, &reads);
         });
     }
 

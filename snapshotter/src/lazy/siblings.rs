@@ -77,9 +77,12 @@ impl Lazy {
         let _gate = self.gate.read().await;
         let adding = stream::iter(unknown).map(|layer| async move {
             match self.plane.add(&layer).await {
-                Ok(()) => self.profiles.layer_added(&layer, image),
+                Ok(()) => {
+                    let index = layer.index.digest;
+                    self.profiles.layer_added(index, image, layer.start);
+                }
                 Err(error) => {
-                    tracing::debug!(layer = %layer.blob, %error, "an index was not fetched before its layer is prepared");
+                    tracing::debug!(layer = %layer.blob, %error, "an index was not fetched ahead");
                 }
             }
         });

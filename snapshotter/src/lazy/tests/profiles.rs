@@ -4,14 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_proto::access::Access;
-use larder_proto::annotation;
+use larder_proto::annotation::{START, StartList};
 use larder_proto::digest::Digest;
 use larder_proto::profile::{LayerReads, Profile};
 
 use super::plane::FakePlane;
 use super::world::{World, labels, location};
-use crate::plane::Wanted;
-use crate::snapshots::Labels;
 
 fn profile(index: &str) -> Vec<u8> {
     let reads = [(0, 4), (7, 2)].map(|(micros, chunk)| Access { micros, chunk });
@@ -50,46 +48,27 @@ async fn what_is_known_to_be_read_is_asked_for_when_the_layer_is_added() {
     }
 }
 
-/// Promise: what the image itself lists is asked for where no profile is kept; a list that cannot be read counts
-/// as none, and the layer is lazy all the same.
+/// Promise: where nothing was learnt of a layer, what its image lists is fetched, also without `profiles`; a
+/// list that cannot be read keeps nothing from being lazy.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_image_lists_is_asked_for_unless_a_profile_is_kept() {
-    let world = World::new(FakePlane::default()).await;
-    let profiles = world.snapshots.lazy().unwrap().profiles();
-    profiles.import(&profile("i1")).unwrap();
-    let list = |list: &str, mut labels: Labels| {
-        labels.insert(annotation::START.to_owned(), list.to_owned());
-        labels
-    };
-    // Chunks 7, 8, 2 and 3.
-    let sound = "1:AA4BHg0A1gMAAA";
-    for (key, tar, index, text) in [
-        ("ns/1/a", "c1", "i1", sound),
-        ("ns/2/b", "c2", "i2", "1:AAAA="),
-        ("ns/3/c", "c3", "i3", sound),
-    ] {
-        let labels = list(text, labels(tar, index));
-        assert!(world.prepare(key, "", labels).await, "{tar}");
+async fn what_the_image_lists_is_fetched_where_nothing_was_learnt() {
+    for more in ["", "profiles = false"] {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::configured(dir, Arc::new(FakePlane::default()), more).await;
+        let listed = [5, 6, 1].map(|chunk| Access { micros: 0, chunk });
+        let mut with_list = labels("c1", "i1");
+        with_list.insert(START.to_owned(), StartList::of(&listed).to_string());
+        assert!(world.prepare("ns/1/a", "", with_list).await);
+        let mut broken = labels("c2", "i2");
+        broken.insert(START.to_owned(), "not a list".to_owned());
+        assert!(world.prepare("ns/2/b", "", broken).await);
+        let asked = || world.plane.replayed.lock().unwrap().clone();
+        for _ in 0..100 {
+            if !asked().is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(asked(), [(location("i1").digest, vec![5, 6, 1])], "{more}");
     }
-    let expected = [("i1", vec![4, 2]), ("i3", vec![7, 8, 2, 3])];
-    let expected = expected.map(|(index, chunks)| (location(index).digest, chunks));
-    // Once, also where the layer is added again.
-    let again = Wanted {
-        blob: Digest::of(b"blob"),
-        index: location("i3"),
-        origins: Vec::new(),
-        namespace: String::new(),
-        start: vec![Access {
-            micros: 0,
-            chunk: 9,
-        }],
-    };
-    world
-        .settle(|| world.plane.replayed.lock().unwrap().len() == 2)
-        .await;
-    profiles.layer_added(&again, "");
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let mut asked = world.plane.replayed.lock().unwrap().clone();
-    asked.sort_by_key(|(_, chunks)| chunks.clone());
-    assert_eq!(asked, expected);
 }
