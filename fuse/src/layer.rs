@@ -72,6 +72,8 @@ pub(crate) struct LayerParts {
     /// Ends the task that waits for the last chunk.
     watcher: AbortHandle,
     origin: Mutex<Vec<u8>>,
+    /// Whether all of it is being fetched for who asked for that.
+    is_completing: AtomicBool,
 }
 
 /// A layer that could not be mounted.
@@ -134,6 +136,7 @@ impl Layer {
                 proven: AtomicBool::new(false),
                 settled: watch::Sender::new(()),
                 origin: Mutex::default(),
+                is_completing: AtomicBool::new(false),
             }
         }))
     }

@@ -1,5 +1,6 @@
 //! The command line of `larder-snapshotter`.
 
+mod complete;
 mod doctor;
 mod download;
 mod fetch_blobs;
@@ -60,6 +61,9 @@ enum Command {
         /// HOST/REPOSITORY:TAG or @DIGEST.
         #[arg(value_name = "REF", value_parser = in_registry)]
         image: Reference,
+        /// Wait until every byte of the image is on this node and proven, so that it needs no registry.
+        #[arg(long)]
+        complete: bool,
         #[command(flatten)]
         containerd: ContainerdArgs,
     },
@@ -363,7 +367,11 @@ impl Cli {
             Command::Run(args) => run::daemon(args),
             Command::Mount(args) => block_on(mount::mount(args)),
             Command::Umount { root, directory } => block_on(mount::umount(&root, &directory)),
-            Command::Pull { image, containerd } => block_on(pull::pull(containerd, image)),
+            Command::Pull {
+                image,
+                complete,
+                containerd,
+            } => block_on(pull::pull(containerd, image, complete)),
             Command::FetchBlobs { image, containerd } => {
                 block_on(fetch_blobs::fetch_blobs(containerd, image))
             }
@@ -446,10 +454,15 @@ mod tests {
             "r.test/app:1",
         ];
         let cli = Cli::try_parse_from(command).unwrap();
-        let Command::Pull { image, containerd } = cli.command else {
+        let Command::Pull {
+            image,
+            complete,
+            containerd,
+        } = cli.command
+        else {
             panic!("another command");
         };
-        let refused = pull::pull(containerd, image).await.unwrap_err();
+        let refused = pull::pull(containerd, image, complete).await.unwrap_err();
         let words = in_words(&refused);
         assert!(words.contains(socket.to_str().unwrap()), "{words}");
         assert!(words.contains("is it running"), "{words}");

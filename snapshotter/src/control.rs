@@ -1,6 +1,7 @@
 //! The control socket of a root directory: what `status`, `mount` and `umount` ask of the process
 //! that owns it.
 
+mod complete;
 mod images;
 mod pins;
 mod profiles;
@@ -13,9 +14,10 @@ use larder_fuse::StoreUsage;
 use larder_proto::digest::Digest;
 use larder_proto::grpc::control::control_server::{self, ControlServer};
 use larder_proto::grpc::control::{
-    self, ExportProfileResponse, FindProfileRequest, ImportProfileRequest, Layer,
-    ListProfilesResponse, MountImageRequest, MountImageResponse, PinRequest, PinResponse,
-    RemoveProfileResponse, Sender, Source, StatusResponse, UnmountImageRequest, UnpinRequest,
+    self, CompleteRequest, CompleteResponse, ExportProfileResponse, FindProfileRequest,
+    ImportProfileRequest, Layer, ListProfilesResponse, MountImageRequest, MountImageResponse,
+    PinRequest, PinResponse, RemoveProfileResponse, Sender, Source, StatusResponse,
+    UnmountImageRequest, UnpinRequest,
 };
 use larder_proto::profile::PROFILE_BYTES_MAX;
 use tonic::{Request, Response, Status};
@@ -241,6 +243,13 @@ impl control_server::Control for Control {
 
     async fn pin(&self, request: Request<PinRequest>) -> Result<Response<PinResponse>, Status> {
         tokio::task::block_in_place(|| pins::pin(self.plane(), &request.into_inner()))
+    }
+
+    async fn complete(
+        &self,
+        request: Request<CompleteRequest>,
+    ) -> Result<Response<CompleteResponse>, Status> {
+        tokio::task::block_in_place(|| complete::complete(self.plane(), &request.into_inner()))
     }
 
     async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<PinResponse>, Status> {

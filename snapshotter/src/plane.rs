@@ -244,6 +244,10 @@ pub trait Plane: Send + Sync + Debug {
     /// Takes away the pins of that name; how many layers had one.
     fn unpin(&self, name: &str) -> Result<usize, PlaneError>;
 
+    /// Fetches what is missing of a layer before any other work that nobody waits for. Returns at once; again
+    /// and again is once.
+    fn complete(&self, _index: &Digest) {}
+
     /// Fetches chunks of a layer before they are read, in the order of their time. Returns at once.
     fn replay(&self, _index: &Digest, _reads: &[Access]) {}
 

@@ -1,6 +1,7 @@
 //! Whether the index of a layer is believed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Layer;
 use crate::store::Proof;
@@ -33,6 +34,30 @@ impl Layer {
             plane.completion.hurry(self.id());
         }
         self.settled().await
+    }
+
+    /// Fetches all that is missing before any other work that nobody waits for; of a layer that is not proven, the
+    /// proof follows. Returns at once.
+    pub fn complete(&self) {
+        if self.trust() == Trust::Claimed {
+            if let Some(plane) = self.0.plane.upgrade() {
+                plane.completion.hurry(self.id());
+            }
+            return;
+        }
+        // What was evicted of it, or is to be verified in this run.
+        let parts = self.0.clone();
+        if self.stored().presence().all_verified()
+            || parts.is_completing.swap(true, Ordering::AcqRel)
+        {
+            return;
+        }
+        self.0.fetcher.runtime().spawn(async move {
+            if let Err(error) = parts.fetcher.fetch_all().await {
+                tracing::debug!(index = %parts.id, %error, "a layer is not completed now");
+            }
+            parts.is_completing.store(false, Ordering::Release);
+        });
     }
 
     /// Waits until the layer is proven or quarantined, it is removed, or the data plane ends.

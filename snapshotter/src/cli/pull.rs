@@ -23,7 +23,11 @@ use crate::store::REF_LABEL;
 const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
 
 /// Pulls `image` into containerd, each layer lazily where possible.
-pub(super) async fn pull(args: ContainerdArgs, image: Reference) -> anyhow::Result<()> {
+pub(super) async fn pull(
+    args: ContainerdArgs,
+    image: Reference,
+    complete: bool,
+) -> anyhow::Result<()> {
     let config = args.config()?;
     let downloads = Downloads::begin(&args, &config, &image).await?;
     let resolved = Image::resolve(downloads.repository(), &image).await;
@@ -37,6 +41,11 @@ pub(super) async fn pull(args: ContainerdArgs, image: Reference) -> anyhow::Resu
     let counts = pull.run().await?;
     let told = counts.told(&pull.image, args.plain_http);
     pull.downloads.end().await?;
+    if complete {
+        let layers = pull.resolved.parsed.layers.iter();
+        let layers: Vec<_> = layers.map(|layer| layer.digest.to_string()).collect();
+        super::complete::complete(&config, &pull.image.to_string(), layers).await?;
+    }
     if args.json {
         let image = pull.image.to_string();
         return print_json(&serde_json::json!({
@@ -45,6 +54,7 @@ pub(super) async fn pull(args: ContainerdArgs, image: Reference) -> anyhow::Resu
             "lazy": counts.lazy,
             "present": counts.present,
             "unpacked": counts.unpacked,
+            "complete": complete,
         }));
     }
     print(&told)

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use larder_proto::grpc::control::control_server::{self, ControlServer};
 use larder_proto::grpc::control::{
-    self, ExportProfileResponse, FindProfileRequest, ImportProfileRequest, ListProfilesResponse,
-    MountImageRequest, MountImageResponse, Mounted, PinRequest, PinResponse, RemoveProfileResponse,
-    StatusResponse, UnmountImageRequest, UnpinRequest,
+    self, CompleteRequest, CompleteResponse, ExportProfileResponse, FindProfileRequest,
+    ImportProfileRequest, ListProfilesResponse, MountImageRequest, MountImageResponse, Mounted,
+    PinRequest, PinResponse, RemoveProfileResponse, StatusResponse, UnmountImageRequest,
+    UnpinRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -87,6 +88,14 @@ impl control_server::Control for ImageControl {
     async fn pin(&self, request: Request<PinRequest>) -> Result<Response<PinResponse>, Status> {
         let plane = Some(self.mounter.plane().as_ref());
         tokio::task::block_in_place(|| super::pins::pin(plane, &request.into_inner()))
+    }
+
+    async fn complete(
+        &self,
+        request: Request<CompleteRequest>,
+    ) -> Result<Response<CompleteResponse>, Status> {
+        let plane = Some(self.mounter.plane().as_ref());
+        tokio::task::block_in_place(|| super::complete::complete(plane, &request.into_inner()))
     }
 
     async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<PinResponse>, Status> {

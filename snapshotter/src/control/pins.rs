@@ -14,13 +14,31 @@ pub(super) fn pin(
     request: &PinRequest,
 ) -> Result<Response<PinResponse>, Status> {
     let plane = plane.ok_or_else(without_plane)?;
+    let (found, unknown) = named(plane, &request.layers)?;
+    let layers: Vec<_> = found.into_iter().collect();
+    if !layers.is_empty() {
+        plane
+            .pin(&layers, &request.name)
+            .map_err(|error| refused(&error))?;
+    }
+    Ok(Response::new(PinResponse {
+        layers: u32::try_from(layers.len()).unwrap_or(u32::MAX),
+        unknown,
+    }))
+}
+
+/// The layers of the store whose blob or index has one of the digests, and the digests of none.
+pub(super) fn named(
+    plane: &dyn Plane,
+    digests: &[String],
+) -> Result<(BTreeSet<Digest>, Vec<String>), Status> {
     let there: Vec<_> = plane
         .layers()
         .into_iter()
         .map(|index| (index, plane.progress(&index).and_then(|found| found.blob)))
         .collect();
     let (mut found, mut unknown) = (BTreeSet::new(), Vec::new());
-    for text in &request.layers {
+    for text in digests {
         let digest: Result<Digest, _> = text.parse();
         let digest =
             digest.map_err(|error| Status::invalid_argument(format!("{text}: {error}")))?;
@@ -36,16 +54,7 @@ pub(super) fn pin(
         }
         found.extend(indexes);
     }
-    let layers: Vec<_> = found.into_iter().collect();
-    if !layers.is_empty() {
-        plane
-            .pin(&layers, &request.name)
-            .map_err(|error| refused(&error))?;
-    }
-    Ok(Response::new(PinResponse {
-        layers: u32::try_from(layers.len()).unwrap_or(u32::MAX),
-        unknown,
-    }))
+    Ok((found, unknown))
 }
 
 /// Takes the pins of that name away.

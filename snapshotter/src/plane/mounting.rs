@@ -382,6 +382,12 @@ impl Plane for MountingPlane {
         self.plane.unpin(name).map_err(|error| refused(&error))
     }
 
+    fn complete(&self, index: &Digest) {
+        if let Some(layer) = self.layer(index) {
+            layer.complete();
+        }
+    }
+
     fn replay(&self, index: &Digest, reads: &[Access]) {
         if let Some(layer) = self.layer(index) {
             self.plane.replay(&layer, reads);
