@@ -2,11 +2,23 @@
 
 The kernel's own netem is missing on many kernels. Packets are held, not slowed down: any number may be under way, so the
 throughput is that of the devices' own shapers, and TCP meets its real windows, slow start included.
+
+    delay.py NEAR FAR SECONDS [trouble]
+
+With the last word, lines on standard input say what goes wrong from then on:
+
+    loss SHARE       of the packets are lost
+    late SHARE       of them come LATE_SECONDS later than those behind them
+    largest BYTES    no larger packet comes through, and nobody is told
+    down 1|0         none does
+    forget 0         none of the TCP connections that there are, as behind a firewall that was restarted
 """
 
-import collections
 import fcntl
+import heapq
+import itertools
 import os
+import random
 import select
 import struct
 import sys
@@ -15,6 +27,8 @@ import time
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 PACKET_BYTES_MAX = 65536
+LATE_SECONDS = 0.02
+TCP = 6
 
 
 def tun(name):
@@ -24,18 +38,57 @@ def tun(name):
     return device
 
 
-class Direction:
-    """Packets on their way from one device to the other, in order."""
+def connection(packet):
+    """The two ends of the TCP connection that a packet belongs to, whichever sent it; None if it belongs to none."""
+    header = (packet[0] & 15) * 4
+    if packet[0] >> 4 != 4 or packet[9] != TCP or len(packet) < header + 4:
+        return None
+    return frozenset(((packet[12:16], packet[header:header + 2]), (packet[16:20], packet[header + 2:header + 4])))
 
-    def __init__(self, source, sink, delay):
-        self.source, self.sink, self.delay = source, sink, delay
-        self.held = collections.deque()
+
+class Trouble:
+    """What goes wrong with packets, always in the same way."""
+
+    def __init__(self):
+        self.loss = self.late = self.down = 0.0
+        self.largest = PACKET_BYTES_MAX
+        self.known, self.forgotten = set(), set()
+        self.chance = random.Random(1)
+
+    def obey(self, line):
+        word, number = line.split()
+        if word == "forget":
+            self.forgotten = set(self.known)
+        elif word in ("loss", "late", "largest", "down"):
+            setattr(self, word, float(number))
+
+    def swallows(self, packet):
+        ends = connection(packet)
+        if ends:
+            self.known.add(ends)
+        return self.down or len(packet) > self.largest or ends in self.forgotten or self.chance.random() < self.loss
+
+    def delay(self):
+        return LATE_SECONDS if self.late and self.chance.random() < self.late else 0
+
+
+class Direction:
+    """Packets on their way from one device to the other, in order unless some are late."""
+
+    def __init__(self, source, sink, delay, trouble):
+        self.source, self.sink, self.delay, self.trouble = source, sink, delay, trouble
+        self.held, self.count = [], itertools.count()
 
     def take(self):
         try:
             while True:
                 packet = os.read(self.source, PACKET_BYTES_MAX)
-                self.held.append((time.monotonic() + self.delay, packet))
+                due = time.monotonic() + self.delay
+                if self.trouble:
+                    if self.trouble.swallows(packet):
+                        continue
+                    due += self.trouble.delay()
+                heapq.heappush(self.held, (due, next(self.count), packet))
         except BlockingIOError:
             pass
 
@@ -46,7 +99,7 @@ class Direction:
             if wait > 0:
                 return wait
             try:
-                os.write(self.sink, self.held.popleft()[1])
+                os.write(self.sink, heapq.heappop(self.held)[2])
             except OSError:
                 pass  # the device is not up yet, or its queue is full: a packet is lost, as on any link
         return None
@@ -54,11 +107,17 @@ class Direction:
 
 def main():
     near, far, round_trip = tun(sys.argv[1]), tun(sys.argv[2]), float(sys.argv[3])
-    directions = Direction(near, far, round_trip / 2), Direction(far, near, round_trip / 2)
+    trouble, told = (Trouble(), [sys.stdin]) if sys.argv[4:] else (None, [])
+    directions = [Direction(*ends, round_trip / 2, trouble) for ends in ((near, far), (far, near))]
     while True:
         waits = [wait for direction in directions if (wait := direction.give()) is not None]
         # Not epoll, which rounds to milliseconds.
-        select.select((near, far), (), (), min(waits, default=None))
+        ready, _, _ = select.select((near, far, *told), (), (), min(waits, default=None))
+        if sys.stdin in ready:
+            line = sys.stdin.readline()
+            if not line:
+                return
+            trouble.obey(line)
         for direction in directions:
             direction.take()
 

@@ -44,8 +44,9 @@ def drivers():
 class Link:
     """A network namespace with a registry in it, behind a pair of devices shaped both ways."""
 
-    def __init__(self, work, rate, storage=None, round_trip=0):
-        """`storage` is what another registry holds already; `round_trip` is in seconds."""
+    def __init__(self, work, rate, storage=None, round_trip=0, troubled=False):
+        """`storage` is what another registry holds already; `round_trip` is in seconds. A `troubled` link has one, and can be
+        told what goes wrong."""
         tag = secrets.token_hex(3)
         self.namespace, self.near, far = f"larder-{tag}", f"ldn{tag}", f"ldf{tag}"
         # TEST-NET-2 and a random host part: nothing of this machine's network is touched.
@@ -54,15 +55,15 @@ class Link:
         self.storage = storage or os.path.join(work, "registry")
         self.registry = self.delay = None
         try:
-            self.connect(far, host, rate, round_trip)
+            self.connect(far, host, rate, round_trip, troubled)
         except BaseException:
             self.close()
             raise
 
-    def connect(self, far, host, rate, round_trip):
+    def connect(self, far, host, rate, round_trip, troubled):
         run("ip", "netns", "add", self.namespace)
         if round_trip:
-            self.connect_slowly(far, round_trip)
+            self.connect_slowly(far, round_trip, troubled)
         else:
             run("ip", "link", "add", self.near, "type", "veth", "peer", "name", far, "netns", self.namespace)
         run("ip", "addr", "add", f"198.51.100.{host + 2}/30", "dev", self.near)
@@ -77,12 +78,17 @@ class Link:
         run("tc", "qdisc", "add", "dev", self.near, *shape)
         self.inside("tc", "qdisc", "add", "dev", far, *shape)
 
-    def connect_slowly(self, far, round_trip):
+    def connect_slowly(self, far, round_trip, troubled):
         """The pair of devices, with packets held between them for half the round-trip time each way."""
         program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "delay.py")
-        self.delay = subprocess.Popen([sys.executable, "-B", program, self.near, far, str(round_trip)])
+        command = [sys.executable, "-B", program, self.near, far, str(round_trip)] + ["trouble"] * troubled
+        self.delay = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, bufsize=1)
         wait_for(lambda: subprocess.run(["ip", "link", "show", "dev", far], capture_output=True).returncode == 0, "the delayed link")
         run("ip", "link", "set", far, "netns", self.namespace)
+
+    def trouble(self, word, number=0):
+        """Has something go wrong from now on, or right again: `word` as in delay.py."""
+        self.delay.stdin.write(f"{word} {number}\n")
 
     def inside(self, *command):
         return run("ip", "netns", "exec", self.namespace, *command)

@@ -1,5 +1,6 @@
 //! The command line of `larder-snapshotter`.
 
+mod asked;
 mod complete;
 mod doctor;
 mod download;

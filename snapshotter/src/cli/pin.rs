@@ -4,16 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use larder_proto::digest::Digest;
-use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{PinRequest, UnpinRequest};
 use larder_registry::Reference;
-use tonic::transport::Channel;
 
+use super::asked::asked;
 use super::fetch_blobs;
 use super::output::{print, print_json};
 use crate::config::{Config, ConfigError, Overrides};
 use crate::containerd::{Containerd, Session};
-use crate::socket::Connector;
 
 /// What can be pinned.
 #[derive(Debug, Clone)]
@@ -100,9 +98,12 @@ pub(super) async fn pin(args: PinArgs) -> anyhow::Result<()> {
         }
     };
     let name = args.name();
-    let answer = control(&config).pin(PinRequest { name, layers }).await;
+    let request = PinRequest { name, layers };
+    let answer = asked(&config.root, async |mut control| {
+        control.pin(request.clone()).await
+    });
+    let answer = answer.await;
     let answer = answer.map_err(|status| super::status::refused(&config.root, &status))?;
-    let answer = answer.into_inner();
     if answer.layers == 0 {
         bail!(
             "no layer of {} is in the store: layers that were unpacked in the ordinary way are never \
@@ -117,17 +118,17 @@ pub(super) async fn pin(args: PinArgs) -> anyhow::Result<()> {
 pub(super) async fn unpin(args: PinArgs) -> anyhow::Result<()> {
     let config = args.config()?;
     let name = args.name();
-    let answer = control(&config).unpin(UnpinRequest { name }).await;
+    let request = UnpinRequest { name };
+    let answer = asked(&config.root, async |mut control| {
+        control.unpin(request.clone()).await
+    });
+    let answer = answer.await;
     let answer = answer.map_err(|status| super::status::refused(&config.root, &status))?;
-    let layers = answer.into_inner().layers;
+    let layers = answer.layers;
     if layers == 0 {
         bail!("{} is not pinned; `status` shows what is", args.name());
     }
     args.tell("unpinned", layers, &[])
-}
-
-fn control(config: &Config) -> ControlClient<Channel> {
-    ControlClient::new(Connector::channel(Config::control(&config.root)))
 }
 
 /// The digests of the layers of `image`, of each platform whose manifest is there.

@@ -6,20 +6,15 @@ use std::path::Path;
 use anyhow::anyhow;
 #[cfg(test)]
 use larder_proto::grpc::control::Disagreement;
-use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{
     Layer, Mounted, Profile, ProfileStart, Sender, Source, StatusResponse, Store,
 };
 use serde_json::json;
 use tonic::{Code, Status};
 
+use super::asked::asked;
 use super::output::{print, print_json};
 use crate::config::Config;
-use crate::socket::Connector;
-
-/// Largest answer, bytes: 2,000 images of 30 layers at a kilobyte each. tonic's own limit, 4 MiB, would
-/// be reached by a node with 130 of them.
-const STATUS_BYTES_MAX: usize = 64 << 20;
 
 /// The last second of the year 9999: what another process says is not believed further.
 const MOMENT_MAX: u64 = 253_402_300_799;
@@ -45,9 +40,7 @@ pub(super) async fn status(root: &Path, as_json: bool, verbose: bool) -> anyhow:
 
 /// What the process that owns `root` says of itself.
 pub(super) async fn ask(root: &Path) -> Result<StatusResponse, Status> {
-    let mut control = ControlClient::new(Connector::channel(Config::control(root)))
-        .max_decoding_message_size(STATUS_BYTES_MAX);
-    Ok(control.status(()).await?.into_inner())
+    asked(root, async |mut control| control.status(()).await).await
 }
 
 /// What the daemon's refusal, or its absence, means.

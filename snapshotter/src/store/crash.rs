@@ -2,7 +2,10 @@
 //!
 //! The calls of a pull, a run and a removal are recorded below redb. After each write the power may
 //! go: what was synced is there, of the rest any subset, of one write any of its sectors. Each state
-//! is opened as the next start would, and must hold what was answered with success.
+//! is opened as the next start would, and must hold what was answered with success. That this finds
+//! mistakes is shown in [`mistakes`].
+
+mod mistakes;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -15,7 +18,7 @@ use redb::backends::FileBackend;
 use super::*;
 use crate::filter::Filter;
 
-/// States looked at in CI: about ten seconds.
+/// States looked at in CI: some seconds.
 const COUNT: usize = 600;
 
 /// Replays one seed, or makes it longer: `scripts/soak crash`.
@@ -30,6 +33,8 @@ enum Op {
     Write(u64, Vec<u8>),
     SetLen(u64),
     Sync,
+    /// In place of a sync that is left out.
+    Nothing,
 }
 
 type Trace = Arc<Mutex<Vec<Op>>>;
@@ -89,8 +94,11 @@ fn create(store: &Store, key: &str, parent: &str) {
         .unwrap();
 }
 
+/// After how many operations which names were there for certain.
+type Known = Vec<(usize, Vec<String>)>;
+
 /// What is recorded, and after how many operations which names were there for certain.
-fn live() -> (Vec<Op>, Vec<(usize, Vec<String>)>) {
+fn live() -> (Vec<Op>, Known) {
     let dir = tempfile::tempdir().unwrap();
     let trace = Trace::default();
     let open = || {
@@ -168,48 +176,68 @@ fn state(ops: &[Op], random: &mut Random) -> Vec<u8> {
                     }
                 }
             }
-            Op::Sync => {}
+            Op::Sync | Op::Nothing => {}
         }
     }
     file
+}
+
+/// A place for states, in memory where there is such a place: each start waits for its disk.
+fn place() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let temporary = std::env::temp_dir();
+    let place = if memory.is_dir() { memory } else { &temporary };
+    tempfile::tempdir_in(place).unwrap()
+}
+
+/// Makes a state in `dir` and looks at it as the next start would.
+fn check(dir: &Path, ops: &[Op], known: &Known, random: &mut Random) -> Result<(), String> {
+    let after = ops.len();
+    std::fs::write(dir.join("snapshots.redb"), state(ops, random)).unwrap();
+    let store = Store::open(dir).map_err(|error| format!("no start: {error}"))?;
+    let found = names(&store);
+    let at = known.iter().rposition(|(at, _)| *at <= after).unwrap();
+    let next = known.get(at + 1).map(|(_, names)| names);
+    if found != known[at].1 && Some(&found) != next {
+        return Err(format!("{found:?}, not {:?} or {next:?}", known[at].1));
+    }
+    for name in &found {
+        let chain = store.chain(name);
+        chain.map_err(|error| format!("{name}: {error}"))?;
+    }
+    create(&store, "new", "");
+    Ok(())
+}
+
+/// A number of the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+fn seed() -> u64 {
+    number(SEED).unwrap_or_else(|| UNIX_EPOCH.elapsed().unwrap_or_default().as_secs())
 }
 
 /// Promise: whatever a power cut leaves of the database, the next start works without an operator;
 /// what was answered with success is there, and what was not is there whole or not at all.
 #[test]
 fn no_power_cut_loses_a_snapshot_that_was_answered() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let seed = number(SEED).unwrap_or_else(|| UNIX_EPOCH.elapsed().unwrap_or_default().as_secs());
+    let seed = seed();
     let count = number(COUNTED).map_or(COUNT, |count| usize::try_from(count).unwrap());
     println!("replay with {SEED}={seed} {COUNTED}={count}");
     let (ops, known) = live();
     let mut random = Random(seed);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = place();
     // Before the first note the file has another name, and a start makes it anew.
     let begin = known[0].0;
     for looked in 0..count {
         let after = begin + looked % (ops.len() - begin) + 1;
-        let file = state(&ops[..after], &mut random);
-        std::fs::write(dir.path().join("snapshots.redb"), file).unwrap();
-        let context = format!(
-            "seed {seed}, state {looked}, after {after} of {}",
-            ops.len()
-        );
-        let store = Store::open(dir.path()).unwrap_or_else(|e| panic!("{context}: {e}"));
-        let found = names(&store);
-        let at = known.iter().rposition(|(at, _)| *at <= after).unwrap();
-        let next = known.get(at + 1).map(|(_, names)| names);
-        assert!(
-            found == known[at].1 || Some(&found) == next,
-            "{context}: {found:?}, {:?} or {next:?}",
-            known[at].1
-        );
-        for name in &found {
-            store
-                .chain(name)
-                .unwrap_or_else(|e| panic!("{context}: {name}: {e}"));
+        if let Err(why) = check(dir.path(), &ops[..after], &known, &mut random) {
+            panic!(
+                "{why}; seed {seed}, state {looked}, after {after} of {}",
+                ops.len()
+            );
         }
-        create(&store, "new", "");
     }
     println!("{count} states after {} operations", ops.len() - begin);
 }
