@@ -28,6 +28,10 @@ const FIRST: [&str; 8] = [
 /// Bytes of a module's source that are looked at; imports stand at the top.
 const SOURCE_BYTES_MAX: u64 = 256 << 10;
 
+/// Modules that one script imports, those that are not there included: a large application has a thousand or two. Each
+/// takes a few look-ups, and its source is read again where many names lead to one file.
+const MODULES_MAX: usize = 8 << 10;
+
 /// Modules that wait to be looked at: an import of one asks for itself and its parents.
 const WAITING_MAX: usize = 16 << 10;
 
@@ -162,6 +166,9 @@ impl Imports<'_> {
                     self.push(found.iter().flat_map(|import| wanted(import, &package)));
                 }
                 Waiting::Module(name) => {
+                    if self.seen.len() >= MODULES_MAX {
+                        return Ok(None);
+                    }
                     if self.seen.contains(&name) {
                         continue;
                     }

@@ -377,3 +377,36 @@ async fn odd_commands_list_what_every_start_reads() {
         assert!(paths.len() <= 2, "{config}: {paths:?}");
     }
 }
+
+/// Promise: what a hostile image makes of the walk is bounded: modules that import themselves by ever new names,
+/// and libraries that need hundreds of others each, end.
+#[tokio::test]
+async fn a_walk_that_would_never_end_ends() {
+    let names: Vec<_> = (0..200).map(|number| format!("lib{number}.so")).collect();
+    let needed: Vec<_> = names.iter().map(String::as_str).collect();
+    let needs_all = Entry::file("usr/lib/lib0.so", library(&needed));
+    let mut upper = TarBuilder::new()
+        .entry(needs_all)
+        .entry(program("usr/bin/python3.11", elf(&needed)))
+        .entry(Entry::file("usr/lib/python3.11/os.py", ""))
+        .entry(Entry::file("app/run.py", "import a\n"))
+        .entry(Entry::file(
+            "app/a/__init__.py",
+            "from . import a, b\nfrom .a import b\nfrom .b.a import a\n",
+        ))
+        .entry(Entry::symlink("app/a/a", "../a"))
+        .entry(Entry::symlink("app/a/b", "../a"));
+    for name in &names[1..] {
+        upper = upper.entry(Entry::file(format!("usr/lib/{name}"), library(&needed)));
+    }
+    let config = json!({"Cmd": ["python3.11", "/app/run.py"]});
+    let paths = listed(&[base(), upper], config).await;
+    assert!(paths.contains(&"app/a/__init__.py".into()), "{paths:?}");
+    assert_eq!(
+        paths
+            .iter()
+            .filter(|path| path.starts_with("usr/lib/lib"))
+            .count(),
+        200
+    );
+}

@@ -22,6 +22,9 @@ use crate::view::{At, Found, View};
 /// hostile image makes of the walk.
 const FILES_MAX: usize = 4096;
 
+/// Names of libraries that are looked for: each in up to about 150 directories, so that all of them take seconds.
+const NAMES_MAX: usize = 16 << 10;
+
 /// Scripts run by scripts: Linux refuses the sixth.
 const SCRIPTS_MAX: usize = 5;
 
@@ -67,6 +70,7 @@ pub(super) async fn pieces(
         libraries,
         python: None,
         seen: HashSet::new(),
+        names: 0,
         found: Pieces::default(),
     };
     walk.command().await?;
@@ -87,6 +91,8 @@ struct Walk<'a, C> {
     /// The Python that was started last.
     python: Option<Python>,
     seen: HashSet<At>,
+    /// Names of libraries looked for so far.
+    names: usize,
     found: Pieces,
 }
 
@@ -249,9 +255,10 @@ impl<C: Content> Walk<'_, C> {
         let mut queue = VecDeque::from([object]);
         while let Some(by) = queue.pop_front() {
             for name in &by.needed {
-                if names.len() >= FILES_MAX || !names.insert(name.clone()) {
+                if self.names >= NAMES_MAX || !names.insert(name.clone()) {
                     continue;
                 }
+                self.names += 1;
                 let found = self.libraries.candidates(self.view, name, &by, program);
                 for file in found {
                     if self.seen.contains(&file.place()) {
