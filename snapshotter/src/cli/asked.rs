@@ -49,7 +49,9 @@ where
 mod tests {
     use larder_proto::grpc::control::control_server::{self, ControlServer};
     use larder_proto::grpc::control::{
-        MountImageRequest, MountImageResponse, PinRequest, PinResponse, StatusResponse,
+        CompleteRequest, CompleteResponse, ExportProfileResponse, FindProfileRequest,
+        ImportProfileRequest, ListProfilesResponse, MountImageRequest, MountImageResponse,
+        PinRequest, PinResponse, Profile, RemoveProfileResponse, StatusResponse,
         UnmountImageRequest, UnpinRequest,
     };
     use tokio::net::UnixListener;
@@ -89,6 +91,41 @@ mod tests {
 
         async fn unpin(&self, _: Request<UnpinRequest>) -> Result<Response<PinResponse>, Status> {
             Err(Status::unimplemented("unpin"))
+        }
+
+        async fn complete(
+            &self,
+            _: Request<CompleteRequest>,
+        ) -> Result<Response<CompleteResponse>, Status> {
+            Err(Status::unimplemented("complete"))
+        }
+
+        async fn list_profiles(
+            &self,
+            _: Request<()>,
+        ) -> Result<Response<ListProfilesResponse>, Status> {
+            Err(Status::unimplemented("list_profiles"))
+        }
+
+        async fn export_profile(
+            &self,
+            _: Request<FindProfileRequest>,
+        ) -> Result<Response<ExportProfileResponse>, Status> {
+            Err(Status::unimplemented("export_profile"))
+        }
+
+        async fn import_profile(
+            &self,
+            _: Request<ImportProfileRequest>,
+        ) -> Result<Response<Profile>, Status> {
+            Err(Status::unimplemented("import_profile"))
+        }
+
+        async fn remove_profile(
+            &self,
+            _: Request<FindProfileRequest>,
+        ) -> Result<Response<RemoveProfileResponse>, Status> {
+            Err(Status::unimplemented("remove_profile"))
         }
     }
 
