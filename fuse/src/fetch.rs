@@ -238,10 +238,9 @@ impl Fetcher {
                 flights.failure(self.failing_with(row, priority), Instant::now())
             {
                 Pending::Landed(Landed::Failed(error))
-            } else if let Some(waiting) = flights.join(row) {
+            } else if let Some(waiting) = flights.join(row, priority) {
                 if priority == Priority::Demand {
                     self.context.pace.touch();
-                    flights.urge(row);
                 }
                 Pending::InFlight(waiting)
             } else {

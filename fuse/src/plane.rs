@@ -5,6 +5,7 @@ mod adopt;
 mod complete;
 mod decoding;
 mod evict;
+mod idle;
 mod mounts;
 mod remove;
 mod replay;

@@ -25,12 +25,14 @@ const REST_MAX: Duration = Duration::from_secs(5);
 impl Fetcher {
     /// Fetches every chunk that is not there yet.
     pub(crate) async fn fetch_all(self: &Arc<Self>) -> Result<(), Arc<FetchError>> {
-        self.fetch_some(u64::MAX).await?;
-        if self.layer.presence().all_verified() {
-            Ok(())
-        } else {
-            Err(Arc::new(FetchError::NoRoom { layer: self.blob() }))
+        // What comes while another write finds out whether a full disk has room again is kept the next time.
+        for _ in 0..2 {
+            self.fetch_some(u64::MAX).await?;
+            if self.layer.presence().all_verified() {
+                return Ok(());
+            }
         }
+        Err(Arc::new(FetchError::NoRoom { layer: self.blob() }))
     }
 
     /// Fetches the first chunks that are not there yet, about `bytes` of the blob, as fast as a

@@ -64,6 +64,13 @@ impl Urgency {
         })
     }
 
+    /// A reader waits for a chunk that was asked for without one.
+    fn urge(&self) {
+        if !self.is_awaited.swap(true, Ordering::AcqRel) {
+            self.changed.notify_waiters();
+        }
+    }
+
     pub(super) fn is_awaited(&self) -> bool {
         self.is_awaited.load(Ordering::Acquire)
     }
@@ -88,6 +95,10 @@ struct Flight {
     course: watch::Sender<Course>,
     /// When those who wait are to be answered, ascending.
     deadlines: VecDeque<Instant>,
+    /// Which of them is nobody's: that of a request that no reader made.
+    nobodys: Option<Instant>,
+    /// Whether a reader waits for this chunk, or did.
+    has_reader: bool,
 }
 
 impl Flight {
@@ -95,6 +106,15 @@ impl Flight {
         let course = self.course.subscribe();
         Waiting { course, deadline }
     }
+}
+
+/// What a deadline came to.
+#[derive(Debug, Default)]
+pub(super) struct Expired {
+    /// Others still wait.
+    pub(super) goes_on: bool,
+    /// It was that of a reader.
+    pub(super) fails_reader: bool,
 }
 
 /// The flights of one layer. At most one per chunk, so the index bounds the table.
@@ -116,7 +136,7 @@ impl Flights {
     }
 
     /// Waits for a flight that is under way, by a deadline of one's own.
-    pub(super) fn join(&mut self, row: usize) -> Option<Waiting> {
+    pub(super) fn join(&mut self, row: usize, priority: Priority) -> Option<Waiting> {
         let flight = self.flying.get_mut(&row)?;
         let deadline = Instant::now() + self.patience;
         let apart = self.patience / DEADLINES_MAX;
@@ -125,16 +145,14 @@ impl Flights {
         if shared.is_none() {
             flight.deadlines.push_back(deadline);
         }
-        Some(flight.wait(shared.unwrap_or(deadline)))
-    }
-
-    /// A reader waits for a chunk that was asked for without one.
-    pub(super) fn urge(&self, row: usize) {
-        let flight = self.flying.get(&row);
-        if let Some(flight) = flight.filter(|flight| !flight.urgency.is_awaited()) {
-            flight.urgency.is_awaited.store(true, Ordering::Release);
-            flight.urgency.changed.notify_waiters();
+        if priority == Priority::Demand {
+            flight.has_reader = true;
+            flight.urgency.urge();
+            if shared == flight.nobodys {
+                flight.nobodys = None;
+            }
         }
+        Some(flight.wait(shared.unwrap_or(deadline)))
     }
 
     pub(super) fn begin(&mut self, row: usize, urgency: &Arc<Urgency>) -> Waiting {
@@ -143,6 +161,8 @@ impl Flights {
             urgency: urgency.clone(),
             course: watch::Sender::default(),
             deadlines: VecDeque::from([deadline]),
+            nobodys: (!urgency.is_awaited()).then_some(deadline),
+            has_reader: urgency.is_awaited(),
         };
         let waiting = flight.wait(deadline);
         self.flying.insert(row, flight);
@@ -158,30 +178,41 @@ impl Flights {
             .copied()
     }
 
-    /// Answers those whose deadline has come by `now` with `error`; whether others still wait.
-    pub(super) fn expire(&mut self, row: usize, now: Instant, error: &Arc<FetchError>) -> bool {
+    /// Answers those whose deadline has come by `now` with `error`.
+    pub(super) fn expire(&mut self, row: usize, now: Instant, error: &Arc<FetchError>) -> Expired {
         let Some(flight) = self.flying.get_mut(&row) else {
-            return false;
+            return Expired::default();
         };
         let waiting = flight.deadlines.len();
         flight.deadlines.retain(|deadline| *deadline > now);
+        let nobodys = flight.nobodys.take_if(|deadline| *deadline <= now);
+        // A reader's own was among them, beside that of nobody.
+        let fails_reader = waiting - flight.deadlines.len() > usize::from(nobodys.is_some());
         if flight.deadlines.is_empty() {
             self.land(row, Landed::Failed(error.clone()));
-            return false;
+            return Expired {
+                goes_on: false,
+                fails_reader,
+            };
         }
         if flight.deadlines.len() < waiting {
             let overdue = Some((now, error.clone()));
             flight.course.send_modify(|course| course.overdue = overdue);
-            self.remember(row, error.clone());
+            if fails_reader {
+                self.remember(row, error.clone());
+            }
         }
-        true
+        Expired {
+            goes_on: true,
+            fails_reader,
+        }
     }
 
     pub(super) fn land(&mut self, row: usize, landed: Landed) {
         if let Some(flight) = self.flying.remove(&row) {
             // What nobody waited for says nothing to a reader who comes later: the deadline was not his.
             if let Landed::Failed(error) = &landed
-                && flight.urgency.is_awaited()
+                && flight.has_reader
             {
                 self.remember(row, error.clone());
             }

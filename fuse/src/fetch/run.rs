@@ -415,28 +415,30 @@ impl Run {
         let waited = self.started.elapsed().min(self.fetcher.context.deadline);
         self.note_if_slow(&rows);
         let reasons = self.reasons();
-        if self.urgency.is_awaited() {
+        let error = Arc::new(FetchError::Deadline {
+            layer: self.fetcher.blob(),
+            chunk,
+            waited,
+            reasons: reasons.clone(),
+            is_wrong: lock(&self.troubles).has_lied(),
+        });
+        let (mut awaited, mut failed) = (Vec::new(), 0);
+        let mut flights = self.fetcher.lock_flights();
+        for &row in &rows {
+            let expired = flights.expire(row, now, &error);
+            failed += usize::from(expired.fails_reader);
+            awaited.extend(expired.goes_on.then_some(row));
+        }
+        drop(flights);
+        *lock(&self.rows) = awaited;
+        if failed > 0 {
             warn!(
-                layer = %self.fetcher.blob(), chunk, chunks = rows.len(), cause = reasons, ?waited,
+                layer = %self.fetcher.blob(), chunk, chunks = failed, cause = reasons, ?waited,
                 "a read fails: its bytes did not arrive in time"
             );
         } else {
             self.fails_nobody(&rows, &reasons);
         }
-        let error = Arc::new(FetchError::Deadline {
-            layer: self.fetcher.blob(),
-            chunk,
-            waited,
-            reasons,
-            is_wrong: lock(&self.troubles).has_lied(),
-        });
-        let mut flights = self.fetcher.lock_flights();
-        let awaited: Vec<_> = rows
-            .into_iter()
-            .filter(|&row| flights.expire(row, now, &error))
-            .collect();
-        drop(flights);
-        *lock(&self.rows) = awaited;
     }
 
     /// Notes that what nobody waits for did not come: a reader who wants it asks again.

@@ -207,3 +207,28 @@ async fn a_profile_is_replayed_in_its_order() {
         assert_eq!(state == ChunkState::Verified, *is_there, "{row}");
     }
 }
+
+/// Regression: what was asked for together with a chunk that a reader waited for failed readers who came to it
+/// after the deadline of nobody, at once, though the sources delivered again.
+///
+/// Promise: a chunk whose deadline was nobody's fails no reader, whoever waits for its neighbours; a
+/// reader who joined before goes on waiting.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_of_nobody_fails_no_reader() {
+    let scene = scene();
+    let source = scene.source("only", Mood::Stalls);
+    scene.set(&[&source]);
+    let ahead = scene.fetcher.request(0..3, Priority::Readahead);
+    tokio::time::sleep(DEADLINE / 2).await;
+    let joined = scene.fetcher.request(0..1, Priority::Demand);
+    assert!(ahead.stored().await.is_err());
+    source.set(Mood::Honest);
+    let (read, waited) = scene.read(1).await;
+    assert!(read.is_ok(), "{read:?}");
+    assert!(waited < DEADLINE / 2, "{waited:?}");
+    assert!(
+        scene.read(0).await.0.is_ok(),
+        "another reader of what is joined"
+    );
+    assert!(joined.all().await.is_ok());
+}
