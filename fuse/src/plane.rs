@@ -5,7 +5,6 @@ mod adopt;
 mod complete;
 mod decoding;
 mod evict;
-mod idle;
 mod mounts;
 mod remove;
 mod replay;

@@ -2,7 +2,6 @@
 #![expect(unsafe_code, reason = "this module is where unsafe code lives")]
 
 mod descriptors;
-mod heap;
 mod inherited;
 mod mapping;
 mod open_files;
@@ -12,7 +11,6 @@ mod replace;
 mod shared;
 
 pub(crate) use descriptors::{leave_descriptors, spawn_with_only};
-pub(crate) use heap::give_back_freed;
 pub(crate) use inherited::inherited;
 pub(crate) use mapping::Mapping;
 pub(crate) use open_files::raise_open_files;

@@ -23,7 +23,6 @@ FILE_BYTES = int(os.environ.get("LARDER_FILE_MIB", 12)) * MIB
 IMAGES = 4
 LIMIT = 96 * MIB  # what docs/OPERATIONS.md tells an operator to allow
 ANONYMOUS_MAX = 80 * MIB  # of which the daemon's own; the rest is for the kernel's pages of its files
-KEPT_MB = 16  # a buffer of 1 MB for each thread that served a read, and decompressors
 READ_SECONDS_MAX = 3600
 UNREAD = "nobody reads this"
 COMPLETE_SECONDS_MAX = 60 + FILE_BYTES * IMAGES // MIB  # a MB/s, on a machine that does much else
@@ -106,9 +105,6 @@ class Memory(world.Case):
         print(f"{READERS} readers of {FILE_BYTES // MIB} MiB: MB {rest:.0f} at rest, {max(peak):.0f} at most, {one.memory():.0f} afterwards;"
               f" with the kernel's pages {group.peak() / 1e6:.0f} of {LIMIT / 1e6:.0f}", end=" ", file=sys.stdout, flush=True)
         self.assertLess(max(peak) * 1e6, ANONYMOUS_MAX)
-        # What a peak took is given back when nothing is waited for any more, but for what threads keep for the next read.
-        rig.wait_for(lambda: one.memory() < rest + KEPT_MB or None, f"less than {rest + KEPT_MB:.0f} MB: {one.memory():.0f}", seconds=60)
-        print(f"{one.memory():.0f} at rest again", end=" ", file=sys.stdout, flush=True)
 
     def contest(self, one, labels):
         """Another image has the same layers, without an index: what is known of them is to be proved, so all of it is fetched at once. A

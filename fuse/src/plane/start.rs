@@ -15,7 +15,6 @@ use super::Plane;
 use super::complete::{Completion, complete};
 use super::decoding::Decoding;
 use super::evict::keep_room;
-use super::idle::give_back_now_and_then;
 use super::mounts::Mounts;
 use super::retired::free_retired;
 use super::scrub::{expire_now_and_then, scrub_now_and_then};
@@ -165,7 +164,6 @@ impl Plane {
         handle.spawn(complete(plane()));
         handle.spawn(self.replays.clone().run());
         handle.spawn(keep_room(plane()));
-        handle.spawn(give_back_now_and_then(plane()));
         handle.spawn(free_retired(plane()));
         let first = again.saturating_sub(self.store.oldest_verified());
         handle.spawn(expire_now_and_then(plane(), first, again));
