@@ -116,6 +116,8 @@ class Poison(world.Case):
             node.kill_snapshotter(signal.SIGKILL)
             node.start_snapshotter()
             rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", "larder", "ls"), "containerd to connect", node.log)
+            # It waits longer and longer before it tries again, and says so meanwhile.
+            rig.wait_for(lambda: "connection error" not in self.says(node, *self.left[0]) or None, "containerd to try again", node.log)
             again = [layer["chain_id"] for layer in self.layers(node) if layer["state"] == "quarantined"]
             self.assertEqual(sorted(again), sorted(layer["chain_id"] for layer in quarantined))
             for namespace, image in self.left:
