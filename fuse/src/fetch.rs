@@ -72,7 +72,7 @@ const DEMAND_REQUESTS: usize = 16;
 const BACKGROUND_REQUESTS: usize = 2;
 
 /// Most bytes of the blob in one range request: 30 ms at 1 Gbit/s, and with [`DEMAND_REQUESTS`]
-/// at most 64 MiB of one layer's bodies in memory.
+/// at most 64 MiB of one layer's bodies in memory, and as much of frames that wait to be verified.
 const RUN_BYTES_MAX: u64 = 4 << 20;
 
 /// Most bytes of the tar in one range request. All of them are decompressed and verified within one

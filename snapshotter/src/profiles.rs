@@ -249,29 +249,19 @@ impl Profiles {
             counts.hit.add(read);
             counts.idle.add(planned - read);
             counts.missed.add(missed);
-            self.lock().latest.insert(key, start);
-            let hits = start.hit_percent();
-            if !start.is_far_off() {
-                counts.matched.one();
-                tracing::info!(
-                    image,
-                    planned,
-                    read,
-                    missed,
-                    hits,
-                    "a start went by its profile"
-                );
+            self.remember(key, start);
+            let (hits, is_far_off) = (start.hit_percent(), start.is_far_off());
+            let (count, told) = if is_far_off {
+                let told = "a start read other things than its profile says, which is replaced";
+                (&counts.replaced, told)
+            } else {
+                (&counts.matched, "a start went by its profile")
+            };
+            count.one();
+            tracing::info!(image, planned, read, missed, hits, "{told}");
+            if !is_far_off {
                 return;
             }
-            counts.replaced.one();
-            tracing::info!(
-                image,
-                planned,
-                read,
-                missed,
-                hits,
-                "a start read other things than its profile says, which is replaced"
-            );
         } else {
             counts.recorded.one();
             tracing::info!(
@@ -293,6 +283,14 @@ impl Profiles {
         } else if let Err(error) = self.kept.put(&profile) {
             tracing::warn!(image, %error, "the profile of an image cannot be kept");
         }
+    }
+
+    /// The latest start of an image; of images whose profile is gone, none.
+    fn remember(&self, key: Digest, start: Start) {
+        let kept: BTreeSet<_> = self.kept.list().into_iter().map(|kept| kept.key).collect();
+        let mut state = self.lock();
+        state.latest.retain(|known, _| kept.contains(known));
+        state.latest.insert(key, start);
     }
 
     /// Those that are kept, the one used last first, with their latest starts. Waits for the disk.

@@ -90,7 +90,8 @@ impl Fetcher {
             let end = wanted.end.min(self.layer.index().chunk_count());
             // At most what keeps the link busy while the window before it is read.
             let end = end.min(self.batch_end(wanted.start, 2 * self.part_bytes()));
-            if wanted.start < end {
+            // Without room it would come again for the reader.
+            if wanted.start < end && self.layer.may_have_room() {
                 drop(self.request(wanted.start..end, Priority::Readahead));
             }
         }

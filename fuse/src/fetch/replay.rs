@@ -114,7 +114,9 @@ impl Replays {
             let Some(fetcher) = fetcher.upgrade().filter(|fetcher| !fetcher.is_removed()) else {
                 continue;
             };
-            if fetcher.layer().presence().state(row) == ChunkState::Verified {
+            // Without room it would come again for the reader.
+            let layer = fetcher.layer();
+            if layer.presence().state(row) == ChunkState::Verified || !layer.may_have_room() {
                 continue;
             }
             let rows = waiting.with_neighbours(&fetcher, row);

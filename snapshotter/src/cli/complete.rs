@@ -7,23 +7,23 @@ use anyhow::bail;
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{CompleteRequest, Layer};
 use tokio::time::{Instant, sleep};
+use tonic::transport::Channel;
 
+use super::asked::asked;
 use crate::config::Config;
-use crate::socket::Connector;
 
 /// How often the daemon is asked how far it is.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Waits until the daemon has, and has proved, each of `layers`, digests of blobs, of `image`. What was unpacked
-/// in the ordinary way is there anyway. Gives up when nothing came for two read deadlines: then nothing that
+/// in the ordinary way is there anyway; `lazy` of them were not. Gives up when nothing came for two read deadlines: then nothing that
 /// the daemon can ask delivers.
 pub(super) async fn complete(
     config: &Config,
     image: &str,
     layers: Vec<String>,
+    lazy: usize,
 ) -> anyhow::Result<()> {
-    let channel = Connector::channel(Config::control(&config.root));
-    let mut control = ControlClient::new(channel);
     let patience = 2 * config.read_deadline;
     let (mut most, mut since) = (0, Instant::now());
     let is_shown = std::io::stderr().is_terminal();
@@ -31,9 +31,17 @@ pub(super) async fn complete(
         let request = CompleteRequest {
             layers: layers.clone(),
         };
-        let answer = control.complete(request).await;
+        let ask =
+            async |mut control: ControlClient<Channel>| control.complete(request.clone()).await;
+        let answer = asked(&config.root, ask).await;
         let answer = answer.map_err(|status| super::status::refused(&config.root, &status))?;
-        let answer = answer.into_inner();
+        if lazy > 0 && answer.layers.is_empty() {
+            bail!(
+                "{image} is pulled, and the daemon of {} knows none of its layers: --config names another \
+                 daemon than containerd uses",
+                config.root.display()
+            );
+        }
         if let Some(bad) = answer.layers.iter().find(|one| one.state == "quarantined") {
             bail!("{image}: layer {} is quarantined: {}", bad.blob, bad.reason);
         }

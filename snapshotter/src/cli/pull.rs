@@ -44,7 +44,7 @@ pub(super) async fn pull(
     if complete {
         let layers = pull.resolved.parsed.layers.iter();
         let layers: Vec<_> = layers.map(|layer| layer.digest.to_string()).collect();
-        super::complete::complete(&config, &pull.image.to_string(), layers).await?;
+        super::complete::complete(&config, &pull.image.to_string(), layers, counts.lazy).await?;
     }
     if args.json {
         let image = pull.image.to_string();

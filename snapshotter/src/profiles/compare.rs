@@ -84,20 +84,8 @@ fn chunks(layer: &LayerReads) -> BTreeSet<u32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::layer;
     use super::*;
-
-    fn layer(name: &str, reads: &[u32]) -> LayerReads {
-        let at = |(micros, chunk): (usize, &u32)| Access {
-            micros: micros as u64,
-            chunk: *chunk,
-        };
-        LayerReads {
-            index: Digest::of(name.as_bytes()),
-            blob: Digest::of(b"blob"),
-            diff_id: Digest::of(b"tar"),
-            reads: reads.iter().enumerate().map(at).collect(),
-        }
-    }
 
     fn of(layers: Vec<LayerReads>) -> Profile {
         let image = "r.test/app:1".to_owned();

@@ -8,7 +8,7 @@ use crate::lazy::tests::FakePlane;
 
 const IMAGE: &str = "r.test/app:1";
 
-fn layer(name: &str, chunks: &[u32]) -> LayerReads {
+pub(super) fn layer(name: &str, chunks: &[u32]) -> LayerReads {
     let at = |(micros, chunk): (usize, &u32)| Access {
         micros: micros as u64,
         chunk: *chunk,
