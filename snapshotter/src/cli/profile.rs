@@ -14,16 +14,13 @@ use larder_proto::profile::{LayerReads, PROFILE_BYTES_MAX, Profile};
 use larder_registry::Reference;
 use serde_json::json;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
+use super::asked::asked;
 use super::output::{print, print_json};
 use super::status::{moment, profile_object, refused, size, start_in_words};
 use crate::config::{Config, ConfigError, Overrides};
 use crate::containerd::{Containerd, Session};
-use crate::socket::Connector;
-
-/// Largest answer, bytes: a profile, and what is around it; or a line for each of those that are kept.
-const ANSWER_BYTES_MAX: usize = PROFILE_BYTES_MAX + (64 << 10);
 
 /// What is done with profiles.
 #[derive(Debug, clap::Subcommand)]
@@ -155,15 +152,11 @@ impl DaemonArgs {
     }
 }
 
-fn control(config: &Config) -> ControlClient<Channel> {
-    let channel = Connector::channel(Config::control(&config.root));
-    ControlClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
-}
-
 async fn list(config: &Config, as_json: bool) -> anyhow::Result<()> {
-    let answer = control(config).list_profiles(()).await;
+    let list = async |mut control: ControlClient<Channel>| control.list_profiles(()).await;
+    let answer = asked(&config.root, list).await;
     let answer = answer.map_err(|status| refused(&config.root, &status))?;
-    let profiles = answer.into_inner().profiles;
+    let profiles = answer.profiles;
     if as_json {
         let all: Vec<_> = profiles.iter().map(profile_object).collect();
         return print_json(&json!({ "profiles": all }));
@@ -243,38 +236,41 @@ fn layer_object(layer: &LayerReads) -> serde_json::Value {
 
 /// The profile's bytes, as the daemon gives them.
 async fn exported(args: &ImageArgs) -> anyhow::Result<Vec<u8>> {
-    let config = args.daemon.config(args.address.clone())?;
-    let mut control = control(&config);
-    let mut request = args.request();
-    let mut answer = control.export_profile(request.clone()).await;
-    if let Some(layers) = args.by_layers(&config, answer.as_ref().err()).await {
-        request.layers = layers;
-        answer = control.export_profile(request).await;
-    }
-    let answer = answer.map_err(|status| said(&config, &status))?;
-    Ok(answer.into_inner().profile)
+    let export =
+        async |mut control: ControlClient<Channel>, request| control.export_profile(request).await;
+    Ok(args.find(export).await?.profile)
 }
 
 async fn remove(args: &ImageArgs) -> anyhow::Result<()> {
-    let config = args.daemon.config(args.address.clone())?;
-    let mut control = control(&config);
-    let mut request = args.request();
-    let mut answer = control.remove_profile(request.clone()).await;
-    if let Some(layers) = args.by_layers(&config, answer.as_ref().err()).await {
-        request.layers = layers;
-        answer = control.remove_profile(request).await;
-    }
-    let answer = answer.map_err(|status| said(&config, &status))?;
-    let key = answer.into_inner().key;
+    let remove =
+        async |mut control: ControlClient<Channel>, request| control.remove_profile(request).await;
+    let key = args.find(remove).await?.key;
     print(&format!("{}: profile {key} removed\n", args.image))
 }
 
 impl ImageArgs {
-    fn request(&self) -> FindProfileRequest {
-        FindProfileRequest {
+    /// What the daemon answers to `ask`, by the image's name or else by its layers.
+    async fn find<T>(
+        &self,
+        ask: impl AsyncFn(ControlClient<Channel>, FindProfileRequest) -> Result<Response<T>, Status>,
+    ) -> anyhow::Result<T> {
+        let config = self.daemon.config(self.address.clone())?;
+        let mut request = FindProfileRequest {
             image: self.image.clone(),
             layers: Vec::new(),
+        };
+        let mut answer = asked(&config.root, async |control| {
+            ask(control, request.clone()).await
+        })
+        .await;
+        if let Some(layers) = self.by_layers(&config, answer.as_ref().err()).await {
+            request.layers = layers;
+            answer = asked(&config.root, async |control| {
+                ask(control, request.clone()).await
+            })
+            .await;
         }
+        answer.map_err(|status| said(&config, &status))
     }
 
     /// The layers of the image by containerd's account, if the daemon did not know it by its name: an image
@@ -296,11 +292,11 @@ async fn import(config: &Config, file: &Path) -> anyhow::Result<()> {
     // Looked at here, so that what is wrong is told without a daemon, too.
     let decoded = Profile::decode(&profile);
     decoded.with_context(|| format!("{} is no profile", file.display()))?;
-    let answer = control(config)
-        .import_profile(ImportProfileRequest { profile })
-        .await;
-    let answer = answer.map_err(|status| said(config, &status))?;
-    print(&line(&answer.into_inner()))
+    let request = ImportProfileRequest { profile };
+    let import =
+        async |mut control: ControlClient<Channel>| control.import_profile(request.clone()).await;
+    let answer = asked(&config.root, import).await;
+    print(&line(&answer.map_err(|status| said(config, &status))?))
 }
 
 /// The bytes of a file, one more than a profile may have at most.
