@@ -20,6 +20,8 @@ NAMESPACE_OPTIONS = """BindPaths BindReadOnlyPaths DynamicUser ExecPaths Extensi
 class Configuration(world.Case):
     """One block, for every release of containerd."""
 
+    beside = True
+
     def test_both_documents_give_the_same_block(self):
         """Promise: README and docs/CONFIGURATION.md do not contradict each other."""
         self.assertEqual(rig.configuration_block("README.md"), rig.configuration_block("docs/CONFIGURATION.md"))

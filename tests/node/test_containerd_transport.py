@@ -91,6 +91,8 @@ def request(method, url, content=b"", kind=None):
 class ContainerdTransport(world.Case):
     """A node with an ordinary containerd; larder reads and writes its content store."""
 
+    beside = True
+
     def larder(self, node, *words):
         return world.larder(*words, "--address", node.socket)
 

@@ -23,6 +23,8 @@ UNCONVERTIBLE = {
 class Conversion(world.Case):
     """OCI layout to OCI layout, without a registry."""
 
+    beside = True
+
     def convert(self, source, *options):
         target = os.path.join(self.folder(), "out")
         told = world.larder("convert", "--json", *options, f"oci:{source}:latest", f"oci:{target}:latest")

@@ -8,6 +8,8 @@ from world import DRIVERS, RELEASES, once_per, rig
 class Pods(world.Case):
     """The README's configuration block, with a sandbox image and what this machine needs added."""
 
+    beside = True
+
     def kubelet(self, node):
         return Kubelet(node, self.folder())
 

@@ -88,6 +88,8 @@ def many_reference():
 class Directories(world.Case):
     """By `larder-snapshotter mount`, without an overlay."""
 
+    beside = True
+
     def setUp(self):
         super().setUp()
         print(f"seed {twins.SEED}", end=" ", flush=True)

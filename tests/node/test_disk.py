@@ -21,6 +21,8 @@ ZEROS = 10 * 10**9  # the test image says how many it has; never fewer than this
 class Disk(world.Case):
     """By `larder-snapshotter mount`."""
 
+    beside = True
+
     def test_ten_gigabytes_of_zeros_cost_no_disk(self):
         """Promise: 10 GB of zeros, read completely, cost at most 1 MB of disk in the store."""
         _, converted = world.publish("zeros")

@@ -72,6 +72,8 @@ class Passing(http.server.BaseHTTPRequestHandler):
 class FetchBlobs(world.Case):
     """On a node that pulled the image lazily."""
 
+    beside = True
+
     def setUp(self):
         super().setUp()
         self.between = Between()

@@ -17,6 +17,8 @@ DECOMPRESS = {"application/vnd.oci.image.layer.v1.tar+gzip": "gzip", "applicatio
 class Interoperability(world.Case):
     """Each tool starts with an empty root of its own."""
 
+    beside = True
+
     @contextlib.contextmanager
     def pulled_by_buildah(self, reference):
         """Image ID and mounted tree."""

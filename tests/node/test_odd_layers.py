@@ -11,6 +11,8 @@ from layouts import LAYERS_MAX, packed, tar
 class OddLayers(world.Case):
     """Images of a few bytes, made here, from OCI layout to OCI layout."""
 
+    beside = True
+
     def image(self, layers):
         folder = os.path.join(self.folder(), "in")
         layouts.write(folder, layers)

@@ -95,6 +95,8 @@ def results(root):
 class Suites(world.Case):
     """Programs that others wrote to find faults in file systems."""
 
+    beside = True
+
     @once_per(driver=DRIVERS)
     def test_pjdfstest_finds_what_it_finds_on_ext4(self, driver):
         """Promise: overlayfs over Larder gives the same result line for every test as over ext4."""
@@ -171,6 +173,8 @@ CHANGES = {
 
 class Containers(world.Case):
     """What containers do to the files of their image."""
+
+    beside = True
 
     @once_per(driver=DRIVERS)
     def test_what_containers_change_comes_out_as_over_ext4(self, driver):

@@ -149,6 +149,8 @@ CALLS = {
 class ReadOnly(world.Case):
     """The tree of `twins`, mounted without an overlay."""
 
+    beside = True
+
     @once_per(driver=DRIVERS)
     def test_every_call_that_changes_is_refused_as_on_a_read_only_ext4(self, driver):
         """Promise: same answers, call by call; EROFS wherever there is nothing else to say; nothing has changed."""

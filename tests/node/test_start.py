@@ -65,6 +65,8 @@ def present(root, index, chunks):
 
 
 class Start(world.Case):
+    beside = True
+
     def recorded(self, reference, driver):
         """The rows that a start reads of each layer, by the layer's index; and where the indexes are."""
         root, profile = self.folder(), os.path.join(self.folder(), "profile")

@@ -17,6 +17,8 @@ ON_A_NODE = (*LAZY, "odd-sparse", "pause", "tools-user", "tools-layers-user")
 class Trees(world.Case):
     """What containerd 1.6 unpacks of the original is the reference."""
 
+    beside = True
+
     def assert_same(self, name, found):
         expected, implied = trees.reference(name)
         lines = oracle.differences(expected, found, implied)

@@ -17,6 +17,8 @@ TOLD_SECONDS_MAX = 60
 class Wiped(world.Case):
     """Both sides are compared by what real containerd asks for."""
 
+    beside = True
+
     @once_per(release=("1.6", "2"))
     def test_a_wiped_side_is_told_and_put_right_as_it_says(self, release):
         """Promise: `status`, `doctor` and the log say which side was wiped and what to do; doing it ends it, and the image runs

@@ -140,6 +140,7 @@ class Case(unittest.TestCase):
     """A test class with temporary folders, nodes and mounts; everything is undone at its end."""
 
     maxDiff = None
+    beside = False  # whether nothing in it measures time, so that other work may run beside it
     node = staticmethod(node)
 
     def __init_subclass__(cls):

@@ -219,12 +219,9 @@ async fn completion_goes_on_after_a_restart() {
     })
     .await
     .unwrap();
-    // What is still on its way, for the kernel's reading ahead and ours, would come again.
-    eventually("what was asked for has come", || {
-        let came = layer.status().sources[0].bytes + fixture.index.stored_len;
-        came == first.bytes.load(Ordering::Relaxed)
-    })
-    .await;
+    // What is still on its way, for the kernel's reading ahead and ours, may be lost and come again.
+    let came = layer.status().sources[0].bytes;
+    assert!(came >= 1_000_000, "{came} bytes");
     drop(layer);
     scene.plane.take().unwrap().shutdown().await;
     let root = scene.scratch.path().join("root");
@@ -235,13 +232,9 @@ async fn completion_goes_on_after_a_restart() {
     let layer = scene.add(&fixture, &second).await;
     layer.mount(&target, &[]).await.unwrap();
     eventually("it is proven", || layer.trust() == Trust::Proven).await;
-    let bytes = |source: &Memory| source.bytes.load(Ordering::Relaxed);
+    let again = second.bytes.load(Ordering::Relaxed);
     let frames = frames(&fixture);
-    assert_eq!(
-        bytes(&first) + bytes(&second),
-        frames + fixture.index.stored_len
-    );
-    assert!(bytes(&second) < frames, "{} of {frames}", bytes(&second));
+    assert!(again <= frames - came, "{again} of {frames}, {came} came");
 }
 
 /// Promise: with `quarantine = "eio"`, what a lie has not shown yet it does not show any more; also after
