@@ -223,6 +223,11 @@ impl Layer {
         self.0.fetcher.layer()
     }
 
+    /// Whether this daemon saw that all of it is there and what its index says.
+    pub(crate) fn is_proven_here(&self) -> bool {
+        self.0.proven.load(Ordering::Acquire)
+    }
+
     pub(crate) fn quarantine(&self) -> Option<String> {
         match self.trust() {
             Trust::Quarantined(reason) => Some(reason),
@@ -238,7 +243,7 @@ impl Layer {
             let mut absent = self.stored().presence().rows(|s| s == ChunkState::Absent);
             absent.next().is_none()
         };
-        if was_proven && !self.0.proven.load(Ordering::Acquire) && is_whole() {
+        if was_proven && !self.is_proven_here() && is_whole() {
             let fetcher = self.0.fetcher.clone();
             // What is missing by now stays lazy; the next mount tries again.
             self.0.fetcher.runtime().spawn(async move {

@@ -7,6 +7,7 @@ mod decoding;
 mod evict;
 mod mounts;
 mod remove;
+mod renew;
 mod replay;
 mod retired;
 mod scrub;

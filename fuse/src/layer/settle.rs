@@ -149,6 +149,9 @@ impl Layer {
                         }
                         proofs.proven.fetch_add(1, Ordering::Relaxed);
                         info!(index = %self.id(), layer = %self.blob(), "complete, and proven to be what its index says");
+                        if let Some(plane) = self.0.plane.upgrade() {
+                            plane.renew(self);
+                        }
                     }
                     // Removed meanwhile: nobody asks for its proof any more.
                     Err(_) if self.0.fetcher.is_removed() => {}

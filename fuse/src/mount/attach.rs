@@ -10,7 +10,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::MountFailed;
+use super::{MountFailed, Unmount, unmount};
 
 /// Longest message taken from the kernel's log of one mount, bytes. It hands out one at a time, and those
 /// of EROFS and overlayfs are single lines, of paths at most a few hundred.
@@ -36,9 +36,23 @@ pub(crate) fn mount_erofs(erofs: Erofs<'_>, target: &Path) -> Result<(), MountFa
 
 /// Makes the mount, or the directory, at `from` appear at `to` as well.
 pub(crate) fn bind(from: &Path, to: &Path) -> Result<(), MountFailed> {
+    place(&copy(from)?, to)
+}
+
+/// Makes the mount at `from` appear at `to` instead of the topmost one there, which goes out of sight. Whoever
+/// looks sees one or the other. If it is cut off half way, both are there, the old one on top.
+///
+/// Needs Linux 6.5.
+pub(crate) fn replace(from: &Path, to: &Path) -> Result<(), MountFailed> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_BENEATH;
+    move_mount(copy(from)?, "", CWD, to, flags)
+        .map_err(|error| MountFailed::new("place a mount beneath", to, error))?;
+    unmount(to, Unmount::Lazy)
+}
+
+fn copy(from: &Path) -> Result<OwnedFd, MountFailed> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, from, flags).map_err(|e| MountFailed::new("bind", from, e))?;
-    place(&tree, to)
+    open_tree(CWD, from, flags).map_err(|error| MountFailed::new("bind", from, error))
 }
 
 pub(super) fn open_context(kind: &str, target: &Path) -> Result<OwnedFd, MountFailed> {

@@ -32,6 +32,7 @@ impl Plane {
         for base in bases(table, root).into_values() {
             mounts.bases.entry(base).or_default();
         }
+        let mut twice = Vec::new();
         for found in images(table, root) {
             let Some(&layer) = owners.get(&found.slot) else {
                 tracing::warn!(
@@ -47,12 +48,15 @@ impl Plane {
                 layer,
                 slot: found.slot,
                 base: found.base,
+                image: None,
                 unclaimed: true,
                 // Known once somebody claims it.
                 asked_tree: None,
             };
-            mounts.targets.insert(found.target, target);
+            let before = mounts.targets.insert(found.target.clone(), target);
+            twice.extend(before.and_then(|before| Some((found.target, before.base?, found.base?))));
         }
+        self.finish_renewals(&mut mounts, twice);
     }
 
     /// Unmounts what nobody claimed: a change that was killed half way left it.

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 
 use super::Plane;
@@ -26,6 +25,14 @@ impl Mounts {
     pub(super) fn has(&self, layer: &LayerId) -> bool {
         self.targets.values().any(|target| target.layer == *layer)
     }
+
+    /// Whether the kernel reads the layer's file past us, as far as mounts are known.
+    pub(super) fn has_direct(&self, layer: &LayerId) -> bool {
+        let is_direct = |target: &Target| target.base.is_some_and(|base| base.direct);
+        self.targets
+            .values()
+            .any(|target| target.layer == *layer && is_direct(target))
+    }
 }
 
 /// A place a layer is mounted at.
@@ -37,6 +44,8 @@ pub(super) struct Target {
     /// The slot of its metadata image.
     pub(super) slot: u32,
     pub(super) base: Option<Base>,
+    /// The file of its metadata image. Not known of what a daemon before made, until somebody claims it.
+    pub(super) image: Option<PathBuf>,
     /// Whether a daemon before made it, and nobody said yet that it is wanted.
     pub(super) unclaimed: bool,
 }
@@ -47,7 +56,7 @@ pub(super) struct Base {
     /// The slot of its metadata image.
     pub(super) slot: u32,
     /// Whether its device is the store's file itself.
-    direct: bool,
+    pub(super) direct: bool,
 }
 
 impl Plane {
@@ -70,9 +79,14 @@ impl Plane {
         match mounts.targets.get_mut(target) {
             Some(found) if found.unclaimed && found.slot == view.slot => {
                 found.unclaimed = false;
+                found.image = Some(view.path);
                 if self.driver.driver == Driver::Fuse {
                     let has_xattrs = view.image.has_xattrs();
                     found.asked_tree = self.session.asked_tree(view.slot, has_xattrs);
+                }
+                drop(mounts);
+                if layer.is_proven_here() {
+                    self.renew(layer);
                 }
                 return Ok(());
             }
@@ -97,6 +111,7 @@ impl Plane {
             layer: layer.id(),
             slot: view.slot,
             base,
+            image: Some(view.path),
             unclaimed: false,
             asked_tree,
         };
@@ -113,11 +128,29 @@ impl Plane {
     ) -> Result<Base, MountError> {
         let base = Base {
             slot: view.slot,
-            direct: layer.0.proven.load(Ordering::Acquire) && layer.stored().begin_direct(),
+            direct: self.may_be_direct(mounts, layer),
         };
-        let place = self.base_path(base);
-        let is_new = !mounts.bases.contains_key(&base);
-        if is_new {
+        self.mount_base(mounts, layer, base, &view.path)?;
+        let bound = bind(&self.base_path(base), target);
+        if bound.is_ok() {
+            *mounts.bases.entry(base).or_default() += 1;
+        } else {
+            self.drop_unused(mounts, base);
+        }
+        bound?;
+        Ok(base)
+    }
+
+    /// Mounts an EROFS file system of the layer, with the metadata `image`, unless it is mounted.
+    pub(super) fn mount_base(
+        &self,
+        mounts: &mut Mounts,
+        layer: &Layer,
+        base: Base,
+        image: &Path,
+    ) -> Result<(), MountError> {
+        if !mounts.bases.contains_key(&base) {
+            let place = self.base_path(base);
             let device = if base.direct {
                 layer.stored().directory().join("device")
             } else {
@@ -128,20 +161,13 @@ impl Plane {
                 error,
             })?;
             let erofs = Erofs {
-                image: &view.path,
+                image,
                 device: &device,
             };
             apart(|| mount_erofs(erofs, &place))?;
         }
         mounts.bases.entry(base).or_default();
-        let bound = bind(&place, target);
-        if bound.is_ok() {
-            *mounts.bases.entry(base).or_default() += 1;
-        } else {
-            self.drop_unused(mounts, base);
-        }
-        bound?;
-        Ok(base)
+        Ok(())
     }
 
     pub(super) fn asked_tree(&self, target: &Path) -> Option<PathBuf> {
@@ -171,12 +197,17 @@ impl Plane {
             base: Some(base), ..
         }) = mounts.targets.remove(target)
         {
-            if let Some(users) = mounts.bases.get_mut(&base) {
-                *users = users.saturating_sub(1);
-            }
-            self.drop_unused(mounts, base);
+            self.release_base(mounts, base);
         }
         Ok(())
+    }
+
+    /// One place less that shows it.
+    pub(super) fn release_base(&self, mounts: &mut Mounts, base: Base) {
+        if let Some(users) = mounts.bases.get_mut(&base) {
+            *users = users.saturating_sub(1);
+        }
+        self.drop_unused(mounts, base);
     }
 
     pub(super) fn unmount_all(&self) {
@@ -204,7 +235,7 @@ impl Plane {
         }
     }
 
-    fn base_path(&self, base: Base) -> PathBuf {
+    pub(super) fn base_path(&self, base: Base) -> PathBuf {
         self.store.root().join("erofs").join(base.name())
     }
 }

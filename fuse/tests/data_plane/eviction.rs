@@ -232,7 +232,8 @@ async fn a_store_that_is_pinned_full_serves_and_says_so() {
 /// evicted whole, and who still has a file of that mount open reads on, every byte right.
 async fn a_directly_mounted_layer_is_evicted_whole_after_its_last_use() {
     let scene = limited(DriverChoice::Erofs, 6 * MIB).await;
-    let data = noise(1, 4 * MIB);
+    // Half of the store may be fixed.
+    let data = noise(1, 5 * MIB / 2);
     let fixture = layer_of(&data);
     let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
     layer.fetch_all().await.unwrap();
@@ -249,7 +250,7 @@ async fn a_directly_mounted_layer_is_evicted_whole_after_its_last_use() {
         scene.plane().unmount(&mounted.target).await.unwrap();
     };
     press().await;
-    assert!(data_on_disk(&layer) >= 4 * MIB as u64, "it is mounted");
+    assert!(data_on_disk(&layer) >= data.len() as u64, "it is mounted");
     assert!(cold(target.join("data")).await.unwrap() == data);
     scene.plane().unmount(&target).await.unwrap();
     press().await;

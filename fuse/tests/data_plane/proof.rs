@@ -1,5 +1,12 @@
 //! Complete layers: proven ones are mounted directly, lying ones quarantined.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use larder_fuse::mount::mounts;
 use larder_fuse::{DriverChoice, MountError};
 use larder_proto::tree::{Kind, ROOT};
@@ -7,7 +14,7 @@ use larder_test_support::layer::LayerFixture;
 use larder_test_support::tar::{Entry, TarBuilder};
 use larder_test_support::{on_both_drivers, on_erofs};
 
-use crate::scene::{Mood, Scene, eventually, noise, odd_layer, read};
+use crate::scene::{Mood, Scene, eventually, layer_of, noise, odd_layer, read};
 
 /// Promise: a complete, proven layer is mounted from its store file, without the session.
 async fn a_proven_layer_is_mounted_directly() {
@@ -23,21 +30,101 @@ async fn a_proven_layer_is_mounted_directly() {
         read(target.join("bin/big")).await.unwrap(),
         noise(7, 700_001)
     );
-    let root = scene.plane().root();
-    let bases = mounts()
-        .unwrap()
-        .into_iter()
-        .filter(|m| m.target.starts_with(root.join("erofs")));
-    let mut names: Vec<_> = bases
-        .map(|m| m.target.file_name().unwrap().to_owned())
-        .collect();
-    names.sort();
-    let names: Vec<_> = names.iter().map(|name| name.to_str().unwrap()).collect();
-    assert_eq!(names.len(), 2);
-    assert!(
-        names.iter().any(|name| name.ends_with("-direct")),
-        "{names:?}"
+    eventually("both places are direct", || bases(&scene) == ["direct"]).await;
+}
+
+/// Promise: once a layer is proven, the place it is mounted at shows the store's file without the session, never
+/// nothing in between; who has a file of the old mount open reads on. It can be unmounted like any other.
+async fn a_mounted_layer_becomes_direct_when_it_is_proven() {
+    let scene = Scene::new(DriverChoice::Erofs).await;
+    let mounted = scene.mounted(&odd_layer(), "at").await;
+    let expected = noise(7, 700_001);
+    let mut open = File::open(mounted.target.join("bin/big")).unwrap();
+    let (watched, ends) = (
+        mounted.target.join("etc/passwd"),
+        Arc::new(AtomicBool::new(false)),
     );
+    let ended = ends.clone();
+    let watch = std::thread::spawn(move || {
+        let mut looks = 0_u64;
+        while !ended.load(Ordering::Relaxed) {
+            assert_eq!(std::fs::read(&watched).unwrap(), b"root:x:0:0\n");
+            looks += 1;
+        }
+        looks
+    });
+    assert_eq!(bases(&scene), ["lazy"]);
+    mounted.layer.fetch_all().await.unwrap();
+    eventually("it is mounted directly", || bases(&scene) == ["direct"]).await;
+    ends.store(true, Ordering::Relaxed);
+    assert!(watch.join().unwrap() > 0);
+    mounted.source.set(Mood::Fails);
+    assert_eq!(mounts_at(&mounted.target), 1);
+    assert_eq!(
+        read(mounted.target.join("bin/big")).await.unwrap(),
+        expected
+    );
+    let old = tokio::task::spawn_blocking(move || {
+        let mut found = Vec::new();
+        open.read_to_end(&mut found).map(|_| found)
+    });
+    assert_eq!(old.await.unwrap().unwrap(), expected);
+    scene.plane().unmount(&mounted.target).await.unwrap();
+    assert_eq!(mounts_at(&mounted.target), 0);
+    assert_eq!(bases(&scene), [""; 0]);
+}
+
+/// Promise: direct mounts fix at most half of a limited store, whichever layers are proven first; the others are
+/// proven, too, and stay lazy.
+async fn direct_mounts_fix_half_of_a_limited_store_at_most() {
+    let scene = Scene::with(DriverChoice::Erofs, |config| {
+        config.store_bytes_max = 12 << 20;
+    })
+    .await;
+    let mut layers = Vec::new();
+    for number in 0..3 {
+        let fixture = layer_of(&noise(number, 2_500_000));
+        layers.push(scene.mounted(&fixture, &format!("at{number}")).await);
+    }
+    for mounted in &layers {
+        mounted.layer.fetch_all().await.unwrap();
+        eventually("it is proven", || mounted.layer.status().direct).await;
+    }
+    let kinds = ["direct", "direct", "lazy"];
+    eventually("two of three are direct", || bases(&scene) == kinds).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(bases(&scene), kinds);
+    scene.plane().unmount(&layers[0].target).await.unwrap();
+    let again = scene.directory("again");
+    layers[2].layer.mount(&again, &[]).await.unwrap();
+    assert_eq!(bases(&scene), kinds, "there is room for one more");
+}
+
+/// How the file systems of layers are mounted, in order.
+fn bases(scene: &Scene) -> Vec<String> {
+    let place = scene.plane().root().join("erofs");
+    let mut kinds: Vec<_> = mounts()
+        .unwrap()
+        .iter()
+        .filter(|mount| mount.target.starts_with(&place))
+        .map(|mount| {
+            mount
+                .target
+                .to_str()
+                .unwrap()
+                .rsplit('-')
+                .next()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    kinds.sort();
+    kinds
+}
+
+fn mounts_at(target: &Path) -> usize {
+    let mounts = mounts().unwrap();
+    mounts.iter().filter(|mount| mount.target == target).count()
 }
 
 /// Promise: an index whose tree is not the tar's is found out, and its layer is mounted no more.
@@ -85,6 +172,10 @@ async fn a_lying_index_is_quarantined(driver: DriverChoice) {
     }
 }
 
-on_erofs!(a_proven_layer_is_mounted_directly);
+on_erofs!(
+    a_proven_layer_is_mounted_directly,
+    a_mounted_layer_becomes_direct_when_it_is_proven,
+    direct_mounts_fix_half_of_a_limited_store_at_most,
+);
 
 on_both_drivers!(a_lying_index_is_quarantined);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use larder_fuse::mount::{Unmount, mounts, unmount};
@@ -108,6 +108,22 @@ impl World {
         let output = self.command(arguments).output().unwrap();
         for bytes in [output.stdout, output.stderr] {
             self.said.push(String::from_utf8_lossy(&bytes).into_owned());
+        }
+    }
+
+    /// Runs several at a time to their ends: most of what they do is to wait before they try again.
+    pub(crate) fn run_together(&mut self, commands: &[&[&str]]) {
+        let mut running = Vec::new();
+        for arguments in commands {
+            let mut command = self.command(arguments);
+            let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
+            running.push(command.stderr(Stdio::piped()).spawn().unwrap());
+        }
+        for one in running {
+            let output = one.wait_with_output().unwrap();
+            for bytes in [output.stdout, output.stderr] {
+                self.said.push(String::from_utf8_lossy(&bytes).into_owned());
+            }
         }
     }
 

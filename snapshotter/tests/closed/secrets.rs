@@ -106,29 +106,31 @@ async fn no_secret_is_in_what_pull_and_fetch_blobs_say_or_leave() {
     world.start().await;
     world.start_containerd().await;
     let first = world.push_image("1");
-    let command = |world: &mut World, words: &[&str]| {
-        let place = ["--config", text(&config), "--address", text(&address)];
-        world.run(&[&words[..1], &place[..], &words[1..]].concat());
+    let place = ["--config", text(&config), "--address", text(&address)];
+    let command = |world: &mut World, words: &[&str], image: &str| {
+        world.run(&with_place(words, place, image));
     };
-    command(&mut world, &["pull", &first]);
+    command(&mut world, &["pull"], &first);
     let pulled = world.said.join("\n");
     assert!(pulled.contains("2 of 2 layers loaded lazily"), "{pulled}");
     for (number, (on, fault)) in faults().into_iter().enumerate() {
         let other = world.push_image(&format!("other-{number}"));
         world.registry.fault(on, fault);
-        command(&mut world, &["pull", &other]);
-        command(&mut world, &["pull", "--json", &other]);
-        command(&mut world, &["fetch-blobs", &first]);
+        world.run_together(&[
+            &with_place(&["pull"], place, &other),
+            &with_place(&["pull", "--json"], place, &other),
+            &with_place(&["fetch-blobs"], place, &first),
+        ]);
         world.registry.clear_faults();
         world.registry.revoke_tokens();
         world.registry.expire_urls();
     }
     world.log_in("canary-wrong-password");
     let last = world.push_image("last");
-    command(&mut world, &["pull", &last]);
-    command(&mut world, &["fetch-blobs", "--json", &first]);
+    command(&mut world, &["pull"], &last);
+    command(&mut world, &["fetch-blobs", "--json"], &first);
     world.log_in(PASSWORD);
-    command(&mut world, &["fetch-blobs", &first]);
+    command(&mut world, &["fetch-blobs"], &first);
     ask_around(&mut world, &first, &config, &address);
     world.said.push(page(&metrics).await);
     world.command_lines();
@@ -144,6 +146,11 @@ async fn no_secret_is_in_what_pull_and_fetch_blobs_say_or_leave() {
     }
     let found = world.found();
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// A command's own words, where configuration and containerd are, and the image.
+fn with_place<'a>(words: &[&'a str], place: [&'a str; 4], image: &'a str) -> Vec<&'a str> {
+    [&words[..1], &place, &words[1..], &[image]].concat()
 }
 
 /// Runs what tells or keeps something of an image, and lists what containerd has of it.

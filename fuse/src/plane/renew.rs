@@ -1,0 +1,111 @@
+//! Layers that became complete while they were mounted: what starts from then on reads the store's file itself.
+//!
+//! A container keeps the file system it began with. The place its layer is mounted at, where the next
+//! container looks, gets the direct one instead, without a moment in between.
+
+use std::path::{Path, PathBuf};
+
+use super::Plane;
+use super::mounts::{Base, Mounts};
+use crate::layer::{Layer, MountError};
+use crate::mount::{Unmount, replace, unmount};
+
+/// The share of the store's limit that direct mounts may fix: one in so many. Nothing can be taken from what
+/// the kernel reads past us, and the rest must be enough for what is read now.
+const FIXED_SHARE: u64 = 2;
+
+impl Plane {
+    /// Puts direct mounts in the place of a layer's lazy ones, now that it is proven.
+    pub(crate) fn renew(&self, layer: &Layer) {
+        let mut mounts = self.lock_mounts();
+        let lazy: Vec<_> = mounts
+            .targets
+            .iter()
+            .filter(|(_, target)| target.layer == layer.id())
+            .filter_map(|(path, target)| {
+                let base = target.base.filter(|base| !base.direct)?;
+                Some((path.clone(), base, target.image.clone()?))
+            })
+            .collect();
+        for (target, old, image) in lazy {
+            match self.renew_one(&mut mounts, layer, &target, old, &image) {
+                Ok(true) => {
+                    tracing::debug!(target = %target.display(), "mounted directly from here on")
+                }
+                // The lazy one goes on serving.
+                Ok(false) => return,
+                Err(error) => tracing::info!(%error, "a layer stays mounted lazily"),
+            }
+        }
+    }
+
+    fn renew_one(
+        &self,
+        mounts: &mut Mounts,
+        layer: &Layer,
+        target: &Path,
+        old: Base,
+        image: &Path,
+    ) -> Result<bool, MountError> {
+        let direct = Base {
+            direct: true,
+            ..old
+        };
+        if !self.may_be_direct(mounts, layer) {
+            return Ok(false);
+        }
+        self.mount_base(mounts, layer, direct, image)?;
+        if let Err(error) = replace(&self.base_path(direct), target) {
+            self.drop_unused(mounts, direct);
+            return Err(error.into());
+        }
+        *mounts.bases.entry(direct).or_default() += 1;
+        if let Some(target) = mounts.targets.get_mut(target) {
+            target.base = Some(direct);
+        }
+        self.release_base(mounts, old);
+        Ok(true)
+    }
+
+    /// Whether the kernel may read the layer's file past us: all of it is there and proven, and direct mounts
+    /// leave enough of the store that chunks can be taken from.
+    pub(super) fn may_be_direct(&self, mounts: &Mounts, layer: &Layer) -> bool {
+        layer.is_proven_here() && self.leaves_enough(mounts, layer) && layer.stored().begin_direct()
+    }
+
+    fn leaves_enough(&self, mounts: &Mounts, layer: &Layer) -> bool {
+        let Some(limit) = self.store.rules().ledger.limit() else {
+            return true;
+        };
+        // Nothing is taken from what is pinned, however it is mounted.
+        let pinned = |layer: &Layer| self.store.pins().has(&layer.id().0);
+        if pinned(layer) || mounts.has_direct(&layer.id()) {
+            return true;
+        }
+        let layers: Vec<_> = self.lock_layers().values().cloned().collect();
+        let fixed = layers
+            .iter()
+            .filter(|other| mounts.has_direct(&other.id()) && !pinned(other))
+            .map(|other| other.stored().on_disk().device)
+            .sum::<u64>();
+        fixed.saturating_add(layer.stored().on_disk().device) <= limit / FIXED_SHARE
+    }
+
+    /// Ends what a daemon that was killed while it renewed left: two mounts in one place, the lazy one on top.
+    pub(super) fn finish_renewals(&self, mounts: &mut Mounts, twice: Vec<(PathBuf, Base, Base)>) {
+        for (target, one, other) in twice {
+            let (lazy, direct) = if one.direct {
+                (other, one)
+            } else {
+                (one, other)
+            };
+            match unmount(&target, Unmount::Lazy) {
+                Ok(()) => self.release_base(mounts, lazy),
+                Err(error) => tracing::warn!(%error, "a mount stays"),
+            }
+            if let Some(target) = mounts.targets.get_mut(&target) {
+                target.base = Some(direct);
+            }
+        }
+    }
+}
