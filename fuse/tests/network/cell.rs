@@ -75,12 +75,12 @@ pub(crate) struct Cell<'a> {
     pub(crate) number: u64,
 }
 
-impl Cell<'_> {
-    /// Its name, by which a failure is found again.
-    pub(crate) fn name(&self) -> String {
-        format!("{} × {:?}", self.row.name, self.column)
-    }
+/// The name of a cell, by which a failure is found again.
+pub(crate) fn name(row: &Row, column: Column) -> String {
+    format!("{} × {column:?}", row.name)
+}
 
+impl Cell<'_> {
     /// Brings the fault on, looks at what comes of it, ends it, and sees things heal.
     pub(crate) async fn run(&self) -> Result<(), String> {
         // One chunk: what becomes of a read that the kernel makes several requests of stands in `large`.
