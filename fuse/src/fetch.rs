@@ -12,6 +12,7 @@ mod ahead;
 mod arriving;
 mod bandwidth;
 mod complete;
+mod damage;
 mod decode;
 mod error;
 mod flight;
@@ -136,6 +137,7 @@ pub(crate) struct Fetcher {
     removed: AtomicBool,
     barred: AtomicBool,
     listeners: Listeners,
+    damage: Mutex<damage::Damage>,
 }
 
 impl Fetcher {
@@ -159,6 +161,7 @@ impl Fetcher {
             removed: AtomicBool::new(false),
             barred: AtomicBool::new(false),
             listeners: Listeners::default(),
+            damage: Mutex::default(),
         }
     }
 

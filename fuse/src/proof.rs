@@ -30,8 +30,12 @@ pub(crate) enum Verdict {
 
 /// Reads the whole layer. Takes seconds for large layers; for a background thread.
 pub(crate) fn prove(layer: &StoredLayer) -> Verdict {
-    let before = layer.evictions();
+    let (before, damaged) = (layer.evictions(), layer.damaged());
     let examined = examine(layer);
+    let damaged = layer.damaged() - damaged;
+    if damaged > 0 {
+        return Verdict::Unknown(format!("{damaged} chunks were damaged on the disk"));
+    }
     let lie = match examined {
         Ok(Ok(())) => return Verdict::True,
         // Holes read as zeros.
@@ -39,7 +43,7 @@ pub(crate) fn prove(layer: &StoredLayer) -> Verdict {
         Ok(Err(lie)) => lie,
         Err(error) => return Verdict::Unknown(format!("cannot read the device: {error}")),
     };
-    // A disk that changed bytes after they were verified looks the same; the chunks tell.
+    // What somebody wrote into what the kernel has in memory looks the same; the chunks tell.
     let mut damaged = 0;
     for (row, chunk) in layer.index().chunks().enumerate() {
         damaged += usize::from(layer.verify(row, &chunk) != Checked::Intact);
@@ -60,7 +64,9 @@ fn examine(layer: &StoredLayer) -> io::Result<Result<(), String>> {
     while at < index.tar_len() {
         let len = usize::try_from(index.tar_len() - at).map_or(PIECE, |left| left.min(PIECE));
         let bytes = &mut buffer[..len];
-        layer.read_unasked(bytes, at)?;
+        if !layer.read_verified(bytes, at)? {
+            return Err(io::Error::other("chunks are gone"));
+        }
         hasher.update(&*bytes);
         cuts.clear();
         if let Err(error) = scan.feed(bytes, &mut cuts) {

@@ -103,11 +103,18 @@ impl Run {
         }
     }
 
-    /// Lands the chunks that a former run of the daemon left in the store, if they are intact.
+    /// Lands the chunks that are in the store, if they are intact.
     async fn verify_claims(&self) {
-        let is_claimed =
-            |row: &usize| self.fetcher.layer.presence().state(*row) == ChunkState::Claimed;
-        for row in self.rows().into_iter().filter(is_claimed) {
+        for row in self.rows() {
+            match self.fetcher.layer.presence().state(row) {
+                ChunkState::Absent => continue,
+                // A reader has just verified it again.
+                ChunkState::Verified => {
+                    self.land(row, Landed::Stored);
+                    continue;
+                }
+                ChunkState::Claimed => {}
+            }
             let layer = self.fetcher.layer.clone();
             let verify = move || Some(layer.verify(row, &layer.index().chunk(row)?));
             let begun = Instant::now();
@@ -115,17 +122,12 @@ impl Run {
             self.spent_on(Delay::Verification, begun.elapsed());
             match verified {
                 Ok(Some(Checked::Intact)) => self.land(row, Landed::Stored),
-                // A killed daemon leaves chunks that are there in part.
-                Ok(Some(Checked::Damaged)) if self.fetcher.layer.is_guessed() => debug!(
-                    layer = %self.fetcher.blob(), chunk = row,
-                    "a chunk is not there, other than it seemed; fetching it"
-                ),
                 Ok(Some(Checked::Damaged)) => {
-                    self.fetcher.context.counts.damage();
-                    warn!(
+                    debug!(
                         layer = %self.fetcher.blob(), chunk = row,
-                        "a chunk in the store is damaged; fetching it again"
+                        "a chunk is not what it seemed; fetching it"
                     );
+                    self.fetcher.tell_damage();
                 }
                 Ok(Some(Checked::Evicted) | None) => {}
                 Err(_) => return,

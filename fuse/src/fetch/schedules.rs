@@ -127,7 +127,7 @@ impl Prepared {
         let expected = self.content(row);
         let mut found = vec![0; expected.len()];
         let at = self.fixture.chunks[row].offset;
-        let read = |device: &crate::store::Device| device.read(&mut found, at);
+        let read = |there: &mut crate::store::There<'_>| there.read(&mut found, at);
         let is_there = fetcher.layer().read_there(std::iter::once(row), read);
         let is_there = is_there.unwrap();
         assert!(

@@ -11,7 +11,7 @@ use larder_proto::verified::Verified;
 
 use crate::counts::ReadFailure;
 use crate::fetch::{FetchError, Fetcher, Landing, Priority};
-use crate::store::{Device, StoredLayer};
+use crate::store::{StoredLayer, There};
 
 use super::slow;
 
@@ -119,6 +119,7 @@ where
         // On chunks that were there: verify them again, and fetch what is lost.
         doubt(layer, &wanted);
     }
+    fetcher.tell_damage();
     fetch(fetcher, wanted, began, reply);
 }
 
@@ -275,7 +276,7 @@ fn fill(
     buffer: &mut Vec<u8>,
 ) -> io::Result<bool> {
     let from_store = wanted.rows(layer).filter(|row| !held.contains_key(row));
-    layer.read_there(from_store, |device| {
+    layer.read_there(from_store, |there| {
         if buffer.len() < wanted.len {
             buffer.resize(wanted.len, 0);
         }
@@ -288,9 +289,9 @@ fn fill(
             let len = usize::try_from(len).map_err(io::Error::other)?;
             let bytes = &mut buffer[part.at..part.at + len];
             if held.is_empty() {
-                device.read(bytes, part.device.start)?;
+                there.read(bytes, part.device.start)?;
             } else {
-                fill_mixed(layer, device, part, held, bytes)?;
+                fill_mixed(layer, there, part, held, bytes)?;
             }
         }
         Ok(())
@@ -300,7 +301,7 @@ fn fill(
 /// Chunk by chunk, from memory or from the store.
 fn fill_mixed(
     layer: &StoredLayer,
-    device: &Device,
+    there: &mut There<'_>,
     part: &Part,
     held: &Held,
     bytes: &mut [u8],
@@ -317,7 +318,7 @@ fn fill_mixed(
             Some(content) => to.copy_from_slice(
                 &content.as_slice()[place(start, chunk.offset)..place(end, chunk.offset)],
             ),
-            None => device.read(to, start)?,
+            None => there.read(to, start)?,
         }
     }
     Ok(())

@@ -44,6 +44,7 @@ impl Device {
         if file.metadata()?.len() != len {
             disk.set_len(&file, len)?;
         }
+        read_nothing_ahead(&file);
         let file = RwLock::new(Arc::new(file));
         Ok(Self { file, disk, len })
     }
@@ -88,8 +89,19 @@ impl Device {
         self.disk.set_len(&self.disk.create(&fresh)?, self.len)?;
         let file = self.disk.open(&fresh)?;
         self.disk.rename(&fresh, path)?;
+        read_nothing_ahead(&file);
         let mut now = self.file.write().unwrap_or_else(PoisonError::into_inner);
         Ok(std::mem::replace(&mut *now, Arc::new(file)))
+    }
+
+    /// Reads bytes that the kernel has in memory; false if it would have to ask the disk for some.
+    pub(crate) fn read_cached(&self, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
+        self.disk.read_cached_at(&self.file(), bytes, offset)
+    }
+
+    /// Whether nothing was ever written to `range`, or all of it was taken away.
+    pub(crate) fn is_hole(&self, range: Range<u64>) -> bool {
+        data_within(&self.file(), range).is_empty()
     }
 
     pub(crate) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
@@ -105,6 +117,11 @@ impl Device {
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.disk.sync_data(&self.file())
     }
+}
+
+/// What the kernel read on its own account nobody would have verified.
+fn read_nothing_ahead(file: &File) {
+    let _ = fadvise(file, 0, None, Advice::Random);
 }
 
 /// The parts of `range` that are no holes. Where a file system cannot tell, that is all of it.

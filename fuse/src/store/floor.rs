@@ -14,6 +14,10 @@ use crate::sync::Mutex;
 /// well below that; and a chunk write must not cost a system call each time.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
+/// How long the store caches before that is told. Where readers want more than can be evicted, it stops and goes
+/// on every second; that is one time without a cache, and two lines in the log.
+const CALM: Duration = Duration::from_secs(2);
+
 /// Freed beyond what is lacking, so that not every chunk calls for eviction, bytes; of a small disk 1 %.
 const MARGIN: u64 = 64 << 20;
 
@@ -47,7 +51,11 @@ pub(crate) struct Promised<'a> {
 #[derive(Debug, Default)]
 struct State {
     checked: Option<Instant>,
-    closed: Option<CachingStopped>,
+    closed: bool,
+    /// What is told: that nothing is cached, also for a while after that is over.
+    told: Option<CachingStopped>,
+    /// Since when it is open again.
+    open_since: Option<Instant>,
     /// Whether a write failed for no reason that can be seen otherwise: only one that succeeds says
     /// that it is over.
     write_failed: bool,
@@ -102,7 +110,7 @@ impl Floor {
     pub(crate) fn may_have_room(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = |at: Instant| at.elapsed() < CHECK_EVERY;
-        state.closed.is_none() || !state.checked.is_some_and(fresh)
+        !state.closed || !state.checked.is_some_and(fresh)
     }
 
     /// Why nothing is cached now, if so.
@@ -110,9 +118,9 @@ impl Floor {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // Where a write failed, the next one that is tried tells more.
         if !state.write_failed {
-            self.settle(&mut state, self.obstacle());
+            self.settle(&mut state, self.obstacle(), Instant::now());
         }
-        state.closed.clone()
+        state.told.clone()
     }
 
     fn has_room_at(&self, now: Instant) -> bool {
@@ -126,9 +134,9 @@ impl Floor {
                 return true;
             }
             state.write_failed = false;
-            self.settle(&mut state, obstacle);
+            self.settle(&mut state, obstacle, now);
         }
-        state.closed.is_none()
+        !state.closed
     }
 
     /// Bytes to be freed so that caching can go on, as far as room on the disk is what it lacks.
@@ -151,7 +159,7 @@ impl Floor {
         state.is_full = false;
         if state.write_failed {
             state.write_failed = false;
-            self.settle(&mut state, None);
+            self.settle(&mut state, None, Instant::now());
         }
     }
 
@@ -184,21 +192,30 @@ impl Floor {
         let why = self.obstacle();
         state.write_failed = why.is_none();
         let why = why.unwrap_or_else(|| format!("{error}: see to the disk, free some space"));
-        self.settle(&mut state, Some(why));
+        self.settle(&mut state, Some(why), Instant::now());
     }
 
-    fn settle(&self, state: &mut State, obstacle: Option<String>) {
+    fn settle(&self, state: &mut State, obstacle: Option<String>, now: Instant) {
         let directory = self.directory.display();
-        let before = state.closed.take();
-        match (obstacle, before) {
+        state.closed = obstacle.is_some();
+        match (obstacle, &mut state.told) {
             (Some(why), None) => {
                 warn!(%directory, why, "the store stops caching; reads are served without it");
                 let since = SystemTime::now();
-                state.closed = Some(CachingStopped { why, since });
+                state.told = Some(CachingStopped { why, since });
             }
-            (Some(why), Some(before)) => state.closed = Some(CachingStopped { why, ..before }),
-            (None, Some(_)) => info!(%directory, "the store caches again"),
+            (Some(why), Some(told)) => told.why = why,
+            (None, Some(_)) => {
+                let since = *state.open_since.get_or_insert(now);
+                if now.saturating_duration_since(since) >= CALM {
+                    info!(%directory, "the store caches again");
+                    state.told = None;
+                }
+            }
             (None, None) => {}
+        }
+        if state.closed {
+            state.open_since = None;
         }
     }
 }
@@ -250,6 +267,29 @@ mod tests {
         assert!(!floor.has_room_at(later(10)), "not two");
         floor.wrote();
         assert!(floor.has_room_at(later(10)));
+    }
+
+    /// Promise: a store that fills up as soon as something was evicted tells of one time without a cache, not of
+    /// one each second; that it is over is told two seconds after it is.
+    #[test]
+    fn a_store_that_fills_up_again_and_again_tells_once() {
+        let gauge = Arc::new(Gauge::default());
+        let floor = Floor::new(gauge.clone(), "/".into(), 5);
+        let start = Instant::now();
+        let told_at = |second: u64, available: u64| {
+            gauge.0.store(available, Ordering::Relaxed);
+            let has_room = floor.has_room_at(start + Duration::from_secs(second));
+            assert_eq!(has_room, available >= 50);
+            let state = floor.state.lock().unwrap();
+            state.told.as_ref().map(|told| told.since)
+        };
+        let first = told_at(0, 49);
+        assert!(first.is_some());
+        for second in 1..10 {
+            assert_eq!(told_at(second, 49 + second % 2), first);
+        }
+        assert_eq!(told_at(10, 50), first);
+        assert_eq!(told_at(11, 50), None);
     }
 
     /// Promise: what is no chunk may take half of what is to be left free, together and not each.

@@ -136,14 +136,20 @@ impl Presence {
         }
     }
 
+    /// Whether a chunk was verified, however long ago.
+    pub(crate) fn was_verified(&self, row: usize) -> bool {
+        let word = self.verified.get(row / 64);
+        word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (row % 64)) != 0)
+    }
+
     pub(crate) fn set_verified(&self, row: usize) {
         if let (Some(word), Some(stale)) = (self.verified.get(row / 64), self.stale.get(row / 64)) {
             let bit = 1 << (row % 64);
             stale.fetch_and(!bit, Ordering::AcqRel);
             if word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
                 self.verified_count.fetch_add(1, Ordering::AcqRel);
+                self.dirty.store(true, Ordering::Release);
             }
-            self.dirty.store(true, Ordering::Release);
             if let Some(word) = self.outliving_word(row) {
                 word.fetch_or(bit, Ordering::AcqRel);
                 // Nothing is locked: what was taken back meanwhile is not to be believed.

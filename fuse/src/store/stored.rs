@@ -62,7 +62,13 @@ pub(crate) struct StoredLayer {
     /// Held while bits are written down: who finds nothing to write knows that it was written.
     syncing: Mutex<()>,
     disk: Arc<dyn Disk>,
-    ended: Ended,
+    pub(super) ended: Ended,
+    /// What the run before had written down, if that ended badly.
+    pub(super) noted: Option<Presence>,
+    /// Held by who finds a chunk damaged.
+    pub(super) condemning: Mutex<()>,
+    /// Chunks that were found damaged.
+    pub(super) damaged: AtomicU64,
     rules: Rules,
 }
 
@@ -230,7 +236,7 @@ impl StoredLayer {
         let is_new = !path.exists();
         let device = Device::open(&path, disk.clone(), device_len(index.tar_len()));
         let device = device.map_err(at(&path))?;
-        let mut presence = claims(&directory, &index, &device, is_new, ended);
+        let (mut presence, noted) = claims(&directory, &index, &device, is_new, ended);
         let all = rules.vouched.as_ref();
         let vouched = all.and_then(|all| bits(all, &record, index.chunk_count(), &device));
         if let Some(bits) = &vouched {
@@ -255,15 +261,13 @@ impl StoredLayer {
             syncing: Mutex::new(()),
             disk,
             ended,
+            noted,
+            condemning: Mutex::new(()),
+            damaged: AtomicU64::new(0),
             rules,
         };
         layer.measure();
         Ok(layer)
-    }
-
-    /// Whether claims are guesses, from what the device file holds, since the run before ended badly.
-    pub(crate) fn is_guessed(&self) -> bool {
-        self.ended == Ended::Badly
     }
 
     pub(crate) fn directory(&self) -> PathBuf {
@@ -304,35 +308,6 @@ impl StoredLayer {
 
     pub(crate) fn record(&self) -> Record {
         self.lock_record().clone()
-    }
-
-    /// Reads bytes of the device without asking whether they are there. For the proof, which asks
-    /// before and afterwards.
-    pub(crate) fn read_unasked(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.device.read(bytes, offset)
-    }
-
-    /// Runs `read`, which reads chunks of `rows` from the device, if all of them are there and
-    /// verified; says whether what was read is theirs.
-    ///
-    /// A chunk is evicted in this order: its bit is cleared, `evictions` counts, its place becomes
-    /// a hole. Who sees the count of before cannot have read the hole, or sees another count
-    /// afterwards; who sees the count of after sees the bit cleared, too.
-    pub(crate) fn read_there(
-        &self,
-        rows: impl Iterator<Item = usize>,
-        read: impl FnOnce(&Device) -> io::Result<()>,
-    ) -> io::Result<bool> {
-        let before = self.evictions();
-        for row in rows {
-            if self.presence.state(row) != ChunkState::Verified {
-                return Ok(false);
-            }
-            self.uses.touch(row);
-        }
-        self.uses.used();
-        read(&self.device)?;
-        Ok(self.evictions() == before)
     }
 
     /// Notes that the disk could not give back what was written: for a while nothing is.
@@ -397,29 +372,6 @@ impl StoredLayer {
                 Published::NotStored
             }
         }
-    }
-
-    /// Verifies a chunk that a former run left; a damaged one is forgotten, and its place cleared.
-    pub(crate) fn verify(&self, row: usize, chunk: &Chunk) -> Checked {
-        let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
-        if self.presence.state(row) == ChunkState::Absent {
-            return Checked::Evicted;
-        }
-        let mut content = vec![0; chunk.len as usize];
-        let read = self.device.read(&mut content, chunk.offset);
-        if read.is_ok() && Verified::check(&content, &chunk.content).is_ok() {
-            self.presence.set_verified(row);
-            return Checked::Intact;
-        }
-        self.forget(row, chunk);
-        Checked::Damaged
-    }
-
-    /// Verifies a chunk as the disk has it, not the page cache.
-    pub(crate) fn scrub(&self, row: usize, chunk: &Chunk) -> Checked {
-        // Only the read that follows depends on it, and that one finds what there is.
-        self.device.forget_cached(chunk.offset..chunk.end());
-        self.verify(row, chunk)
     }
 
     /// Makes the data durable, and then writes down which chunks are there.
@@ -595,28 +547,27 @@ fn claims(
     device: &Device,
     is_new: bool,
     ended: Ended,
-) -> Presence {
+) -> (Presence, Option<Presence>) {
     let count = index.chunk_count();
     let written = std::fs::read(directory.join("present")).unwrap_or_default();
     let written = Presence::decode(&written, count);
     if is_new {
         let presence = Presence::empty(count);
         claim_zeros(&presence, index);
-        return presence;
+        return (presence, None);
     }
-    let written = match (ended, written) {
-        (Ended::Orderly, Some(written)) => return written,
+    let noted = match (ended, written) {
+        (Ended::Orderly, Some(written)) => return (written, None),
         (_, written) => written,
     };
     let there = Presence::empty(count);
     let were_all = claim_what_is_there(&there, index, &device.file());
-    if !were_all && let Some(written) = written {
-        for row in there.rows(|state| state == ChunkState::Claimed) {
-            written.claim(row);
+    if !were_all && let Some(noted) = &noted {
+        for row in noted.rows(|state| state == ChunkState::Claimed) {
+            there.claim(row);
         }
-        return written;
     }
-    there
+    (there, noted)
 }
 
 fn device_len(tar_len: u64) -> u64 {

@@ -1,12 +1,13 @@
 //! Disks that change bits while a container runs.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use larder_fuse::{DeviceReads, DriverChoice, Layer};
 use larder_test_support::{on_both_drivers, on_erofs};
+use rustix::fs::{Advice, fadvise};
 
 use crate::scene::{Scene, cold, eventually, layer_of, noise};
 
@@ -52,6 +53,35 @@ async fn rot_is_found_before_the_reply_and_fetched_again(driver: DriverChoice) {
     }
 }
 
+/// Promise: bits that the disk changed are found whenever they are read from it, however short a time ago the chunk was
+/// verified; each is fetched again once, and counted.
+async fn rot_is_found_when_the_disk_is_read(driver: DriverChoice) {
+    let scene = Scene::with(driver, |config| config.device_reads = DeviceReads::Direct).await;
+    let data = noise(1, 500_000);
+    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    let path = mounted.target.join("data");
+    assert!(cold(path.clone()).await.unwrap() == data);
+    let before = mounted.source.requests().len();
+    for (round, at) in [100_000, 200_000, 499_000].into_iter().enumerate() {
+        let device = device(&scene, &mounted.layer);
+        rot(&device, at);
+        let file = File::open(&device).unwrap();
+        file.sync_all().unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        assert!(cold(path.clone()).await.unwrap() == data, "round {round}");
+        let asked = mounted.source.requests().len();
+        let all = mounted.source.requests();
+        assert_eq!(asked, before + round + 1, "one chunk each: {all:?}");
+        assert_eq!(scene.plane().counts().damaged(), round as u64 + 1);
+        // From memory, and from a disk that is in order.
+        assert!(cold(path.clone()).await.unwrap() == data);
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        assert!(cold(path.clone()).await.unwrap() == data);
+        let all = mounted.source.requests();
+        assert_eq!(all.len(), asked, "{all:?}");
+    }
+}
+
 /// Promise: what rots in a file that the kernel reads directly is found by the scrub and written over
 /// in place, without a hole, and new readers get right bytes.
 async fn rot_below_a_direct_mount_is_mended_in_place() {
@@ -75,6 +105,9 @@ async fn rot_below_a_direct_mount_is_mended_in_place() {
     assert!(layer.status().proven);
 }
 
-on_both_drivers!(rot_is_found_before_the_reply_and_fetched_again);
+on_both_drivers!(
+    rot_is_found_before_the_reply_and_fetched_again,
+    rot_is_found_when_the_disk_is_read,
+);
 
 on_erofs!(rot_below_a_direct_mount_is_mended_in_place);
