@@ -99,9 +99,12 @@ impl Device {
         self.disk.read_cached_at(&self.file(), bytes, offset)
     }
 
-    /// Whether nothing was ever written to `range`, or all of it was taken away.
-    pub(crate) fn is_hole(&self, range: Range<u64>) -> bool {
-        data_within(&self.file(), range).is_empty()
+    /// Whether nothing was ever written to `range`, or all of it was taken away: to its whole blocks, since it
+    /// shares the others with its neighbours.
+    pub(crate) fn is_hole(&self, range: &Range<u64>) -> bool {
+        let block = HOLE as u64;
+        let blocks = range.start.next_multiple_of(block)..range.end / block * block;
+        !blocks.is_empty() && data_within(&self.file(), blocks).is_empty()
     }
 
     pub(crate) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {

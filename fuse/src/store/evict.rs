@@ -285,4 +285,27 @@ mod tests {
             "the right bytes went over the wrong ones"
         );
     }
+
+    /// Promise: where an eviction could not be written down, its hole is no damage; changed bytes are.
+    #[test]
+    fn a_chunk_that_was_evicted_unnoted_is_no_damage() {
+        let scratch = tempfile::tempdir().unwrap();
+        let fixture = fixture();
+        let (_root, layer) = layer(scratch.path(), &fixture, Arc::new(StdDisk));
+        let device = layer.device.file();
+        for row in [1, 2] {
+            publish(&layer, &fixture, row);
+            layer.presence().set_claimed(row);
+        }
+        let [hole, rotten] = [1, 2].map(|row| &fixture.chunks[row]);
+        // Whole blocks, as evictions leave them.
+        StdDisk.punch(&device, hole.offset..hole.end()).unwrap();
+        StdDisk
+            .write_at(&device, b"rot", rotten.offset + 9)
+            .unwrap();
+        assert_eq!(layer.verify(2, rotten), Checked::Damaged);
+        assert_eq!(layer.verify(1, hole), Checked::Evicted);
+        assert_eq!(layer.damaged(), 1);
+        assert_eq!(layer.presence().state(1), ChunkState::Absent);
+    }
 }

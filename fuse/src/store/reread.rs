@@ -127,7 +127,7 @@ impl StoredLayer {
             return again;
         }
         // A disk damages what was written; what is a hole was taken away, and that could not be noted.
-        let was_evicted = self.device.is_hole(chunk.offset..chunk.end());
+        let was_evicted = self.device.is_hole(&(chunk.offset..chunk.end()));
         let is_guessed = self.is_guessed(row);
         self.forget(row, chunk);
         match (was_evicted, is_guessed) {
@@ -152,12 +152,10 @@ impl StoredLayer {
         Checked::Damaged
     }
 
-    /// Whether it is only a guess that a chunk was there whole: the run before ended badly, nobody had
-    /// written down that its bytes were durable, and nobody verified it since.
+    /// Whether it is only a guess that a chunk was there whole: the run before ended badly, and nobody
+    /// verified it since.
     fn is_guessed(&self, row: usize) -> bool {
-        let noted = self.noted.as_ref();
-        let is_noted = noted.is_some_and(|noted| noted.state(row) != ChunkState::Absent);
-        self.ended == Ended::Badly && !is_noted && !self.presence.was_verified(row)
+        self.ended == Ended::Badly && !self.presence.was_verified(row)
     }
 
     pub(crate) fn note_damage(&self) {

@@ -63,8 +63,6 @@ pub(crate) struct StoredLayer {
     syncing: Mutex<()>,
     disk: Arc<dyn Disk>,
     pub(super) ended: Ended,
-    /// What the run before had written down, if that ended badly.
-    pub(super) noted: Option<Presence>,
     /// Held by who finds a chunk damaged.
     pub(super) condemning: Mutex<()>,
     /// Chunks that were found damaged.
@@ -236,7 +234,7 @@ impl StoredLayer {
         let is_new = !path.exists();
         let device = Device::open(&path, disk.clone(), device_len(index.tar_len()));
         let device = device.map_err(at(&path))?;
-        let (mut presence, noted) = claims(&directory, &index, &device, is_new, ended);
+        let mut presence = claims(&directory, &index, &device, is_new, ended);
         let all = rules.vouched.as_ref();
         let vouched = all.and_then(|all| bits(all, &record, index.chunk_count(), &device));
         if let Some(bits) = &vouched {
@@ -261,7 +259,6 @@ impl StoredLayer {
             syncing: Mutex::new(()),
             disk,
             ended,
-            noted,
             condemning: Mutex::new(()),
             damaged: AtomicU64::new(0),
             rules,
@@ -547,27 +544,28 @@ fn claims(
     device: &Device,
     is_new: bool,
     ended: Ended,
-) -> (Presence, Option<Presence>) {
+) -> Presence {
     let count = index.chunk_count();
     let written = std::fs::read(directory.join("present")).unwrap_or_default();
     let written = Presence::decode(&written, count);
     if is_new {
         let presence = Presence::empty(count);
         claim_zeros(&presence, index);
-        return (presence, None);
+        return presence;
     }
-    let noted = match (ended, written) {
-        (Ended::Orderly, Some(written)) => return (written, None),
+    let written = match (ended, written) {
+        (Ended::Orderly, Some(written)) => return written,
         (_, written) => written,
     };
     let there = Presence::empty(count);
     let were_all = claim_what_is_there(&there, index, &device.file());
-    if !were_all && let Some(noted) = &noted {
-        for row in noted.rows(|state| state == ChunkState::Claimed) {
-            there.claim(row);
+    if !were_all && let Some(written) = written {
+        for row in there.rows(|state| state == ChunkState::Claimed) {
+            written.claim(row);
         }
+        return written;
     }
-    (there, noted)
+    there
 }
 
 fn device_len(tar_len: u64) -> u64 {
