@@ -11,6 +11,7 @@
 //! cache: only the first start on it can be compared, and a layer that other images' starts had read
 //! is completed from their profiles.
 
+mod attached;
 mod compare;
 mod kept;
 
@@ -25,6 +26,7 @@ use larder_proto::profile::{LAYERS_MAX, Profile, ProfileError, key};
 use tokio::task::spawn_blocking;
 
 use crate::plane::{Plane, Wanted};
+pub use attached::Unfit;
 pub use compare::Start;
 pub use kept::Kept;
 use kept::KeptProfiles;
