@@ -26,3 +26,53 @@ pub(super) async fn profile(
     let bytes = repository.blob_bytes(&blob.digest, PROFILE_BYTES_MAX as u64);
     Ok(Some(bytes.await?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use larder_registry::oci::{Annotations, Descriptor, media_type};
+    use larder_registry::{Attachment, CREATED, Client, ClientOptions};
+    use larder_test_support::registry::{FakeRegistry, Fault, On, Settings};
+
+    async fn attach(repository: &Repository, subject: &Descriptor, bytes: Vec<u8>, made: &str) {
+        let attachment = Attachment {
+            kind: MEDIA_TYPE,
+            title: "profile.json",
+            annotations: Annotations::from([(CREATED.into(), made.into())]),
+            bytes: bytes.into(),
+        };
+        repository.attach(subject, attachment).await.unwrap();
+    }
+
+    /// Promise: the newest artifact is fetched, with the API and without; what is longer than a profile is not
+    /// read, a registry that fails is an error.
+    #[tokio::test]
+    async fn the_newest_profile_is_fetched_and_no_more_than_one_may_have() {
+        for referrers in [true, false] {
+            let settings = Settings {
+                referrers,
+                ..Settings::default()
+            };
+            let registry = FakeRegistry::start_with(settings).await;
+            let reference = registry.reference("team/app", "v1").parse().unwrap();
+            let client = Client::new(ClientOptions::default()).unwrap();
+            let repository = client.repository(&reference);
+            let image = Bytes::from_static(b"{\"layers\":[]}");
+            let subject = Descriptor::of(media_type::OCI_MANIFEST, &image);
+            let put = repository.put_manifest("v1", media_type::OCI_MANIFEST, image);
+            put.await.unwrap();
+            let found = async || profile(&repository, &subject.digest).await;
+            assert_eq!(found().await.unwrap(), None);
+            attach(&repository, &subject, b"new".to_vec(), "2026-02").await;
+            attach(&repository, &subject, b"old".to_vec(), "2026-01").await;
+            assert_eq!(found().await.unwrap().unwrap(), "new", "API: {referrers}");
+            let huge = vec![b' '; PROFILE_BYTES_MAX + 1];
+            attach(&repository, &subject, huge, "2026-03").await;
+            registry.clear_requests();
+            assert!(found().await.is_err());
+            assert!(registry.requests().len() <= 4);
+            registry.fault(On::Path("GET", "/referrers/"), Fault::Status(403, None));
+            assert!(found().await.unwrap_err().is_forbidden());
+        }
+    }
+}
