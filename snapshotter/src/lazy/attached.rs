@@ -91,13 +91,16 @@ impl Lazy {
             found.await.map_err(|error| error.to_string())
         };
         let asked = timeout(TIME_MAX, asking).await;
+        let look_ups = &self.profiles().counts().look_ups;
         let bytes = match asked.unwrap_or_else(|_| Err(format!("no answer in {TIME_MAX:?}"))) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => {
+                look_ups.absent.one();
                 tracing::debug!(image = name, %manifest, "no profile is attached to it");
                 return;
             }
             Err(error) => {
+                look_ups.failed.one();
                 tracing::debug!(image = name, %manifest, error,
                     "whether a profile is attached to it cannot be told");
                 return;
