@@ -11,7 +11,7 @@ use larder_proto::digest::Digest;
 
 /// Chunks that an attached profile may have fetched: of chunks of 256 KiB they are 4 GiB, more than the largest
 /// images read to their first answer. Who may push to a repository can have a node fetch so much of an image
-/// ahead of its time, and keep 300 KB for it.
+/// ahead of its time, and keep 0.6 MB for it.
 const READS_MAX: usize = 16 << 10;
 
 /// What came of looking for attached profiles.
