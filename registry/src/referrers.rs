@@ -56,12 +56,17 @@ impl Repository {
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let doing = format!("list what refers to {digest}");
         let mut attempts = self
-            .attempts(Purpose::Resolve, doing, MANIFEST_BYTES_MAX)
+            .attempts(Purpose::List, doing, MANIFEST_BYTES_MAX)
             .await?;
         let listed = loop {
             let endpoint = attempts.endpoint();
             let listing = self.try_referrers(&endpoint, digest, kind, pages);
             match attempts.run(listing).await {
+                // A mirror without the API does not speak for the registry.
+                Ok(None) if !attempts.is_final() => {
+                    let detail = " (it has no list of referrers)".into();
+                    attempts.failed(Cause::NotFound { detail }).await?;
+                }
                 Ok(listed) => {
                     attempts.succeeded();
                     break listed;
