@@ -5,6 +5,7 @@ mod check;
 mod convert;
 mod files;
 mod inspect;
+mod profile;
 mod text;
 
 use std::ffi::OsString;
@@ -76,6 +77,9 @@ enum Command {
     /// Print a file of an image; of converted layers only its chunks are fetched.
     #[command(after_help = IMAGE_FORMS)]
     Cat(files::CatArguments),
+    /// Attach to an image what its start reads, show that, and take it off.
+    #[command(subcommand)]
+    Profile(profile::Command),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -210,6 +214,7 @@ impl Command {
             Self::Inspect(arguments) => arguments.access.json,
             Self::Ls(arguments) => arguments.access.json,
             Self::Cat(arguments) => arguments.access.json,
+            Self::Profile(command) => command.wants_json(),
             Self::Completions { .. } => false,
         }
     }
@@ -253,6 +258,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Inspect(arguments) => inspect::run(arguments).await,
         Command::Ls(arguments) => files::list(arguments).await,
         Command::Cat(arguments) => files::cat(arguments).await,
+        Command::Profile(command) => profile::run(command).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);

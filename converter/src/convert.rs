@@ -228,6 +228,11 @@ impl Documents {
         self.ordered.last().expect("an image has a root")
     }
 
+    /// The document of this digest.
+    fn document(&self, digest: &Digest) -> Option<&Document> {
+        self.ordered.iter().find(|one| one.digest == *digest)
+    }
+
     fn below_root(&self) -> &[Document] {
         &self.ordered[..self.ordered.len() - 1]
     }

@@ -1,6 +1,7 @@
 //! Converts images to lazily startable ones: library and command-line tool.
 
 pub mod access;
+pub mod attach;
 pub mod cache;
 pub mod check;
 pub mod cli;

@@ -15,6 +15,7 @@ pub mod erofs;
 pub mod grpc;
 pub mod index;
 pub mod limits;
+pub mod moment;
 pub mod profile;
 pub mod scan;
 pub mod tar;

@@ -20,6 +20,10 @@ use crate::digest::Digest;
 /// can read it.
 pub const VERSION: u32 = 1;
 
+/// What a profile is called where an image has it as an artifact in its registry: the artifact's type, and
+/// that of its only layer.
+pub const MEDIA_TYPE: &str = "application/vnd.larder.profile.v1+json";
+
 /// Layers of a profile: overlayfs takes no more lower directories (`OVL_MAX_STACK`), so no image has more.
 pub const LAYERS_MAX: usize = 500;
 

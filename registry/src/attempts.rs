@@ -19,6 +19,9 @@ pub(crate) enum Purpose {
     Pull,
     /// Ask what a tag means: mirrors that may answer that.
     Resolve,
+    /// Ask what refers to a manifest: as what a tag means. Many do not know how, and that one fails at it says
+    /// nothing of its content.
+    List,
     /// Write: the registry itself only.
     Push,
 }
@@ -31,6 +34,7 @@ pub(crate) struct Attempts {
     endpoints: Vec<Arc<Endpoint>>,
     authority: Arc<Endpoint>,
     doing: String,
+    purpose: Purpose,
     next: usize,
     failed: u32,
     time: Duration,
@@ -57,6 +61,7 @@ impl Attempts {
             endpoints,
             authority,
             doing,
+            purpose,
             next: 0,
             failed: 0,
             time,
@@ -68,6 +73,13 @@ impl Attempts {
     /// The endpoint to ask now.
     pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
         Arc::clone(&self.endpoints[self.next])
+    }
+
+    /// Whether nobody is left who could say something else than the endpoint asked now: it is the
+    /// authority, or the last one.
+    pub(crate) fn is_final(&self) -> bool {
+        let endpoint = &self.endpoints[self.next];
+        Arc::ptr_eq(endpoint, &self.authority) || self.next + 1 == self.endpoints.len()
     }
 
     /// Runs one attempt, cutting it off at the call's deadline.
@@ -107,7 +119,7 @@ impl Attempts {
             self.repository.note_trouble(Some(self.failures.told()));
         }
         let unfit = is_unfit(&cause);
-        if unfit && self.endpoints.len() > 1 {
+        if unfit && self.endpoints.len() > 1 && self.purpose != Purpose::List {
             endpoint.pass_over();
         }
         // The authority's word is final; its troubles are not.

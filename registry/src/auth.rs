@@ -43,6 +43,8 @@ pub(crate) enum Access {
     Pull,
     /// Read and write a repository.
     Push,
+    /// Take away from a repository.
+    Delete,
     /// Write a repository and read the blobs of another one.
     Mount {
         /// The other repository.

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod artifact;
 mod attempts;
 mod auth;
 mod authority;
@@ -39,6 +40,7 @@ mod secret;
 mod transport;
 mod upload;
 
+pub use artifact::{Attachment, CREATED, newest};
 pub use blob::{Arrivals, BlobBody, Origin, RANGE_BYTES_MAX, Senders};
 pub use client::{Client, ClientError, Repository};
 pub use counts::RequestCounts;

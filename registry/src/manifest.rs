@@ -114,6 +114,22 @@ impl Repository {
         }
     }
 
+    /// Takes a manifest away. Many registries do not do that unless they are told to.
+    pub async fn delete_manifest(&self, digest: &Digest) -> Result<(), RegistryError> {
+        let doing = format!("delete manifest {digest}");
+        let mut attempts = self.attempts(Purpose::Push, doing, 0).await?;
+        loop {
+            let endpoint = attempts.endpoint();
+            match attempts.run(self.try_delete(&endpoint, digest)).await {
+                Ok(()) => {
+                    attempts.succeeded();
+                    return Ok(());
+                }
+                Err(cause) => attempts.failed(cause).await?,
+            }
+        }
+    }
+
     fn manifest_call(
         &self,
         endpoint: &Endpoint,
@@ -187,6 +203,16 @@ impl Repository {
     async fn read_manifest(&self, endpoint: &Endpoint, response: Response) -> Result<Bytes, Cause> {
         let (host, timeouts) = (&endpoint.host, &endpoint.timeouts);
         body::read_all(response, host, "a manifest", MANIFEST_BYTES_MAX, timeouts).await
+    }
+
+    async fn try_delete(&self, endpoint: &Endpoint, digest: &Digest) -> Result<(), Cause> {
+        let path = format!("manifests/{digest}");
+        let call = self.call(endpoint, Method::DELETE, &path, Access::Delete)?;
+        let response = self.send(endpoint, &call).await?;
+        if !matches!(response.status().as_u16(), 200 | 202 | 204) {
+            return Err(self.refusal(endpoint, response).await);
+        }
+        Ok(())
     }
 
     async fn try_put(

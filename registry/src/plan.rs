@@ -37,7 +37,7 @@ impl Plan {
     pub(crate) fn endpoints(&self, purpose: Purpose) -> (Vec<Arc<Endpoint>>, Arc<Endpoint>) {
         let fit = |endpoint: &&Arc<Endpoint>| match purpose {
             Purpose::Pull => endpoint.capabilities.pull,
-            Purpose::Resolve => endpoint.capabilities.resolve,
+            Purpose::Resolve | Purpose::List => endpoint.capabilities.resolve,
             // A mirror is a copy; what is written belongs into the registry.
             Purpose::Push => false,
         };

@@ -32,13 +32,41 @@ impl Repository {
     ///
     /// Registries without the API are asked for the tag `sha256-<hex>` instead.
     pub async fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, RegistryError> {
+        self.listed(digest, None, PAGES_MAX).await
+    }
+
+    /// Those of them that are artifacts of this type, from the first `pages` of the list. Registries that
+    /// can leave the others out before they answer are asked to.
+    pub async fn artifacts(
+        &self,
+        digest: &Digest,
+        kind: &str,
+        pages: usize,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let mut found = self.listed(digest, Some(kind), pages).await?;
+        found.retain(|entry| entry.artifact_type.as_deref() == Some(kind));
+        Ok(found)
+    }
+
+    async fn listed(
+        &self,
+        digest: &Digest,
+        kind: Option<&str>,
+        pages: usize,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
         let doing = format!("list what refers to {digest}");
         let mut attempts = self
-            .attempts(Purpose::Resolve, doing, MANIFEST_BYTES_MAX)
+            .attempts(Purpose::List, doing, MANIFEST_BYTES_MAX)
             .await?;
         let listed = loop {
             let endpoint = attempts.endpoint();
-            match attempts.run(self.try_referrers(&endpoint, digest)).await {
+            let listing = self.try_referrers(&endpoint, digest, kind, pages);
+            match attempts.run(listing).await {
+                // A mirror without the API does not speak for the registry.
+                Ok(None) if !attempts.is_final() => {
+                    let detail = " (it has no list of referrers)".into();
+                    attempts.failed(Cause::NotFound { detail }).await?;
+                }
                 Ok(listed) => {
                     attempts.succeeded();
                     break listed;
@@ -73,15 +101,53 @@ impl Repository {
             if index.manifests.iter().any(|known| known.digest == digest) {
                 return Ok(digest);
             }
-            index.media_type = Some(media_type::OCI_INDEX.into());
             index.manifests.push(descriptor.clone());
-            let text = serde_json::to_vec(&index);
-            let doing = format!("list {digest} as a referrer of {subject}");
-            let text = text.map_err(|e| self.error(&doing, Cause::Local(e.to_string())))?;
-            self.put_manifest(&tag_of(subject), media_type::OCI_INDEX, text.into())
-                .await?;
+            self.tag_referrers(subject, index).await?;
         }
         Ok(digest)
+    }
+
+    /// Takes a referrer of `subject` away: out of the list under the tag, if it is there, and then the
+    /// manifest itself. That a registry keeps a manifest which is listed no longer is no failure.
+    pub async fn remove_referrer(
+        &self,
+        subject: &Digest,
+        referrer: &Digest,
+    ) -> Result<(), RegistryError> {
+        let mut was_tagged = false;
+        for _ in 0..TAG_WRITES_MAX {
+            let mut index = self.tagged_referrers(subject).await?;
+            let before = index.manifests.len();
+            index.manifests.retain(|known| known.digest != *referrer);
+            if index.manifests.len() == before {
+                break;
+            }
+            was_tagged = true;
+            self.tag_referrers(subject, index).await?;
+        }
+        match self.delete_manifest(referrer).await {
+            Err(error) if was_tagged => {
+                tracing::debug!(%referrer, %error, "it is not listed any more, and stays");
+                Ok(())
+            }
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the index under the tag that stands in for the API.
+    async fn tag_referrers(
+        &self,
+        subject: &Digest,
+        mut index: ImageIndex,
+    ) -> Result<(), RegistryError> {
+        index.media_type = Some(media_type::OCI_INDEX.into());
+        let text = serde_json::to_vec(&index);
+        let doing = format!("list what refers to {subject}");
+        let text = text.map_err(|e| self.error(&doing, Cause::Local(e.to_string())))?;
+        self.put_manifest(&tag_of(subject), media_type::OCI_INDEX, text.into())
+            .await?;
+        Ok(())
     }
 
     /// The index under the tag that stands in for the API; empty if there is none.
@@ -108,19 +174,24 @@ impl Repository {
         })
     }
 
-    /// All pages of the API; `None` if the registry does not have it.
+    /// At most so many pages of the API; `None` if the registry does not have it.
     async fn try_referrers(
         &self,
         endpoint: &Endpoint,
         digest: &Digest,
+        kind: Option<&str>,
+        pages: usize,
     ) -> Result<Option<Vec<Descriptor>>, Cause> {
         let path = format!("referrers/{digest}");
         let mut call = self.call(endpoint, Method::GET, &path, Access::Pull)?;
+        if let Some(kind) = kind {
+            call.url.query_pairs_mut().append_pair("artifactType", kind);
+        }
         call.headers
             .insert(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
         let mut known = BTreeSet::new();
         let mut all = Vec::new();
-        for page in 0..PAGES_MAX {
+        for page in 0..pages.min(PAGES_MAX) {
             let (response, _) = self.read(endpoint, call.clone()).await?;
             match response.status().as_u16() {
                 200 => {}

@@ -6,4 +6,4 @@ pub use larder_containerd::{
     Blob, CallError, Containerd, ContentError, Session, WriteError, unique,
 };
 pub use lookup::chain_ids;
-pub(crate) use lookup::{Key, Lookup, chain_id};
+pub(crate) use lookup::{Image, Key, Lookup, chain_id};

@@ -3,6 +3,7 @@
 //! Whatever stands in the way is a [`Reason`], never an error: the layer is then unpacked in the
 //! ordinary way, and the log says why.
 
+mod attached;
 mod belongs;
 mod class;
 mod contest;
@@ -28,6 +29,7 @@ use crate::plane::{Plane, PlaneError, Wanted};
 use crate::profiles::Profiles;
 use crate::snapshots::Labels;
 use crate::store::{Content, LayerFacts, Owner, Record, Store, StoreError};
+use attached::Asked;
 use belongs::belongs;
 pub use contest::Unfit;
 use flight::Flights;
@@ -139,6 +141,7 @@ pub struct Lazy {
     keep_removed: bool,
     flights: Flights<(String, String)>,
     siblings: Siblings,
+    asked: Asked,
     /// Held for reading while a layer is added and mounted, for writing while one is freed.
     gate: RwLock<()>,
     /// Layers without a snapshot, since when.
@@ -161,6 +164,7 @@ impl Lazy {
             keep_removed: config.keep_removed,
             flights: Flights::default(),
             siblings: Siblings::default(),
+            asked: Asked::default(),
             gate: RwLock::default(),
             unused: Mutex::default(),
             missing: Mutex::default(),
@@ -248,7 +252,7 @@ impl Lazy {
         let wanted = located?;
         let image = request.labels.get(locate::IMAGE_REF);
         let image = image.map(String::as_str).unwrap_or_default();
-        self.begin_siblings(&wanted, image);
+        self.begin_siblings(&wanted, &request.labels);
         let _gate = timeout_at(deadline, self.gate.read()).await.map_err(late)?;
         failpoint("lazy: nothing added");
         let adding = tokio::spawn({

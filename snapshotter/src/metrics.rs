@@ -242,7 +242,14 @@ impl Figures {
             ("idle", &counts.idle),
             ("missed", &counts.missed),
         ];
-        page.counters(&names::PROFILE_CHUNKS, chunks.map(told))
+        page.counters(&names::PROFILE_CHUNKS, chunks.map(told))?;
+        let look_ups = [
+            ("used", &counts.look_ups.used),
+            ("absent", &counts.look_ups.absent),
+            ("unfit", &counts.look_ups.unfit),
+            ("failed", &counts.look_ups.failed),
+        ];
+        page.counters(&names::PROFILE_LOOK_UPS, look_ups.map(told))
     }
 
     fn sources(&self, page: &mut Page<'_>) -> fmt::Result {

@@ -1,5 +1,6 @@
 //! What the snapshotter needs of the data plane, so that its logic can be tested without a kernel.
 
+mod attached;
 mod elsewhere;
 mod mounting;
 
@@ -7,6 +8,7 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use larder_fuse::supervisor::Takeovers;
 use larder_fuse::{CachingStopped, Counts, Recording, StoreUsage, Verdicts};
@@ -250,6 +252,16 @@ pub trait Plane: Send + Sync + Debug {
 
     /// Fetches chunks of a layer before they are read, in the order of their time. Returns at once.
     fn replay(&self, _index: &Digest, _reads: &[Access]) {}
+
+    /// The profile that is attached to a manifest in the first of these places, as it stands there. Nothing of
+    /// it was looked at.
+    fn attached_profile<'a>(
+        &'a self,
+        _origins: &'a [Origin],
+        _manifest: &'a Digest,
+    ) -> BoxFuture<'a, Result<Option<Bytes>, PlaneError>> {
+        Box::pin(async { Ok(None) })
+    }
 
     /// Records what is read of layers from now on, if they are served by this process.
     fn record(&self, _indexes: &[Digest]) -> Option<Recording> {

@@ -11,6 +11,7 @@
 //! cache: only the first start on it can be compared, and a layer that other images' starts had read
 //! is completed from their profiles.
 
+mod attached;
 mod compare;
 mod kept;
 
@@ -25,6 +26,7 @@ use larder_proto::profile::{LAYERS_MAX, Profile, ProfileError, key};
 use tokio::task::spawn_blocking;
 
 use crate::plane::{Plane, Wanted};
+pub use attached::{LookUps, Unfit};
 pub use compare::Start;
 pub use kept::Kept;
 use kept::KeptProfiles;
@@ -70,6 +72,8 @@ pub struct StartCounts {
     pub idle: Count,
     /// Chunks that were read and were in no profile.
     pub missed: Count,
+    /// Looks for profiles that are attached to images.
+    pub look_ups: LookUps,
 }
 
 #[derive(Debug, Default)]

@@ -1,16 +1,14 @@
 //! `larder convert`.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use larder_proto::digest::Algorithm;
 use larder_proto::limits;
-use larder_proto::profile::{PROFILE_BYTES_MAX, Profile};
 
+use super::profile::read_profile;
 use super::text::{parse_size, size};
 use super::{AccessArguments, Failure, bars, print, print_json};
 use crate::access::AccessError;
@@ -137,22 +135,10 @@ fn request(arguments: Arguments) -> Result<Request, Failure> {
         },
         start: match &arguments.profile {
             _ if arguments.no_start_list => StartLists::None,
-            Some(path) => StartLists::Profile(Arc::new(profile(path)?)),
+            Some(path) => StartLists::Profile(Arc::new(read_profile(path)?.0)),
             None => StartLists::WorkedOut,
         },
     })
-}
-
-/// Reads a profile, and no more of a file that is none than a profile may have.
-fn profile(path: &Path) -> Result<Profile, Failure> {
-    let refuse = |reason: String| Failure::Told(format!("profile {}: {reason}", path.display()));
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
-    let read = file
-        .take(PROFILE_BYTES_MAX as u64 + 1)
-        .read_to_end(&mut bytes);
-    read.map_err(|error| refuse(error.to_string()))?;
-    Profile::decode(&bytes).map_err(|error| refuse(error.to_string()))
 }
 
 fn summary(report: &Report) -> String {

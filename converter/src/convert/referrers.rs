@@ -3,9 +3,13 @@
 //! A signature signs the digest of the original, so it stays there and the user is told. Anything
 //! else speaks of the same files, which the converted image has: `--referrers copy` gives it the
 //! converted manifest as its subject. A manifest that stays as it is keeps all that refers to it.
+//! A profile speaks of chunks: it comes along where the layers it names stayed as they were.
+
+use std::collections::BTreeSet;
 
 use larder_proto::annotation;
 use larder_proto::digest::Digest;
+use larder_proto::profile::{LayerReads, MEDIA_TYPE, PROFILE_BYTES_MAX, Profile};
 use larder_registry::Repository;
 use larder_registry::oci::{Descriptor, Manifest, media_type};
 
@@ -14,6 +18,7 @@ use super::{Conversion, ConvertError, Documents, Image};
 use crate::access::AccessError;
 use crate::destination::Referrer;
 use crate::manifest::{Document, Parsed};
+use crate::plan::larder_location;
 
 /// Referrers of one manifest that are looked at; images have a handful.
 const REFERRERS_MAX: usize = 100;
@@ -73,6 +78,12 @@ pub(super) async fn prepare(
                 signed.push(old);
             } else if mode == Referrers::Skip {
                 left += 1;
+            } else if is_profile(&entry) && !fits(conversion, &entry, result, &new.digest).await {
+                notes.push(format!(
+                    "the profile {} that is attached to {old} was not copied: it names chunks that the converted \
+                     image does not have. Record one of that, and `larder profile attach` it",
+                    entry.digest
+                ));
             } else {
                 copy(conversion, &entry, Some(new), new.digest, &mut prepared).await?;
             }
@@ -122,6 +133,45 @@ async fn referrers(
 fn is_signature(entry: &Descriptor) -> bool {
     let kind = entry.artifact_type.as_deref().unwrap_or_default();
     SIGNED.iter().any(|word| kind.contains(word))
+}
+
+fn is_profile(entry: &Descriptor) -> bool {
+    entry.artifact_type.as_deref() == Some(MEDIA_TYPE)
+}
+
+/// Whether the converted manifest has all layers that a profile names. What is no profile does not fit.
+async fn fits(
+    conversion: &Conversion,
+    entry: &Descriptor,
+    result: &Documents,
+    manifest: &Digest,
+) -> bool {
+    let profile = match profile(conversion, entry).await {
+        Ok(profile) => profile,
+        Err(reason) => {
+            tracing::debug!(artifact = %entry.digest, reason, "an attached profile cannot be read");
+            return false;
+        }
+    };
+    let converted = result.document(manifest);
+    let converted = converted.and_then(|one| Manifest::parse(&one.bytes).ok());
+    let layers = converted.into_iter().flat_map(|one| one.layers);
+    let indexes: BTreeSet<_> = layers
+        .filter_map(|layer| larder_location(&layer))
+        .map(|location| location.digest)
+        .collect();
+    let is_there = |layer: &LayerReads| indexes.contains(&layer.index);
+    profile.layers.iter().all(is_there)
+}
+
+async fn profile(conversion: &Conversion, entry: &Descriptor) -> Result<Profile, String> {
+    let source = &conversion.source;
+    let said = |error: AccessError| error.to_string();
+    let document = source.document(entry).await.map_err(said)?;
+    let artifact = Manifest::parse(&document.bytes).map_err(|error| error.to_string())?;
+    let layer = artifact.layers.first().ok_or("it has no layer")?;
+    let bytes = source.small_blob(layer, PROFILE_BYTES_MAX as u64).await;
+    Profile::decode(&bytes.map_err(said)?).map_err(|error| error.to_string())
 }
 
 /// Copies a referrer; `subject` is what it is to refer to instead.

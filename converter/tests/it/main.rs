@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod answers;
 #[cfg(test)]
+mod attach;
+#[cfg(test)]
 mod bad;
 #[cfg(test)]
 mod fixture;

@@ -128,7 +128,7 @@ impl Tracked {
         self.lock().requests += 1;
     }
 
-    pub(super) fn delivered(&self, host: Option<&str>, bytes: u64) {
+    pub(crate) fn delivered(&self, host: Option<&str>, bytes: u64) {
         let mut tally = self.lock();
         tally.bytes += bytes;
         if let Some(host) = host {
@@ -248,9 +248,20 @@ impl Sources {
         sources
     }
 
+    /// What came of a source of the same name before is remembered, and no failure of it.
     pub(super) fn set(&self, sources: Vec<Arc<dyn Source>>) {
-        let track = |source| Tracked::new(source, self.refusals_last);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let before = known.clone();
+        let track = |source: Arc<dyn Source>| {
+            let new = Tracked::new(source, self.refusals_last);
+            let same = |old: &&Tracked| old.source.name() == new.source.name();
+            if let Some(old) = before.iter().find(same) {
+                let Tally { bytes, hosts, .. } = old.tally();
+                let mut tally = new.lock();
+                (tally.bytes, tally.hosts) = (bytes, hosts);
+            }
+            new
+        };
         *known = sources.into_iter().map(track).collect();
         drop(known);
         self.changed.notify_waiters();

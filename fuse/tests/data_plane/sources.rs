@@ -282,3 +282,17 @@ on_both_drivers!(
     another_repository_delivers_when_the_own_one_does_not,
     the_host_that_delivered_is_named,
 );
+
+/// Promise: what a source delivered is told until the process ends, also when another image brings it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_source_delivered_is_told_also_when_it_comes_again() {
+    let scene = Scene::new(DriverChoice::Fuse).await;
+    let fixture = layer_of(&noise(5, 300_000));
+    let mounted = scene.mounted(&fixture, "at").await;
+    read(mounted.target.join("data")).await.unwrap();
+    let bytes = || mounted.layer.status().sources[0].bytes;
+    let before = bytes();
+    assert!(before > 300_000);
+    scene.add(&fixture, &mounted.source).await;
+    assert_eq!(bytes(), before);
+}

@@ -108,10 +108,10 @@ impl Bearer {
             .map(String::from)
             .collect();
         if scopes.len() < named.len() || named.is_empty() {
-            let actions = if *access == Access::Pull {
-                "pull"
-            } else {
-                "pull,push"
+            let actions = match access {
+                Access::Pull => "pull",
+                Access::Push | Access::Mount { .. } => "pull,push",
+                Access::Delete => "pull,push,delete",
             };
             scopes.insert(0, format!("{ours}{actions}"));
         }

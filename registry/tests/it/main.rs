@@ -5,6 +5,7 @@
     reason = "a test whose world cannot be set up has failed"
 )]
 
+mod artifacts;
 mod cut;
 mod faults;
 mod fetch;

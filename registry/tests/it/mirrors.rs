@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder_proto::digest::Digest;
-use larder_registry::oci::media_type;
+use larder_registry::oci::{Descriptor, media_type};
 use larder_registry::{ClientOptions, Repository};
 use larder_test_support::registry::{FakeRegistry, Fault, On};
 
@@ -91,6 +91,30 @@ async fn the_first_mirror_answers_and_is_told_whose_image_it_is() {
     assert_eq!(seen[0].query, "ns=r.test");
     world.repository.manifest("v1").await.unwrap();
     assert_eq!(world.counts(), [2, 0, 0]);
+}
+
+/// Promise: what refers to a manifest is found although a mirror does not know how to list that, or fails at it; the
+/// mirror is asked for content as before.
+#[tokio::test]
+async fn a_mirror_that_lists_no_referrers_is_no_worse_for_content() {
+    for status in [404, 405, 500, 503] {
+        let world = World::new().await;
+        let subject = Bytes::from_static(b"{\"layers\":[]}");
+        let subject = Digest::of(&subject);
+        let text = format!(r#"{{"layers":[],"subject":{{"digest":"{subject}"}}}}"#);
+        let bytes = Bytes::from(text);
+        let descriptor = Descriptor::of(media_type::OCI_MANIFEST, &bytes);
+        let put = world.repository.put_referrer(&subject, descriptor, bytes);
+        let referrer = put.await.unwrap();
+        let on = On::Path("GET", "/referrers/");
+        world.mirrors[0].fault(on, Fault::Status(status, None));
+        let found = world.repository.referrers(&subject).await.unwrap();
+        assert_eq!(found[0].digest, referrer, "{status}");
+        assert_eq!(world.clock.waits(), [], "{status}");
+        world.counts();
+        world.read().await;
+        assert_eq!(world.counts(), [1, 0, 0], "{status}");
+    }
 }
 
 /// Whatever is wrong with a mirror, the next one is asked at once.

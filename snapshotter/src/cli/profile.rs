@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{self, FindProfileRequest, ImportProfileRequest};
+use larder_proto::moment::moment;
 use larder_proto::profile::{LayerReads, PROFILE_BYTES_MAX, Profile};
 use larder_registry::Reference;
 use serde_json::json;
@@ -18,7 +19,7 @@ use tonic::{Code, Response, Status};
 
 use super::asked::asked;
 use super::output::{print, print_json};
-use super::status::{moment, profile_object, refused, size, start_in_words};
+use super::status::{profile_object, refused, size, start_in_words};
 use crate::config::{Config, ConfigError, Overrides};
 use crate::containerd::{Containerd, Session};
 

@@ -65,9 +65,13 @@ pub(crate) struct Found {
 
 /// A manifest with the chains its layers complete.
 #[derive(Debug)]
-struct Image {
-    manifest: Digest,
-    layers: Vec<(String, Descriptor)>,
+pub(crate) struct Image {
+    /// The manifest's digest.
+    pub(crate) manifest: Digest,
+    /// Its layers, the lowest first.
+    pub(crate) layers: Vec<(String, Descriptor)>,
+    /// The digests of their tars.
+    pub(crate) diff_ids: Vec<Digest>,
 }
 
 /// The look-up, with what it remembers.
@@ -162,26 +166,28 @@ impl Lookup {
         self.search(namespace, key, all, GUESSES_MAX).await
     }
 
-    /// All layers of the newest image that answers to `key`, and where they can be fetched.
-    pub(crate) async fn siblings(
+    /// The image of this manifest, or else the newest that answers to `key`, and where its layers can be
+    /// fetched.
+    pub(crate) async fn pulled(
         &self,
         namespace: &str,
         key: Key<'_>,
-    ) -> Result<Option<(Vec<Descriptor>, Vec<Origin>)>, ContentError> {
+        manifest: Option<&Digest>,
+    ) -> Result<Option<(Arc<Image>, Vec<Origin>)>, ContentError> {
         let mut blobs = self.containerd.blobs(namespace, "").await?;
         blobs.retain(|blob| {
             let mut labels = blob.labels.keys();
             labels.any(|label| label.starts_with(SOURCE_PREFIX))
         });
+        let named = blobs.iter().find(|blob| Some(&blob.digest) == manifest);
+        let named = named.cloned();
         newest_documents(&mut blobs, GUESSES_MAX);
-        for blob in &blobs {
+        for blob in named.iter().chain(&blobs) {
             let image = self.image(namespace, &blob.digest).await;
-            let Some(image) = image.filter(|image| image.layers.iter().any(|one| key.is(one)))
-            else {
-                continue;
-            };
-            let layers = image.layers.iter().map(|(_, layer)| layer.clone());
-            return Ok(Some((layers.collect(), self.origins(blob))));
+            let has_it = |image: &Arc<Image>| image.layers.iter().any(|one| key.is(one));
+            if let Some(image) = image.filter(has_it) {
+                return Ok(Some((image, self.origins(blob))));
+            }
         }
         Ok(None)
     }
@@ -285,6 +291,7 @@ impl Lookup {
         Some(Image {
             manifest: *digest,
             layers,
+            diff_ids: diffs,
         })
     }
 

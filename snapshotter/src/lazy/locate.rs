@@ -11,6 +11,7 @@ use crate::store::Origin;
 
 /// Labels that containerd's CRI plugin, Docker and the transfer service put on layers.
 pub(super) const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+pub(super) const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 
 /// Finds the index of the requested layer and the places its blob can be fetched from.

@@ -11,8 +11,11 @@ use larder_proto::annotation;
 use larder_proto::digest::Digest;
 
 use super::Lazy;
-use crate::containerd::Key;
+use super::locate::{IMAGE_REF, MANIFEST_DIGEST};
+use crate::containerd::{Image, Key};
 use crate::plane::{Wanted, start_list};
+use crate::snapshots::Labels;
+use crate::store::Origin;
 
 /// Indexes that are fetched at a time: the requests of one layer of an image and its next ones, on a link
 /// that has nothing else to do yet.
@@ -41,24 +44,45 @@ impl Siblings {
 }
 
 impl Lazy {
-    /// Begins to fetch the indexes of the layers that some image of the namespace has beside `wanted`. What
-    /// comes of it is seen when those layers are prepared; a layer that never is goes as unused.
-    pub(super) fn begin_siblings(self: &Arc<Self>, wanted: &Wanted, image: &str) {
+    /// Begins to fetch the indexes of the layers that some image of the namespace has beside `wanted`, and what is
+    /// attached to it. What comes of it is seen when those layers are prepared; a layer that never is goes as
+    /// unused.
+    pub(super) fn begin_siblings(self: &Arc<Self>, wanted: &Wanted, labels: &Labels) {
         let is_known = self.plane.diff_id(&wanted.index.digest).is_some();
         if is_known || self.siblings.has(&wanted.blob) {
             return;
         }
-        let (lazy, wanted, image) = (Arc::clone(self), wanted.clone(), image.to_owned());
-        tokio::spawn(async move { lazy.add_siblings(&wanted, &image).await });
+        let name = labels.get(IMAGE_REF).cloned().unwrap_or_default();
+        let manifest = labels.get(MANIFEST_DIGEST);
+        let manifest = manifest.and_then(|text| text.parse::<Digest>().ok());
+        let (lazy, wanted) = (Arc::clone(self), wanted.clone());
+        tokio::spawn(async move {
+            let key = Key::Layer(&wanted.blob);
+            let found = lazy
+                .lookup
+                .pulled(&wanted.namespace, key, manifest.as_ref());
+            let Ok(Some((image, origins))) = found.await else {
+                return;
+            };
+            let is_pulled = manifest.is_none_or(|manifest| manifest == image.manifest);
+            let attached = async {
+                if is_pulled {
+                    lazy.use_attached(&image, &wanted, &name).await;
+                }
+            };
+            tokio::join!(lazy.add_siblings(&image, origins, &wanted, &name), attached);
+        });
     }
 
-    async fn add_siblings(&self, wanted: &Wanted, image: &str) {
-        let key = Key::Layer(&wanted.blob);
-        let found = self.lookup.siblings(&wanted.namespace, key).await;
-        let Ok(Some((layers, origins))) = found else {
-            return;
-        };
-        let unknown = layers.iter().filter_map(|layer| {
+    async fn add_siblings(
+        &self,
+        pulled: &Image,
+        origins: Vec<Origin>,
+        wanted: &Wanted,
+        name: &str,
+    ) {
+        let layers = pulled.layers.iter().map(|(_, layer)| layer);
+        let unknown = layers.filter_map(|layer| {
             let index = layer.annotations.get(annotation::INDEX)?.parse().ok()?;
             let start = layer.annotations.get(annotation::START).map(String::as_str);
             Some(Wanted {
@@ -77,7 +101,7 @@ impl Lazy {
         let _gate = self.gate.read().await;
         let adding = stream::iter(unknown).map(|layer| async move {
             match self.plane.add(&layer).await {
-                Ok(()) => self.profiles.layer_added(&layer, image),
+                Ok(()) => self.profiles.layer_added(&layer, name),
                 Err(error) => {
                     tracing::debug!(layer = %layer.blob, %error, "an index was not fetched ahead");
                 }

@@ -1,5 +1,6 @@
 //! The remote protocol against a data plane that only remembers what it was told.
 
+mod attached;
 mod belonging;
 mod contest;
 mod fallback;

@@ -213,6 +213,13 @@ pub(super) const PROFILE_CHUNKS: Name = Name::counter(
 )
 .by(&["found"]);
 
+pub(super) const PROFILE_LOOK_UPS: Name = Name::counter(
+    "larder_profile_look_ups",
+    "Looks for a profile that is attached to an image in its registry, by outcome: used, absent, unfit \
+     (garbage, or of another image) or failed (the registry did not tell).",
+)
+.by(&["outcome"]);
+
 pub(super) const SOURCE_REQUESTS: Name = Name::counter(
     "larder_source_requests",
     "Ranges of layers asked for, by what came of it: delivered, absent, refused, failed or silent.",
@@ -295,6 +302,7 @@ pub(super) const ALL: &[&Name] = &[
     &PROFILES,
     &PROFILE_STARTS,
     &PROFILE_CHUNKS,
+    &PROFILE_LOOK_UPS,
     &SOURCE_REQUESTS,
     &FETCHED,
     &CHUNKS_REJECTED,

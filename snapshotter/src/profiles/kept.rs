@@ -86,6 +86,11 @@ impl KeptProfiles {
         all
     }
 
+    /// Whether there is a profile of an image.
+    pub(super) fn has(&self, key: &Digest) -> bool {
+        self.lock().contains_key(key)
+    }
+
     /// The profile of an image, which counts as used.
     pub(super) fn get(&self, key: &Digest) -> Option<Profile> {
         let mut entries = self.lock();

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use larder_fuse::Trust;
 use larder_proto::access::Access;
@@ -13,7 +14,7 @@ use larder_proto::digest::Digest;
 
 use super::world::location;
 use crate::plane::{Node, NodeKind, Plane, PlaneError, Progress, Wanted};
-use crate::store::{ImpliedEntry, Owner};
+use crate::store::{ImpliedEntry, Origin, Owner};
 
 type Tree = BTreeMap<Vec<u8>, Node>;
 
@@ -42,6 +43,10 @@ pub(crate) struct FakePlane {
     pub(super) pins: Mutex<BTreeMap<Digest, String>>,
     /// Layers with the chunks that were to be fetched ahead.
     pub(super) replayed: Mutex<Vec<(Digest, Vec<u32>)>>,
+    /// What is attached to every image, or why that cannot be told.
+    pub(super) attached: Mutex<Option<Result<Option<Bytes>, String>>>,
+    /// How often somebody asked what is attached.
+    pub(super) looked_up: AtomicUsize,
 }
 
 impl FakePlane {
@@ -190,6 +195,17 @@ impl Plane for FakePlane {
         let before = pins.len();
         pins.retain(|_, pin| pin != name);
         Ok(before - pins.len())
+    }
+
+    fn attached_profile<'a>(
+        &'a self,
+        _: &'a [Origin],
+        _: &'a Digest,
+    ) -> BoxFuture<'a, Result<Option<Bytes>, PlaneError>> {
+        self.looked_up.fetch_add(1, Ordering::Relaxed);
+        let attached = self.attached.lock().unwrap().clone();
+        let told = attached.unwrap_or(Ok(None)).map_err(PlaneError::Failed);
+        Box::pin(async { told })
     }
 
     fn replay(&self, index: &Digest, reads: &[Access]) {

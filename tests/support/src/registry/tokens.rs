@@ -60,7 +60,11 @@ fn scopes(asked: &Asked, rest: &str) -> Vec<(String, &'static str)> {
     let reads = [Method::GET, Method::HEAD].contains(&asked.method) && !rest.contains("/uploads/");
     let mut needed = vec![(
         repository.to_owned(),
-        if reads { "pull" } else { "pull,push" },
+        match asked.method {
+            _ if reads => "pull",
+            Method::DELETE if rest.contains("/manifests/") => "delete",
+            _ => "pull,push",
+        },
     )];
     if let Some(from) = asked.parameter("from") {
         needed.push((from, "pull"));
