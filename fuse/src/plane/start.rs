@@ -231,7 +231,9 @@ impl Plane {
                         layer = %id, %error,
                         "the disk changed a layer; who reads its files waits until its index was fetched again"
                     );
-                    slots.iter().for_each(|slot| plane.slots.lose(*slot));
+                    for slot in &slots {
+                        plane.slots.lose(*slot);
+                    }
                 }
             }
         }));

@@ -402,7 +402,7 @@ impl Filesystem for LarderFs {
         let part = (offset, DIRECTORY_BYTES);
         let entry = self.begin_with(request, operation::READDIRPLUS, ino, part, b"");
         self.when_there(ino, move |fs| {
-            fs.list_and_look_up(ino, offset, reply, entry)
+            fs.list_and_look_up(ino, offset, reply, entry);
         });
     }
 

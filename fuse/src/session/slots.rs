@@ -191,7 +191,9 @@ impl Slots {
         });
         let lost: Vec<_> = lost.collect();
         drop(places);
-        lost.iter().for_each(|lost| lost.end_waiting());
+        for lost in lost {
+            lost.end_waiting();
+        }
     }
 
     /// The lost layer of this slot, opened in vain if it was not opened yet.
@@ -320,5 +322,70 @@ impl Slots {
     /// Waits until a retired slot is let go of or there is one more, now or since the call before.
     pub(crate) async fn let_go(&self) {
         self.let_go.notified().await;
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests {
+    use super::*;
+
+    fn slots() -> Slots {
+        Slots::new().unwrap()
+    }
+
+    fn device() -> Content {
+        Content::Faulty(Faulty {
+            len: 0,
+            fails: 0..0,
+        })
+    }
+
+    fn count_in(answered: &Arc<AtomicUsize>) -> Postponed {
+        let answered = answered.clone();
+        Box::new(move || {
+            answered.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+
+    /// Promise: who asks for a lost layer is answered when it is back, or at once when nobody waits for it any
+    /// more; each once.
+    #[test]
+    fn who_asks_for_a_lost_layer_is_answered_when_it_is_back() {
+        let (slots, answered) = (slots(), Arc::new(AtomicUsize::new(0)));
+        let answers = || answered.load(Ordering::SeqCst);
+        slots.put(1, device());
+        assert!(!slots.is_lost(1) && !slots.is_awaited(1));
+        for number in [2, 3] {
+            slots.lose(number);
+            assert!(slots.is_lost(number) && slots.is_awaited(number) && !slots.has(number));
+            slots.postpone(number, count_in(&answered));
+        }
+        assert_eq!(answers(), 0);
+        slots.put(2, device());
+        assert_eq!(answers(), 1);
+        assert!(slots.has(2) && !slots.is_lost(2));
+        slots.wait_no_longer();
+        assert_eq!(answers(), 2);
+        assert!(slots.is_lost(3) && !slots.is_awaited(3));
+        slots.postpone(3, count_in(&answered));
+        assert_eq!(answers(), 3);
+        slots.put(3, device());
+        assert!(slots.has(3) && !slots.is_lost(3));
+        assert_eq!(answers(), 3);
+    }
+
+    /// Promise: a layer that turns out lost when it is opened is waited for like one that is known to be.
+    #[test]
+    fn a_layer_that_cannot_be_opened_is_waited_for() {
+        let (slots, answered) = (Arc::new(slots()), Arc::new(AtomicUsize::new(0)));
+        let found = Arc::downgrade(&slots);
+        let layer = Unopened::new(move || found.upgrade().unwrap().lose(7));
+        slots.put_unopened(7, Arc::new(layer));
+        assert!(slots.is_awaited(7));
+        slots.postpone(7, count_in(&answered));
+        slots.let_go_of(7);
+        assert_eq!(answered.load(Ordering::SeqCst), 1);
+        assert!(!slots.is_lost(7));
     }
 }

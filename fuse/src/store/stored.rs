@@ -528,15 +528,12 @@ impl StoredLayer {
         let bytes = make().map_err(LayerStoreError::Record)?;
         let _room = self.rules.room_for(bytes.len() as u64)?;
         let sum = sum(&bytes);
-        let slot = match former.filter(|former| former.sum == sum) {
-            Some(former) => {
-                write_over(&*self.disk, &path, &bytes).map_err(at(&path))?;
-                former.slot
-            }
-            None => {
-                self.disk.replace(&path, &bytes).map_err(at(&path))?;
-                new_slot().map_err(at(&path))?
-            }
+        let slot = if let Some(former) = former.filter(|former| former.sum == sum) {
+            write_over(&*self.disk, &path, &bytes).map_err(at(&path))?;
+            former.slot
+        } else {
+            self.disk.replace(&path, &bytes).map_err(at(&path))?;
+            new_slot().map_err(at(&path))?
         };
         record.patches.push(Patch {
             key: key.to_owned(),
@@ -562,6 +559,30 @@ impl StoredLayer {
             Some((patch.slot, image))
         };
         record.patches.iter().filter_map(open).collect()
+    }
+
+    /// Looks at the metadata images, which the kernel reads past us, and puts right what the disk changed of
+    /// the layer's own; the files that were wrong, and whether they are right now.
+    pub(crate) fn scrub_metadata(&self) -> Vec<(PathBuf, Result<(), LayerStoreError>)> {
+        let (record, directory) = (self.record(), self.directory());
+        let is_right = |path: &Path, wanted: &str| {
+            // One that is gone is no rot: the layer is being removed.
+            map(path).is_err() || map(path).is_ok_and(|meta| sum(meta.as_ref()) == wanted)
+        };
+        let mut wrong = Vec::new();
+        let path = directory.join("meta");
+        if !is_right(&path, &record.meta_sum) {
+            let mended = open_meta(&directory, &self.index, &record, &*self.disk);
+            wrong.push((path, mended.map(drop)));
+        }
+        for patch in &record.patches {
+            let path = directory.join(format!("meta-{}", patch.key));
+            if !is_right(&path, &patch.sum) {
+                // What was filled in is known to who mounts it.
+                wrong.push((path, Err(LayerStoreError::Changed("a patched image"))));
+            }
+        }
+        wrong
     }
 
     /// The device is about to be replaced: nobody believes what was verified of the old one.
