@@ -190,7 +190,7 @@ impl Counts {
         self.senders.all()
     }
 
-    /// Chunks in the store that were found damaged and fetched again.
+    /// Chunks in the store that were found damaged and fetched again, and metadata images.
     pub fn damaged(&self) -> u64 {
         self.damaged.get()
     }

@@ -83,6 +83,19 @@ fn abort(session: &Mount, root: &Path) {
     }
 }
 
+/// Unmounts what is still mounted below `root` when everything that is known of was unmounted.
+pub(crate) fn unmount_left(root: &Path) {
+    let left = mounts().unwrap_or_default().into_iter();
+    let mut left: Vec<_> = left.filter(|mount| mount.is_ours(root)).collect();
+    left.reverse();
+    for mount in &left {
+        tracing::info!(target = %mount.target.display(), "unmounting what was left");
+        if let Err(error) = unmount(&mount.target, Unmount::Lazy) {
+            tracing::warn!(%error, "a mount stays");
+        }
+    }
+}
+
 /// Unmounts what Larder mounted below `root` and a former run left behind, dead or alive.
 pub fn unmount_stale(root: &Path) -> io::Result<usize> {
     let mut stale: Vec<_> = mounts()?

@@ -27,6 +27,7 @@ use crate::counts::Counts;
 use crate::driver::DriverReport;
 use crate::fetch::{FetchContext, Replays};
 use crate::layer::{Layer, LayerId, LayerSpec, Proofs, Verdicts};
+use crate::mount::unmount_left;
 use crate::session::{Sessions, Slots, Told};
 use crate::store::{CachingStopped, PinError, StoreRoot};
 use crate::supervisor::Takeovers;
@@ -168,11 +169,11 @@ impl DataPlane {
         self.0.asked_tree(target)
     }
 
-    /// The restored layers are those that are wanted: what else a daemon before left mounted goes away.
-    /// Nothing to do without a takeover.
-    pub async fn settle(&self) {
+    /// The restored layers are those that are wanted, and those of the `awaited` places once they were fetched
+    /// again: what else a daemon before left mounted goes away. Nothing to do without a takeover.
+    pub async fn settle(&self, awaited: Vec<PathBuf>) {
         let plane = self.0.clone();
-        let _ = tokio::task::spawn_blocking(move || plane.unmount_unclaimed()).await;
+        let _ = tokio::task::spawn_blocking(move || plane.unmount_unclaimed(&awaited)).await;
     }
 
     /// That containers lost their mounts when the sessions began, because the daemon before and its
@@ -242,8 +243,10 @@ impl Plane {
         if self.sync() {
             self.store.end();
         }
+        self.slots.wait_no_longer();
         self.unmount_all();
         self.session.detach();
+        unmount_left(self.store.root());
         runtime.shutdown_background();
     }
 }

@@ -6,7 +6,7 @@
 //! meta-<key>  the same with the attributes of implied directories filled in
 //! device      the tar, sparse: chunks appear as they are read
 //! present     which chunks the device holds, a hint: each is verified at its first use
-//! layer.json  what names the layer, and the sums of the files above
+//! layer.json  what names the layer, and the sums of the files above and its own
 //! direct      the kernel reads the device past us, in this boot
 //! ```
 //!
@@ -26,6 +26,7 @@ mod floor;
 mod ledger;
 mod lies;
 mod occupied;
+mod owners;
 mod pins;
 mod presence;
 mod record;

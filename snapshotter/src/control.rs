@@ -78,7 +78,7 @@ impl Control {
 }
 
 /// States of a layer, as they are told.
-pub(crate) const LAYER_STATES: [&str; 4] = ["lazy", "complete", "eager", "quarantined"];
+pub(crate) const LAYER_STATES: [&str; 5] = ["lazy", "complete", "eager", "quarantined", "lost"];
 
 /// The layers of images on this node, oldest first.
 pub(crate) fn layers(snapshots: &Snapshots) -> Result<Vec<Layer>, StoreError> {
@@ -106,6 +106,19 @@ fn layer(snapshots: &Snapshots, snapshot: String, record: &Record) -> Result<Lay
     };
     let facts = snapshots.store().layer_facts(record.id)?;
     let blob = facts.map(|facts| facts.blob).unwrap_or_default();
+    let lazy = snapshots.lazy();
+    let missing = lazy.and_then(|lazy| lazy.missing(record.id));
+    if let Some(reason) = missing.filter(|_| plane.progress(&index).is_none()) {
+        return Ok(Layer {
+            snapshot,
+            chain_id,
+            blob,
+            reason,
+            state: "lost".to_owned(),
+            index: index.to_string(),
+            ..Layer::default()
+        });
+    }
     Ok(Layer {
         snapshot,
         chain_id,

@@ -210,8 +210,9 @@ pub trait Plane: Send + Sync + Debug {
     /// How a layer fares, if it is in the store.
     fn progress(&self, index: &Digest) -> Option<Progress>;
 
-    /// All recorded layers were mounted again, as far as they could be: what else is mounted goes away.
-    fn settle(&self) -> BoxFuture<'_, ()> {
+    /// All recorded layers were mounted again, as far as they could be, or will be at the `awaited` places:
+    /// what else is mounted goes away.
+    fn settle(&self, _awaited: Vec<PathBuf>) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
 

@@ -49,9 +49,11 @@ impl Layer {
             });
         }
         let make = || patch(self.stored().image(), implied);
-        let patched = self
-            .stored()
-            .patched(&key(implied), || store.new_slot(), make);
+        let key = key(implied);
+        let former = store.former_patch(&self.id().0, &key);
+        let stored = self.stored();
+        let patched = stored.patched(&key, former, || store.new_slot(), make);
+        store.own(&self.id().0, &stored.record());
         let (path, image, slot) = patched.map_err(|error| MountError::Patch {
             layer: self.id(),
             error,

@@ -186,7 +186,7 @@ impl Plane {
         let refused = |error| AddLayerError::Store { layer, error };
         // The decoded index, and the metadata image that is taken out of it.
         let _room = self.room_for(2 * index.len() as u64).map_err(refused)?;
-        let slot = self.store.new_slot().map_err(|error| {
+        let slot = self.store.slot_for(&id.0).map_err(|error| {
             refused(LayerStoreError::Io {
                 path: self.store.root().to_owned(),
                 error,

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::Plane;
-use super::mounts::{Base, Target, slots};
+use super::mounts::{Base, Mounts, Target, slots};
 use crate::layer::LayerId;
-use crate::mount::{Mount, SOURCE};
+use crate::mount::{Mount, SOURCE, Unmount, unmount};
 
 /// A place where an image is mounted, by the table of mounts alone: looking into it would ask the
 /// daemon that looks.
@@ -19,14 +19,16 @@ struct Found {
 }
 
 impl Plane {
-    /// Takes the mounts in `table` that are those of its layers for its own, until somebody claims
-    /// them by mounting, or [`Plane::unmount_unclaimed`].
+    /// Takes the mounts in `table` that are those of its layers for its own, also of those that are lost for
+    /// now, until somebody claims them by mounting, or [`Plane::unmount_unclaimed`].
     pub(super) fn adopt(&self, table: &[Mount]) {
-        let owners: HashMap<u32, LayerId> = self
-            .lock_layers()
-            .values()
-            .flat_map(|layer| slots(layer).into_iter().map(|slot| (slot, layer.id())))
+        let former = self.store.former().into_iter();
+        let mut owners: HashMap<u32, LayerId> = former
+            .map(|(slot, owner)| (slot, LayerId(owner.layer)))
             .collect();
+        for layer in self.lock_layers().values() {
+            owners.extend(slots(layer).into_iter().map(|slot| (slot, layer.id())));
+        }
         let root = self.store.root();
         let mut mounts = self.lock_mounts();
         for base in bases(table, root).into_values() {
@@ -34,13 +36,13 @@ impl Plane {
         }
         let mut twice = Vec::new();
         for found in images(table, root) {
-            let Some(&layer) = owners.get(&found.slot) else {
+            let layer = owners.get(&found.slot).copied();
+            if layer.is_none() {
                 tracing::warn!(
                     target = %found.target.display(),
-                    "a mount of a layer that is not in the store any more; it stays"
+                    "a mount of a layer that nobody knows; what runs on it must be restarted"
                 );
-                continue;
-            };
+            }
             if let Some(base) = found.base {
                 *mounts.bases.entry(base).or_default() += 1;
             }
@@ -54,15 +56,44 @@ impl Plane {
                 asked_tree: None,
             };
             let before = mounts.targets.insert(found.target.clone(), target);
-            twice.extend(before.and_then(|before| Some((found.target, before.base?, found.base?))));
+            twice.extend(before.map(|before| (found.target, before)));
         }
-        self.finish_renewals(&mut mounts, twice);
+        for (target, before) in twice {
+            let other = mounts.targets.get(&target).map(|top| (top.slot, top.base));
+            match (before.base, other) {
+                (Some(one), Some((slot, Some(other)))) if before.slot == slot => {
+                    self.finish_renewal(&mut mounts, &target, one, other);
+                }
+                _ => self.clear_stack(&mut mounts, &target, &before),
+            }
+        }
     }
 
-    /// Unmounts what nobody claimed: a change that was killed half way left it.
-    pub(super) fn unmount_unclaimed(&self) {
+    /// Ends what earlier builds made of a layer that came back: a mount on top of the one that was there. Both
+    /// go, and whoever wants the layer there mounts it again; containers keep what they have.
+    fn clear_stack(&self, mounts: &mut Mounts, target: &Path, below: &Target) {
+        // A lazy one: its base must outlive the mounts of it.
+        for base in [
+            Some(below.base),
+            mounts.targets.get(target).map(|top| top.base),
+        ] {
+            if let Err(error) = unmount(target, Unmount::Lazy) {
+                tracing::warn!(%error, "a mount stays");
+            }
+            if let Some(base) = base.flatten() {
+                self.release_base(mounts, base);
+            }
+        }
+        mounts.targets.remove(target);
+    }
+
+    /// Unmounts what nobody claimed: a change that was killed half way left it. The layers of `awaited` places
+    /// are lost, and will be claimed when they are back.
+    pub(super) fn unmount_unclaimed(&self, awaited: &[PathBuf]) {
         let mut mounts = self.lock_mounts();
-        let unclaimed = mounts.targets.iter().filter(|(_, found)| found.unclaimed);
+        let is_unclaimed =
+            |(place, found): &(&PathBuf, &Target)| found.unclaimed && !awaited.contains(place);
+        let unclaimed = mounts.targets.iter().filter(is_unclaimed);
         let unclaimed: Vec<_> = unclaimed.map(|(target, _)| target.clone()).collect();
         for target in unclaimed {
             tracing::info!(target = %target.display(), "unmounting what a killed change left");

@@ -189,7 +189,7 @@ impl Plane {
             Err(TryLockError::Poisoned(mounts)) => mounts.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        let mounted = mounts.targets.values().map(|target| target.layer);
+        let mounted = mounts.targets.values().filter_map(|target| target.layer);
         Some(mounted.collect())
     }
 }

@@ -23,7 +23,9 @@ pub(super) struct Mounts {
 impl Mounts {
     /// Whether the layer is mounted anywhere.
     pub(super) fn has(&self, layer: &LayerId) -> bool {
-        self.targets.values().any(|target| target.layer == *layer)
+        self.targets
+            .values()
+            .any(|target| target.layer == Some(*layer))
     }
 
     /// Whether the kernel reads the layer's file past us, as far as mounts are known.
@@ -31,14 +33,15 @@ impl Mounts {
         let is_direct = |target: &Target| target.base.is_some_and(|base| base.direct);
         self.targets
             .values()
-            .any(|target| target.layer == *layer && is_direct(target))
+            .any(|target| target.layer == Some(*layer) && is_direct(target))
     }
 }
 
 /// A place a layer is mounted at.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
-    pub(super) layer: LayerId,
+    /// `None` for one that a daemon before mounted, and nobody knows any more which it was.
+    pub(super) layer: Option<LayerId>,
     /// See [`crate::DataPlane::asked_tree`].
     pub(super) asked_tree: Option<PathBuf>,
     /// The slot of its metadata image.
@@ -108,7 +111,7 @@ impl Plane {
             }
         };
         let mounted = Target {
-            layer: layer.id(),
+            layer: Some(layer.id()),
             slot: view.slot,
             base,
             image: Some(view.path),

@@ -48,7 +48,7 @@ impl Plane {
             .lock_mounts()
             .targets
             .get(target)
-            .map(|target| target.layer);
+            .and_then(|target| target.layer);
         self.unmount_target(target)?;
         if let Some(layer) = layer.and_then(|id| self.lock_layers().get(&id).cloned()) {
             self.let_go(&layer);
@@ -70,17 +70,19 @@ impl Plane {
         // Held to the end, so that nobody mounts what is being removed.
         let mounts = self.lock_mounts();
         let mut places = mounts.targets.iter();
-        if let Some((target, _)) = places.find(|(_, target)| target.layer == *id) {
+        if let Some((target, _)) = places.find(|(_, target)| target.layer == Some(*id)) {
             return Err(RemoveLayerError::Mounted {
                 layer: *id,
                 target: target.clone(),
             });
         }
         let Some(layer) = self.lock_layers().remove(id) else {
+            self.remove_lost(id);
             return Ok(());
         };
         layer.forget();
         let slots = slots(&layer);
+        self.store.disown(&slots);
         for slot in &slots {
             self.session.forget(*slot);
         }
@@ -92,6 +94,28 @@ impl Plane {
             self.slots.retire(slot);
         }
         Ok(())
+    }
+
+    /// The same for a layer that the store lost before. While somebody has it open, what is left of it stays for
+    /// the case that it comes back.
+    fn remove_lost(&self, id: &LayerId) {
+        let former = self.store.former_of(&id.0);
+        let slots: Vec<_> = former.iter().map(|(slot, _)| *slot).collect();
+        if slots.is_empty() {
+            return;
+        }
+        for slot in &slots {
+            self.session.forget(*slot);
+        }
+        if self.is_open(&slots) {
+            return;
+        }
+        self.store.disown(&slots);
+        self.store.remove(&id.0);
+        for slot in slots {
+            self.slots.let_go_of(slot);
+            self.store.forget_verified(slot);
+        }
     }
 
     /// Whether the kernel has anything of the slots open, when it has forgotten the names that it was asked

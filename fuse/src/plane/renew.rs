@@ -3,7 +3,7 @@
 //! A container keeps the file system it began with. The place its layer is mounted at, where the next
 //! container looks, gets the direct one instead, without a moment in between.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Plane;
 use super::mounts::{Base, Mounts};
@@ -21,7 +21,7 @@ impl Plane {
         let lazy: Vec<_> = mounts
             .targets
             .iter()
-            .filter(|(_, target)| target.layer == layer.id())
+            .filter(|(_, target)| target.layer == Some(layer.id()))
             .filter_map(|(path, target)| {
                 let base = target.base.filter(|base| !base.direct)?;
                 Some((path.clone(), base, target.image.clone()?))
@@ -30,7 +30,7 @@ impl Plane {
         for (target, old, image) in lazy {
             match self.renew_one(&mut mounts, layer, &target, old, &image) {
                 Ok(true) => {
-                    tracing::debug!(target = %target.display(), "mounted directly from here on")
+                    tracing::debug!(target = %target.display(), "mounted directly from here on");
                 }
                 // The lazy one goes on serving.
                 Ok(false) => return,
@@ -92,20 +92,24 @@ impl Plane {
     }
 
     /// Ends what a daemon that was killed while it renewed left: two mounts in one place, the lazy one on top.
-    pub(super) fn finish_renewals(&self, mounts: &mut Mounts, twice: Vec<(PathBuf, Base, Base)>) {
-        for (target, one, other) in twice {
-            let (lazy, direct) = if one.direct {
-                (other, one)
-            } else {
-                (one, other)
-            };
-            match unmount(&target, Unmount::Lazy) {
-                Ok(()) => self.release_base(mounts, lazy),
-                Err(error) => tracing::warn!(%error, "a mount stays"),
-            }
-            if let Some(target) = mounts.targets.get_mut(&target) {
-                target.base = Some(direct);
-            }
+    pub(super) fn finish_renewal(
+        &self,
+        mounts: &mut Mounts,
+        target: &Path,
+        one: Base,
+        other: Base,
+    ) {
+        let (lazy, direct) = if one.direct {
+            (other, one)
+        } else {
+            (one, other)
+        };
+        match unmount(target, Unmount::Lazy) {
+            Ok(()) => self.release_base(mounts, lazy),
+            Err(error) => tracing::warn!(%error, "a mount stays"),
+        }
+        if let Some(target) = mounts.targets.get_mut(target) {
+            target.base = Some(direct);
         }
     }
 }

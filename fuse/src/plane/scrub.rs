@@ -3,7 +3,7 @@
 //! What we read ourselves is verified again before its first use of every hour. A file that the
 //! kernel reads past us cannot be looked at before each of its reads; it is read through in the
 //! background, and what is damaged is fetched again and written over the wrong bytes, while new mounts
-//! go through FUSE. See `docs/adr/0009-bounded-store.md`.
+//! go through FUSE. Metadata images are read past us always, and are written over from the index. See `docs/adr/0009-bounded-store.md`.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -35,14 +35,37 @@ pub(super) async fn expire_now_and_then(plane: Weak<Plane>, first: Duration, eve
 pub(super) async fn scrub_now_and_then(plane: Weak<Plane>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
-        let direct: Vec<Layer> = {
+        let layers: Vec<Layer> = {
             let Some(plane) = plane.upgrade() else { return };
-            let layers = plane.lock_layers();
-            let direct = layers.values().filter(|layer| layer.stored().is_direct());
-            direct.cloned().collect()
+            plane.lock_layers().values().cloned().collect()
         };
-        for layer in direct {
-            scrub(&layer, every.min(PAUSE)).await;
+        for layer in layers {
+            tokio::time::sleep(every.min(PAUSE)).await;
+            scrub_metadata(&layer).await;
+            if layer.stored().is_direct() {
+                scrub(&layer, every.min(PAUSE)).await;
+            }
+        }
+    }
+}
+
+async fn scrub_metadata(layer: &Layer) {
+    let stored = layer.stored().clone();
+    let looked = tokio::task::spawn_blocking(move || stored.scrub_metadata()).await;
+    for (path, mended) in looked.unwrap_or_default() {
+        layer.0.fetcher.context().counts.damage();
+        let path = path.display();
+        match mended {
+            Ok(()) => warn!(
+                layer = %layer.blob(), %path,
+                "the disk changed metadata that the kernel reads directly; it is right again. What was seen of it \
+                 meanwhile was wrong: restart the containers of the image, and see to the disk"
+            ),
+            Err(error) => warn!(
+                layer = %layer.blob(), %path, %error,
+                "the disk changed metadata that the kernel reads directly; the next daemon mends it: reload the \
+                 service, then restart the containers of the image, and see to the disk"
+            ),
         }
     }
 }

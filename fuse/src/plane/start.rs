@@ -1,6 +1,6 @@
 //! Starting a data plane.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -180,6 +180,7 @@ impl Plane {
             .map(|(id, record)| self.unopened(id, &record))
             .collect();
         unopened.extend(self.take_up_retired());
+        self.miss_the_lost();
         let failed = |error: io::Error| StartError::TakeOver(error.to_string());
         self.session.resume().map_err(failed)?;
         handover.serving();
@@ -188,14 +189,36 @@ impl Plane {
         for layer in &unopened {
             layer.open();
         }
+        self.context.runtime.spawn(wait_no_longer(
+            Arc::downgrade(self),
+            self.config.read_deadline,
+        ));
         self.adopt(&mounts().map_err(StartError::Mounts)?);
         info!(driver = %self.driver.driver, ?after, "serving the mounts of the daemon before");
         Ok(())
     }
 
+    /// Has the readers of what the daemon before served and the store does not have any more wait for it.
+    fn miss_the_lost(&self) {
+        let mut missed = BTreeSet::new();
+        for (slot, owner) in self.store.former() {
+            if !self.slots.has_place(slot) {
+                self.slots.lose(slot);
+                missed.insert(owner.layer);
+            }
+        }
+        for layer in missed {
+            warn!(
+                %layer,
+                "a layer is lost from the store; who reads its files waits until its index was fetched again"
+            );
+        }
+    }
+
     /// A layer of the store that is opened when it is first asked for.
     fn unopened(self: &Arc<Self>, id: Digest, record: &Record) -> Arc<Unopened> {
         let plane = Arc::downgrade(self);
+        let slots = record.slots();
         let unopened = Arc::new(Unopened::new(move || {
             let Some(plane) = plane.upgrade() else { return };
             match plane.store.open_one(&id) {
@@ -203,10 +226,15 @@ impl Plane {
                     let layer = plane.register(LayerId(id), layer, Vec::new(), None);
                     plane.serve_patches(&layer.0.fetcher);
                 }
-                Err(error) => warn!(
-                    layer = %id, %error,
-                    "a layer that is mounted cannot be opened; its files cannot be read"
-                ),
+                Err(error) => {
+                    warn!(
+                        layer = %id, %error,
+                        "the disk changed a layer; who reads its files waits until its index was fetched again"
+                    );
+                    for slot in &slots {
+                        plane.slots.lose(*slot);
+                    }
+                }
             }
         }));
         for slot in record.slots() {
@@ -224,6 +252,7 @@ impl Plane {
         elsewhere: Option<Arc<dyn Elsewhere>>,
     ) -> Layer {
         let stored = Arc::new(stored);
+        self.store.own(&id.0, &stored.record());
         let slot = stored.record().slot;
         let image = stored.image().clone();
         let fetcher = Arc::new(Fetcher::new(
@@ -465,6 +494,13 @@ fn runtime() -> io::Result<Runtime> {
         .thread_name("larder-data")
         .enable_all()
         .build()
+}
+
+/// Fails the readers of lost layers when `deadline` has passed.
+async fn wait_no_longer(plane: Weak<Plane>, deadline: Duration) {
+    tokio::time::sleep(deadline).await;
+    let Some(plane) = plane.upgrade() else { return };
+    let _ = tokio::task::spawn_blocking(move || plane.slots.wait_no_longer()).await;
 }
 
 async fn sync_now_and_then(plane: Weak<Plane>) {

@@ -40,13 +40,13 @@ const NAME_BYTES_MAX: usize = 255;
 
 const GENERATION: Generation = Generation(0);
 
-/// The file system of the session.
-#[derive(Debug)]
+/// The file system of the session; clones serve the same one.
+#[derive(Debug, Clone)]
 pub(super) struct LarderFs {
     slots: Arc<Slots>,
     manner: Manner,
     /// For sessions whose trees are mounted.
-    ahead: Option<Ahead>,
+    ahead: Option<Arc<Ahead>>,
     /// For kernels that cannot send a request again.
     journal: Option<Arc<Journal>>,
 }
@@ -61,8 +61,42 @@ impl LarderFs {
         Self {
             slots,
             manner,
-            ahead,
+            ahead: ahead.map(Arc::new),
             journal,
+        }
+    }
+
+    /// Whether what is asked of `inode` has to wait until the store has its layer again.
+    fn must_wait(&self, inode: INodeNo) -> bool {
+        let slot = Node::of(inode.0).and_then(Node::slot);
+        slot.is_some_and(|slot| self.slots.is_awaited(slot))
+    }
+
+    /// Answers a request of `inode`: now, or when its layer is back.
+    fn when_there(&self, inode: INodeNo, answer: impl FnOnce(&Self) + Send + 'static) {
+        if self.must_wait(inode) {
+            self.later(inode, answer);
+        } else {
+            answer(self);
+        }
+    }
+
+    /// Has a request of `inode` answered when its layer is back, or given up. No thread waits for that.
+    fn later(&self, inode: INodeNo, answer: impl FnOnce(&Self) + Send + 'static) {
+        let Some(slot) = Node::of(inode.0).and_then(Node::slot) else {
+            return answer(self);
+        };
+        let filesystem = self.clone();
+        self.slots
+            .postpone(slot, Box::new(move || answer(&filesystem)));
+    }
+
+    /// What a request fails with whose answer would be `error`: of a layer that is lost nothing can be said,
+    /// and nothing may be remembered.
+    fn or_lost(&self, inode: INodeNo, error: Errno) -> Errno {
+        match Node::of(inode.0).and_then(Node::slot) {
+            Some(slot) if self.slots.is_lost(slot) => Errno::EIO,
+            _ => error,
         }
     }
 
@@ -245,21 +279,12 @@ impl Filesystem for LarderFs {
         if name.len() > NAME_BYTES_MAX {
             return reply.error(Errno::ENAMETOOLONG);
         }
-        let _entry = self.begin_with(request, operation::LOOKUP, parent, (0, 0), name);
-        let node = Node::of(parent.0).and_then(|parent| self.child(parent, name));
-        let Some((node, attributes)) = node.and_then(|node| Some((node, self.attributes(node)?)))
-        else {
-            let in_image = matches!(Node::of(parent.0), Some(Node::File(..)));
-            if in_image {
-                // Inode 0 is a negative entry the kernel keeps.
-                return reply.entry(&FOREVER, &tree::nothing(), GENERATION);
-            }
-            return reply.error(Errno::ENOENT);
-        };
-        if let Some(slot) = node.slot() {
-            self.slots.looked_up(slot, 1);
+        let entry = self.begin_with(request, operation::LOOKUP, parent, (0, 0), name);
+        if self.must_wait(parent) {
+            let name = name.to_vec();
+            return self.later(parent, move |fs| fs.look_up(parent, &name, reply, entry));
         }
-        reply.entry(&FOREVER, &attributes, GENERATION);
+        self.look_up(parent, name, reply, entry);
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
@@ -269,46 +294,34 @@ impl Filesystem for LarderFs {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let _entry = self.begin(request, operation::GETATTR, ino);
-        match Node::of(ino.0).and_then(|node| self.attributes(node)) {
-            Some(attributes) => reply.attr(&FOREVER, &attributes),
-            None => reply.error(Errno::ENOENT),
-        }
+        let entry = self.begin(request, operation::GETATTR, ino);
+        self.when_there(ino, move |fs| {
+            match Node::of(ino.0).and_then(|node| fs.attributes(node)) {
+                Some(attributes) => reply.attr(&FOREVER, &attributes),
+                None => reply.error(fs.or_lost(ino, Errno::ENOENT)),
+            }
+            drop(entry);
+        });
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        let _entry = self.begin(request, operation::READLINK, ino);
-        let file = self.file(ino);
-        let target = file
-            .as_ref()
-            .and_then(|(slot, nid)| image(slot)?.read_link(*nid));
-        match target {
-            Some(target) => reply.data(target),
-            None => reply.error(Errno::EINVAL),
-        }
+        let entry = self.begin(request, operation::READLINK, ino);
+        self.when_there(ino, move |fs| {
+            let file = fs.file(ino);
+            let target = file
+                .as_ref()
+                .and_then(|(slot, nid)| image(slot)?.read_link(*nid));
+            match target {
+                Some(target) => reply.data(target),
+                None => reply.error(fs.or_lost(ino, Errno::EINVAL)),
+            }
+            drop(entry);
+        });
     }
 
     fn open(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let _entry = self.begin(request, operation::OPEN, ino);
-        let Some((node, number)) = Node::of(ino.0).and_then(|node| Some((node, node.slot()?)))
-        else {
-            return reply.error(Errno::EISDIR);
-        };
-        let Some(slot) = self.slots.get(number) else {
-            return reply.error(Errno::ENOENT);
-        };
-        let is_device = matches!(node, Node::Device(_));
-        if self.manner.without_opens && !is_device {
-            return reply.error(Errno::ENOSYS);
-        }
-        self.slots.opened(number);
-        let is_faulty = matches!(slot.content, Content::Faulty(_));
-        let flags = if is_device && !is_faulty && self.manner.reads == DeviceReads::Direct {
-            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
-        } else {
-            FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
-        };
-        reply.opened(FileHandle(0), flags);
+        let entry = self.begin(request, operation::OPEN, ino);
+        self.when_there(ino, move |fs| fs.open_file(ino, reply, entry));
     }
 
     fn read(
@@ -325,20 +338,7 @@ impl Filesystem for LarderFs {
         let part = (offset, size);
         let entry = self.begin_with(request, operation::READ, ino, part, b"");
         let reply = Later { reply, entry };
-        let node = Node::of(ino.0);
-        let slot = node
-            .and_then(Node::slot)
-            .and_then(|slot| self.slots.get(slot));
-        match (node, slot) {
-            (Some(Node::File(number, nid)), Some(slot)) => {
-                Self::read_file(&slot, nid, offset, size, reply);
-                if let (Some(ahead), 0) = (&self.ahead, offset) {
-                    ahead.read(number, nid);
-                }
-            }
-            (Some(Node::Device(_)), Some(slot)) => Self::read_device(&slot, offset, size, reply),
-            _ => reply.error(Errno::EBADF),
-        }
+        self.when_there(ino, move |fs| fs.read_part(ino, offset, size, reply));
     }
 
     fn flush(
@@ -384,12 +384,135 @@ impl Filesystem for LarderFs {
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
         let part = (offset, DIRECTORY_BYTES);
-        let _entry = self.begin_with(request, operation::READDIR, ino, part, b"");
+        let entry = self.begin_with(request, operation::READDIR, ino, part, b"");
+        self.when_there(ino, move |fs| fs.list(ino, offset, reply, entry));
+    }
+
+    fn readdirplus(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let part = (offset, DIRECTORY_BYTES);
+        let entry = self.begin_with(request, operation::READDIRPLUS, ino, part, b"");
+        self.when_there(ino, move |fs| {
+            fs.list_and_look_up(ino, offset, reply, entry);
+        });
+    }
+
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _entry = self.begin(request, operation::STATFS, ino);
+        let (blocks, files) = match self.file(ino) {
+            Some((slot, _)) => image(&slot).map_or((0, 0), |image| {
+                (image.device_len() / 512, image.inode_count())
+            }),
+            None => (0, 0),
+        };
+        reply.statfs(blocks, 0, 0, files, 0, 512, 255, 512);
+    }
+
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let part = (0, size);
+        let entry = self.begin_with(request, operation::GETXATTR, ino, part, name.as_bytes());
+        if self.manner.without_xattrs {
+            // The kernel does not ask this session again.
+            return reply.error(Errno::ENOSYS);
+        }
+        let name = name.as_bytes();
+        if self.must_wait(ino) {
+            let name = name.to_vec();
+            return self.later(ino, move |fs| fs.tell_xattr(ino, &name, size, reply, entry));
+        }
+        self.tell_xattr(ino, name, size, reply, entry);
+    }
+
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let part = (0, size);
+        let entry = self.begin_with(request, operation::LISTXATTR, ino, part, b"");
+        self.when_there(ino, move |fs| fs.list_xattrs(ino, size, reply, entry));
+    }
+}
+
+/// The answers themselves. The entry of the request goes after the reply.
+impl LarderFs {
+    fn look_up(&self, parent: INodeNo, name: &[u8], reply: ReplyEntry, _entry: Option<Entry>) {
+        let node = Node::of(parent.0).and_then(|parent| self.child(parent, name));
+        let Some((node, attributes)) = node.and_then(|node| Some((node, self.attributes(node)?)))
+        else {
+            if self.or_lost(parent, Errno::ENOENT) != Errno::ENOENT {
+                return reply.error(Errno::EIO);
+            }
+            let in_image = matches!(Node::of(parent.0), Some(Node::File(..)));
+            if in_image {
+                // Inode 0 is a negative entry the kernel keeps.
+                return reply.entry(&FOREVER, &tree::nothing(), GENERATION);
+            }
+            return reply.error(Errno::ENOENT);
+        };
+        if let Some(slot) = node.slot() {
+            self.slots.looked_up(slot, 1);
+        }
+        reply.entry(&FOREVER, &attributes, GENERATION);
+    }
+
+    fn open_file(&self, ino: INodeNo, reply: ReplyOpen, _entry: Option<Entry>) {
+        let Some((node, number)) = Node::of(ino.0).and_then(|node| Some((node, node.slot()?)))
+        else {
+            return reply.error(Errno::EISDIR);
+        };
+        let Some(slot) = self.slots.get(number) else {
+            return reply.error(self.or_lost(ino, Errno::ENOENT));
+        };
+        let is_device = matches!(node, Node::Device(_));
+        if self.manner.without_opens && !is_device {
+            return reply.error(Errno::ENOSYS);
+        }
+        self.slots.opened(number);
+        let is_faulty = matches!(slot.content, Content::Faulty(_));
+        let flags = if is_device && !is_faulty && self.manner.reads == DeviceReads::Direct {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
+        };
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn read_part(&self, ino: INodeNo, offset: u64, size: u32, reply: Later) {
+        let node = Node::of(ino.0);
+        let slot = node
+            .and_then(Node::slot)
+            .and_then(|slot| self.slots.get(slot));
+        match (node, slot) {
+            (Some(Node::File(number, nid)), Some(slot)) => {
+                Self::read_file(&slot, nid, offset, size, reply);
+                if let (Some(ahead), 0) = (&self.ahead, offset) {
+                    ahead.read(number, nid);
+                }
+            }
+            (Some(Node::Device(_)), Some(slot)) => Self::read_device(&slot, offset, size, reply),
+            _ => reply.error(self.or_lost(ino, Errno::EBADF)),
+        }
+    }
+
+    fn list(&self, ino: INodeNo, offset: u64, mut reply: ReplyDirectory, _entry: Option<Entry>) {
         let Some((slot, nid)) = self.file(ino) else {
-            return Self::read_top(ino, offset, reply);
+            return match Node::of(ino.0).and_then(Node::slot) {
+                Some(_) => reply.error(self.or_lost(ino, Errno::EBADF)),
+                None => Self::read_top(ino, offset, reply),
+            };
         };
         let Some(Node::File(number, _)) = Node::of(ino.0) else {
             return reply.error(Errno::EBADF);
@@ -407,22 +530,19 @@ impl Filesystem for LarderFs {
         reply.ok();
     }
 
-    fn readdirplus(
+    fn list_and_look_up(
         &self,
-        request: &Request,
         ino: INodeNo,
-        _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
+        _entry: Option<Entry>,
     ) {
-        let part = (offset, DIRECTORY_BYTES);
-        let _entry = self.begin_with(request, operation::READDIRPLUS, ino, part, b"");
         let Some(Node::File(number, nid)) = Node::of(ino.0) else {
             // The session's own directories are for nobody to list; they are looked up.
             return reply.ok();
         };
         let Some(slot) = self.slots.get(number) else {
-            return reply.error(Errno::ENOENT);
+            return reply.error(self.or_lost(ino, Errno::ENOENT));
         };
         let Some(image) = image(&slot) else {
             return reply.error(Errno::EBADF);
@@ -456,58 +576,37 @@ impl Filesystem for LarderFs {
         }
     }
 
-    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let _entry = self.begin(request, operation::STATFS, ino);
-        let (blocks, files) = match self.file(ino) {
-            Some((slot, _)) => image(&slot).map_or((0, 0), |image| {
-                (image.device_len() / 512, image.inode_count())
-            }),
-            None => (0, 0),
-        };
-        reply.statfs(blocks, 0, 0, files, 0, 512, 255, 512);
-    }
-
-    fn getxattr(
+    fn tell_xattr(
         &self,
-        request: &Request,
         ino: INodeNo,
-        name: &OsStr,
+        name: &[u8],
         size: u32,
         reply: ReplyXattr,
+        _entry: Option<Entry>,
     ) {
-        let part = (0, size);
-        let _entry = self.begin_with(request, operation::GETXATTR, ino, part, name.as_bytes());
-        if self.manner.without_xattrs {
-            // The kernel does not ask this session again.
-            return reply.error(Errno::ENOSYS);
-        }
         let file = self.file(ino);
         let value = file
             .as_ref()
-            .and_then(|(slot, nid)| image(slot)?.xattr(*nid, name.as_bytes()));
+            .and_then(|(slot, nid)| image(slot)?.xattr(*nid, name));
         match value {
             Some(value) => send_xattr(value, size, reply),
-            None => reply.error(Errno::ENODATA),
+            None => reply.error(self.or_lost(ino, Errno::ENODATA)),
         }
     }
 
-    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let part = (0, size);
-        let _entry = self.begin_with(request, operation::LISTXATTR, ino, part, b"");
+    fn list_xattrs(&self, ino: INodeNo, size: u32, reply: ReplyXattr, _entry: Option<Entry>) {
         let mut names = Vec::new();
-        if let Some((slot, nid)) = self.file(ino)
-            && let Some(image) = image(&slot)
-        {
-            for xattr in image.xattrs(nid) {
+        if let Some((slot, nid)) = self.file(ino) {
+            for xattr in image(&slot).into_iter().flat_map(|image| image.xattrs(nid)) {
                 names.extend(xattr.name());
                 names.push(0);
             }
+        } else if self.or_lost(ino, Errno::ENODATA) != Errno::ENODATA {
+            return reply.error(Errno::EIO);
         }
         send_xattr(&names, size, reply);
     }
-}
 
-impl LarderFs {
     /// Lists a directory of the session itself.
     fn read_top(ino: INodeNo, offset: u64, mut reply: ReplyDirectory) {
         if Node::of(ino.0) == Some(Node::Root) && offset == 0 {

@@ -5,8 +5,8 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Once, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, RwLock};
 
 use larder_proto::erofs::Image;
 use tokio::sync::Notify;
@@ -67,16 +67,56 @@ impl fmt::Debug for Unopened {
     }
 }
 
+/// A layer of a daemon before whose index the store lost; it is being fetched again.
+struct Lost {
+    /// What is to be done when it is back. `None` once nobody waits for it any more. As many as there are
+    /// requests that the kernel may have waiting.
+    waiting: Mutex<Option<Vec<Postponed>>>,
+}
+
+/// A request that is answered later, in one way or another.
+pub(super) type Postponed = Box<dyn FnOnce() + Send>;
+
+impl Lost {
+    fn awaited() -> Self {
+        Self {
+            waiting: Mutex::new(Some(Vec::new())),
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Vec<Postponed>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what was postponed, now and from now on.
+    fn end_waiting(&self) {
+        let waiting = self.waiting().take();
+        for answer in waiting.into_iter().flatten() {
+            answer();
+        }
+    }
+}
+
+impl fmt::Debug for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waiting = self.waiting().as_ref().map(Vec::len);
+        f.debug_struct("Lost").field("waiting", &waiting).finish()
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Place {
     Served(Arc<Slot>),
     Unopened(Arc<Unopened>),
+    Lost(Arc<Lost>),
 }
 
 /// All slots that are served, and what the kernel holds of them.
 #[derive(Debug)]
 pub(crate) struct Slots {
     places: RwLock<HashMap<u32, Place>>,
+    /// How many places have no content yet.
+    empty: AtomicUsize,
     counts: Counts,
     /// Told when a retired slot is let go of.
     let_go: Notify,
@@ -92,6 +132,7 @@ impl Slots {
     pub(crate) fn counted_by(counts: Counts) -> Self {
         Self {
             places: RwLock::default(),
+            empty: AtomicUsize::new(0),
             counts,
             let_go: Notify::new(),
         }
@@ -115,9 +156,80 @@ impl Slots {
         self.place(number, Place::Unopened(layer));
     }
 
+    /// Whether there is a layer for the slot, opened or not.
+    pub(crate) fn has_place(&self, number: u32) -> bool {
+        self.find(number).is_some()
+    }
+
+    /// The slot's layer is lost. Who asks for it waits until it is put here, or [`Slots::wait_no_longer`].
+    pub(crate) fn lose(&self, number: u32) {
+        self.place(number, Place::Lost(Arc::new(Lost::awaited())));
+    }
+
     fn place(&self, number: u32, place: Place) {
         let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
-        places.insert(number, place);
+        let before = places.insert(number, place);
+        self.count_empty(&places);
+        drop(places);
+        if let Some(Place::Lost(lost)) = before {
+            lost.end_waiting();
+        }
+    }
+
+    fn count_empty(&self, places: &HashMap<u32, Place>) {
+        let empty = places.values();
+        let empty = empty.filter(|place| !matches!(place, Place::Served(_)));
+        self.empty.store(empty.count(), Ordering::Release);
+    }
+
+    /// Fails what waits for lost layers, and what asks for them until they are back.
+    pub(crate) fn wait_no_longer(&self) {
+        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        let lost = places.values().filter_map(|place| match place {
+            Place::Lost(lost) => Some(lost.clone()),
+            Place::Served(_) | Place::Unopened(_) => None,
+        });
+        let lost: Vec<_> = lost.collect();
+        drop(places);
+        for lost in lost {
+            lost.end_waiting();
+        }
+    }
+
+    /// The lost layer of this slot, opened in vain if it was not opened yet.
+    fn lost(&self, number: u32) -> Option<Arc<Lost>> {
+        if self.empty.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        if let Some(Place::Unopened(layer)) = self.find(number) {
+            layer.open();
+        }
+        match self.find(number) {
+            Some(Place::Lost(lost)) => Some(lost),
+            _ => None,
+        }
+    }
+
+    /// Whether the slot's layer is lost: there are errors now that are none later.
+    pub(super) fn is_lost(&self, number: u32) -> bool {
+        self.lost(number).is_some()
+    }
+
+    /// Whether requests for the slot are to be given to [`Slots::postpone`].
+    pub(super) fn is_awaited(&self, number: u32) -> bool {
+        let lost = self.lost(number);
+        lost.is_some_and(|lost| lost.waiting().is_some())
+    }
+
+    /// Has `answer` called when the slot's layer is back, when nobody waits for it any more, or at once if that
+    /// is so already.
+    pub(super) fn postpone(&self, number: u32, answer: Postponed) {
+        if let Some(lost) = self.lost(number)
+            && let Some(waiting) = lost.waiting().as_mut()
+        {
+            return waiting.push(answer);
+        }
+        answer();
     }
 
     pub(super) fn get(&self, number: u32) -> Option<Arc<Slot>> {
@@ -128,9 +240,10 @@ impl Slots {
                 layer.open();
                 match self.find(number)? {
                     Place::Served(slot) => Some(slot),
-                    Place::Unopened(_) => None,
+                    Place::Unopened(_) | Place::Lost(_) => None,
                 }
             }
+            Place::Lost(_) => None,
         }
     }
 
@@ -161,7 +274,12 @@ impl Slots {
     /// Nobody has anything of the slot open, and nobody can open it any more.
     pub(crate) fn let_go_of(&self, number: u32) {
         let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
-        places.remove(&number);
+        let before = places.remove(&number);
+        self.count_empty(&places);
+        drop(places);
+        if let Some(Place::Lost(lost)) = before {
+            lost.end_waiting();
+        }
     }
 
     /// A file of the slot is about to be open.
@@ -204,5 +322,70 @@ impl Slots {
     /// Waits until a retired slot is let go of or there is one more, now or since the call before.
     pub(crate) async fn let_go(&self) {
         self.let_go.notified().await;
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests {
+    use super::*;
+
+    fn slots() -> Slots {
+        Slots::new().unwrap()
+    }
+
+    fn device() -> Content {
+        Content::Faulty(Faulty {
+            len: 0,
+            fails: 0..0,
+        })
+    }
+
+    fn count_in(answered: &Arc<AtomicUsize>) -> Postponed {
+        let answered = answered.clone();
+        Box::new(move || {
+            answered.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+
+    /// Promise: who asks for a lost layer is answered when it is back, or at once when nobody waits for it any
+    /// more; each once.
+    #[test]
+    fn who_asks_for_a_lost_layer_is_answered_when_it_is_back() {
+        let (slots, answered) = (slots(), Arc::new(AtomicUsize::new(0)));
+        let answers = || answered.load(Ordering::SeqCst);
+        slots.put(1, device());
+        assert!(!slots.is_lost(1) && !slots.is_awaited(1));
+        for number in [2, 3] {
+            slots.lose(number);
+            assert!(slots.is_lost(number) && slots.is_awaited(number) && !slots.has(number));
+            slots.postpone(number, count_in(&answered));
+        }
+        assert_eq!(answers(), 0);
+        slots.put(2, device());
+        assert_eq!(answers(), 1);
+        assert!(slots.has(2) && !slots.is_lost(2));
+        slots.wait_no_longer();
+        assert_eq!(answers(), 2);
+        assert!(slots.is_lost(3) && !slots.is_awaited(3));
+        slots.postpone(3, count_in(&answered));
+        assert_eq!(answers(), 3);
+        slots.put(3, device());
+        assert!(slots.has(3) && !slots.is_lost(3));
+        assert_eq!(answers(), 3);
+    }
+
+    /// Promise: a layer that turns out lost when it is opened is waited for like one that is known to be.
+    #[test]
+    fn a_layer_that_cannot_be_opened_is_waited_for() {
+        let (slots, answered) = (Arc::new(slots()), Arc::new(AtomicUsize::new(0)));
+        let found = Arc::downgrade(&slots);
+        let layer = Unopened::new(move || found.upgrade().unwrap().lose(7));
+        slots.put_unopened(7, Arc::new(layer));
+        assert!(slots.is_awaited(7));
+        slots.postpone(7, count_in(&answered));
+        slots.let_go_of(7);
+        assert_eq!(answered.load(Ordering::SeqCst), 1);
+        assert!(!slots.is_lost(7));
     }
 }

@@ -1,7 +1,7 @@
-//! `layer.json`: what names a stored layer, and the sums of its files.
+//! `layer.json`: what names a stored layer, and the sums of its files, its own as the last.
 
 use larder_proto::annotation::IndexLocation;
-use larder_proto::digest::Digest;
+use larder_proto::digest::{Algorithm, Digest};
 use serde::{Deserialize, Serialize};
 
 /// Version of what this build writes of a layer. Fields are only ever added, each with a default that
@@ -10,6 +10,10 @@ const VERSION: u32 = 1;
 
 /// What that needs of its readers, if not all versions will do: without it, its own version.
 const READABLE_SINCE: Option<u32> = None;
+
+/// What stands before the sum of a record, and behind it. Whatever a later build adds, this comes last.
+const SUM_BEFORE: &str = ",\n  \"sum\": \"";
+const SUM_AFTER: &str = "\"\n}";
 
 /// Most patched images one layer may have; a layer is rarely used on more than a few parents.
 pub(crate) const PATCHES_MAX: usize = 256;
@@ -88,7 +92,10 @@ impl Record {
             proof: self.proof.clone(),
             patches: self.patches.clone(),
         };
-        serde_json::to_vec_pretty(&raw).expect("strings and numbers always serialise")
+        let text =
+            serde_json::to_string_pretty(&raw).expect("strings and numbers always serialise");
+        let body = text.trim_end_matches("\n}");
+        format!("{body}{SUM_BEFORE}{}{SUM_AFTER}", sum(body.as_bytes())).into_bytes()
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
@@ -104,6 +111,9 @@ impl Record {
             ));
         }
         let raw: Raw = serde_json::from_slice(bytes).map_err(told)?;
+        if !is_as_written(bytes) {
+            return Err("it has changed since it was written".into());
+        }
         if raw.patches.len() > PATCHES_MAX {
             return Err(format!("it lists more than {PATCHES_MAX} patched images"));
         }
@@ -121,6 +131,20 @@ impl Record {
             patches: raw.patches,
         })
     }
+}
+
+/// BLAKE3 of `bytes`, hex.
+pub(super) fn sum(bytes: &[u8]) -> String {
+    Digest::from_bytes(*Algorithm::Blake3.digest(bytes).as_bytes()).hex()
+}
+
+/// Whether the last field is the sum of what stands before it. Without one, it is of an earlier build.
+fn is_as_written(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return false;
+    };
+    text.rsplit_once(SUM_BEFORE)
+        .is_none_or(|(body, rest)| rest.strip_suffix(SUM_AFTER) == Some(&*sum(body.as_bytes())))
 }
 
 #[cfg(test)]
@@ -160,6 +184,26 @@ mod tests {
         }
     }
 
+    /// Promise: no byte of a record can change without being noticed, or meaning the same; one of a build
+    /// that wrote no sum is read.
+    #[test]
+    fn a_record_with_a_changed_byte_is_refused() {
+        let written = record().encode();
+        for at in 0..written.len() {
+            for bit in 0..8 {
+                let mut changed = written.clone();
+                changed[at] ^= 1 << bit;
+                if let Ok(read) = Record::decode(&changed) {
+                    assert_eq!(read, record(), "byte {at}, bit {bit}");
+                }
+            }
+        }
+        let text = String::from_utf8(written).unwrap();
+        let (body, _) = text.rsplit_once(SUM_BEFORE).unwrap();
+        let before = format!("{body}\n}}");
+        assert_eq!(Record::decode(before.as_bytes()), Ok(record()));
+    }
+
     /// Promise: what a later build adds keeps nobody from going back to this one; what this one cannot
     /// understand is refused in a sentence.
     #[test]
@@ -167,8 +211,9 @@ mod tests {
         let written = |as_version: &str| {
             let text = String::from_utf8(record().encode()).unwrap();
             let text = text.replace("\"version\": 1", as_version);
-            text.replace("\"slot\": 5", "\"slot\": 5, \"unheard of\": {}")
-                .into_bytes()
+            let text = text.replace("\"slot\": 5", "\"slot\": 5, \"unheard of\": {}");
+            let (body, _) = text.rsplit_once(SUM_BEFORE).unwrap();
+            format!("{body}{SUM_BEFORE}{}{SUM_AFTER}", sum(body.as_bytes())).into_bytes()
         };
         for later in [
             "\"version\": 9, \"readable_since\": 1, \"new\": [1]",

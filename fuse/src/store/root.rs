@@ -15,6 +15,7 @@ use tracing::warn;
 use super::disk::Disk;
 use super::floor::{CachingStopped, Floor};
 use super::ledger::Ledger;
+use super::owners::Owner;
 use super::pins::Pins;
 use super::record::Record;
 use super::retired::RETIRED;
@@ -105,6 +106,8 @@ pub(crate) struct StoreRoot {
     pub(super) rules: Rules,
     pins: Pins,
     slots: Mutex<Slots>,
+    /// Slots of the daemon before, see [`super::owners`].
+    pub(super) former: Mutex<Vec<(u32, Owner)>>,
     ended: Ended,
     lock: File,
 }
@@ -161,6 +164,7 @@ impl StoreRoot {
                 next: next_slot,
                 reserved: next_slot,
             }),
+            former: Mutex::default(),
             ended,
             lock,
         };
@@ -233,7 +237,8 @@ impl StoreRoot {
         Ok(slots.next - 1)
     }
 
-    /// Adds a layer, or opens it if it is there and in order.
+    /// Adds a layer, or opens it if it is there and in order. What a daemon before served of it is mended, not
+    /// thrown away.
     pub(crate) fn add(&self, new: &NewLayer<'_>) -> Result<StoredLayer, LayerStoreError> {
         let id = new.location.digest;
         let (directory, unfinished) = (self.directory(&id), self.unfinished(&id));
@@ -242,6 +247,11 @@ impl StoreRoot {
             && layer.record().location == new.location
         {
             return Ok(layer);
+        }
+        if !self.former_of(&id).is_empty() && directory.exists() {
+            self.doubt(new.slot)?;
+            StoredLayer::mend(&directory, new, &*self.disk)?;
+            return self.open_layer(directory);
         }
         // Both may be left from an attempt that failed half way.
         let _ = self.disk.remove_directory(&unfinished);
@@ -260,22 +270,31 @@ impl StoreRoot {
         self.open_layer(directory)
     }
 
-    /// The layers of a run that ended a moment ago, not opened: their names and records. Slots they have
-    /// are taken.
-    pub(crate) fn records(&self) -> Vec<(Digest, Record)> {
-        let Ok(entries) = std::fs::read_dir(self.root.join("store")) else {
-            return Vec::new();
+    /// Nothing that a daemon before verified of the layer in `slot` is believed.
+    fn doubt(&self, slot: u32) -> Result<(), LayerStoreError> {
+        let Some(vouched) = &self.rules.vouched else {
+            return Ok(());
         };
+        vouched.doubt(slot).map_err(|error| LayerStoreError::Io {
+            path: self.root.clone(),
+            error,
+        })
+    }
+
+    /// The layers of a run that ended a moment ago, not opened: their names and records, as far as they can
+    /// be read. Slots they have are taken.
+    pub(crate) fn records(&self) -> Vec<(Digest, Record)> {
+        let entries = std::fs::read_dir(self.root.join("store"));
+        let entries = entries.into_iter().flatten();
         let record = |entry: std::fs::DirEntry| {
             let name = entry.file_name();
             let id = format!("sha256:{}", name.to_str()?).parse().ok()?;
             let bytes = std::fs::read(entry.path().join("layer.json")).ok()?;
-            Some((id, Record::decode(&bytes).ok()?))
+            let record = Record::decode(&bytes).ok()?;
+            (record.location.digest == id).then_some((id, record))
         };
-        let records: Vec<_> = entries.flatten().filter_map(record).collect();
-        if let Some(last) = records.iter().flat_map(|(_, record)| record.slots()).max() {
-            self.skip_slots(last);
-        }
+        let records: Vec<(Digest, Record)> = entries.flatten().filter_map(record).collect();
+        self.succeed(&records);
         records
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use larder_proto::annotation::IndexLocation;
-use larder_proto::digest::{Algorithm, Digest};
+use larder_proto::digest::Digest;
 use larder_proto::erofs::{Image, ImageError};
 use larder_proto::index::{Chunk, Index, IndexError};
 use larder_proto::limits;
@@ -21,7 +21,7 @@ use super::floor::Floor;
 use super::ledger::Ledger;
 use super::occupied::Occupied;
 use super::presence::{ChunkState, Presence};
-use super::record::{PATCHES_MAX, Patch, Proof, Record};
+use super::record::{PATCHES_MAX, Patch, Proof, Record, sum};
 use super::uses::Uses;
 use super::vouched::{Binding, OfLayer, Vouched};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -161,15 +161,29 @@ pub(crate) struct NewLayer<'a> {
     pub(crate) slot: u32,
 }
 
+impl<'a> NewLayer<'a> {
+    /// Its index, which must be one we can use, and the record of a layer nothing is known of.
+    fn check(&self) -> Result<(Index<&'a [u8]>, Record), LayerStoreError> {
+        let index = Index::open(self.index)?;
+        Image::open(index.metadata(), index.tar_len())?;
+        let record = Record {
+            blob: self.blob,
+            location: self.location,
+            slot: self.slot,
+            index_sum: sum(self.index),
+            meta_sum: sum(index.metadata()),
+            proof: Proof::Pending,
+            patches: Vec::new(),
+        };
+        Ok((index, record))
+    }
+}
+
 fn at(path: &Path) -> impl FnOnce(io::Error) -> LayerStoreError + '_ {
     move |error| LayerStoreError::Io {
         path: path.to_owned(),
         error,
     }
-}
-
-fn sum(bytes: &[u8]) -> String {
-    Digest::from_bytes(*Algorithm::Blake3.digest(bytes).as_bytes()).hex()
 }
 
 impl LayerStoreError {
@@ -186,18 +200,8 @@ impl StoredLayer {
         new: &NewLayer<'_>,
         disk: &dyn Disk,
     ) -> Result<(), LayerStoreError> {
-        let index = Index::open(new.index)?;
-        Image::open(index.metadata(), index.tar_len())?;
+        let (index, record) = new.check()?;
         disk.make_directory(directory).map_err(at(directory))?;
-        let record = Record {
-            blob: new.blob,
-            location: new.location,
-            slot: new.slot,
-            index_sum: sum(new.index),
-            meta_sum: sum(index.metadata()),
-            proof: Proof::Pending,
-            patches: Vec::new(),
-        };
         for (name, bytes) in [
             ("index", new.index),
             ("meta", index.metadata()),
@@ -207,6 +211,33 @@ impl StoredLayer {
             disk.replace(&path, bytes).map_err(at(&path))?;
         }
         Ok(())
+    }
+
+    /// Writes anew what a layer lost of its files, beside a device file that is right or not, chunk by
+    /// chunk: each is verified before anybody reads it.
+    ///
+    /// The kernel may have files of it mounted. They keep their places: what is right goes over what is wrong.
+    pub(super) fn mend(
+        directory: &Path,
+        new: &NewLayer<'_>,
+        disk: &dyn Disk,
+    ) -> Result<(), LayerStoreError> {
+        let (index, mut record) = new.check()?;
+        let path = directory.join("layer.json");
+        let before = std::fs::read(&path).ok();
+        let before = before.and_then(|bytes| Record::decode(&bytes).ok());
+        if let Some(before) = before.filter(|before| before.slot == new.slot) {
+            record.patches = before.patches;
+            // What was found true is looked at once more; what was found wrong was not rot.
+            if let Proof::Quarantined(_) = before.proof {
+                record.proof = before.proof;
+            }
+        }
+        let place = directory.join("index");
+        disk.replace(&place, new.index).map_err(at(&place))?;
+        let place = directory.join("meta");
+        write_over(disk, &place, index.metadata()).map_err(at(&place))?;
+        disk.replace(&path, &record.encode()).map_err(at(&path))
     }
 
     /// Opens and validates what [`StoredLayer::create`] wrote, in this run or a former one, which
@@ -225,10 +256,7 @@ impl StoredLayer {
             return Err(LayerStoreError::Changed("index"));
         }
         let index = Index::open(index)?;
-        let meta = map(&directory.join("meta"))?;
-        if sum(meta.as_ref()) != record.meta_sum {
-            return Err(LayerStoreError::Changed("meta"));
-        }
+        let meta = open_meta(&directory, &index, &record, &*disk)?;
         let image = Arc::new(Image::open(meta, index.tar_len())?);
         let path = directory.join("device");
         let is_new = !path.exists();
@@ -422,10 +450,12 @@ impl StoredLayer {
     }
 
     /// The file of the patched image named `key`, written by `make` unless it is there, with its
-    /// validated content and its slot.
+    /// validated content and its slot. If it is the `former` one byte for byte, it has the slot of that, and
+    /// its file: the kernel may know both.
     pub(crate) fn patched(
         &self,
         key: &str,
+        former: Option<Patch>,
         new_slot: impl FnOnce() -> io::Result<u32>,
         make: impl FnOnce() -> Result<Vec<u8>, String>,
     ) -> Result<(PathBuf, Image<Mapping>, u32), LayerStoreError> {
@@ -438,18 +468,26 @@ impl StoredLayer {
             let image = Image::open(meta, self.index.tar_len())?;
             return Ok((path, image, patch.slot));
         }
+        let known = record.patches.iter().find(|patch| patch.key == key);
+        let former = known.cloned().or(former);
         record.patches.retain(|patch| patch.key != key);
         if record.patches.len() >= PATCHES_MAX {
             return Err(LayerStoreError::TooManyPatches);
         }
         let bytes = make().map_err(LayerStoreError::Record)?;
         let _room = self.rules.room_for(bytes.len() as u64)?;
-        self.disk.replace(&path, &bytes).map_err(at(&path))?;
-        let slot = new_slot().map_err(at(&path))?;
+        let sum = sum(&bytes);
+        let slot = if let Some(former) = former.filter(|former| former.sum == sum) {
+            write_over(&*self.disk, &path, &bytes).map_err(at(&path))?;
+            former.slot
+        } else {
+            self.disk.replace(&path, &bytes).map_err(at(&path))?;
+            new_slot().map_err(at(&path))?
+        };
         record.patches.push(Patch {
             key: key.to_owned(),
             slot,
-            sum: sum(&bytes),
+            sum,
         });
         self.save(&record)?;
         self.measure();
@@ -470,6 +508,30 @@ impl StoredLayer {
             Some((patch.slot, image))
         };
         record.patches.iter().filter_map(open).collect()
+    }
+
+    /// Looks at the metadata images, which the kernel reads past us, and puts right what the disk changed of
+    /// the layer's own; the files that were wrong, and whether they are right now.
+    pub(crate) fn scrub_metadata(&self) -> Vec<(PathBuf, Result<(), LayerStoreError>)> {
+        let (record, directory) = (self.record(), self.directory());
+        let is_right = |path: &Path, wanted: &str| {
+            // One that is gone is no rot: the layer is being removed.
+            map(path).is_err() || map(path).is_ok_and(|meta| sum(meta.as_ref()) == wanted)
+        };
+        let mut wrong = Vec::new();
+        let path = directory.join("meta");
+        if !is_right(&path, &record.meta_sum) {
+            let mended = open_meta(&directory, &self.index, &record, &*self.disk);
+            wrong.push((path, mended.map(drop)));
+        }
+        for patch in &record.patches {
+            let path = directory.join(format!("meta-{}", patch.key));
+            if !is_right(&path, &patch.sum) {
+                // What was filled in is known to who mounts it.
+                wrong.push((path, Err(LayerStoreError::Changed("a patched image"))));
+            }
+        }
+        wrong
     }
 
     /// The device is about to be replaced: nobody believes what was verified of the old one.
@@ -566,6 +628,37 @@ fn claims(
         return written;
     }
     there
+}
+
+/// The metadata image as it was written; what the disk changed of it is in the index as well.
+fn open_meta(
+    directory: &Path,
+    index: &Index<Mapping>,
+    record: &Record,
+    disk: &dyn Disk,
+) -> Result<Mapping, LayerStoreError> {
+    let path = directory.join("meta");
+    if let Ok(meta) = map(&path)
+        && sum(meta.as_ref()) == record.meta_sum
+    {
+        return Ok(meta);
+    }
+    if sum(index.metadata()) != record.meta_sum {
+        return Err(LayerStoreError::Changed("meta"));
+    }
+    tracing::warn!(
+        layer = %record.blob,
+        "the disk changed the metadata of a layer; it is written anew from its index"
+    );
+    write_over(disk, &path, index.metadata()).map_err(at(&path))?;
+    map(&path)
+}
+
+/// Puts `bytes` into the file at `path`, which stays the same file: the kernel may have it mounted.
+fn write_over(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = disk.open(path)?;
+    disk.write_at(&file, bytes, 0)?;
+    disk.set_len(&file, bytes.len() as u64)
 }
 
 fn device_len(tar_len: u64) -> u64 {

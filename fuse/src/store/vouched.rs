@@ -8,26 +8,32 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use larder_proto::digest::Algorithm;
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create};
 
 use super::presence::Outliving;
 use crate::sys::SharedNumbers;
 
 /// Memory of one slot, bytes: enough for half a million chunks, 128 GiB of tar at the default size; of a
-/// larger layer nothing is kept. A layer takes the pages it needs of it, which is one up to 8 GiB.
+/// larger layer nothing is kept. A layer takes the pages it needs of it, which is one up to 7 GiB.
 const PER_SLOT: u64 = 64 << 10;
 
 /// All slots there can be, each at the place its number gives. The 256 TiB are an address, not memory.
 const LEN: u64 = PER_SLOT << 32;
 
 /// Numbers before the bits.
-const HEAD: usize = 8;
+const HEAD: usize = TEXT_AT + TEXT_BYTES_MAX / size_of::<u64>();
+
+/// Where among them the text stands that says whose the slot is, see [`super::owners`].
+const TEXT_AT: usize = 8;
+
+/// Longest such text, bytes: three digests and two numbers in JSON take 300.
+pub(super) const TEXT_BYTES_MAX: usize = 512;
 
 /// What they are.
 const FORMAT: usize = 0;
@@ -35,7 +41,7 @@ const BINDING: std::ops::Range<usize> = 1..5;
 const SINCE: usize = 5;
 
 /// In [`FORMAT`]: the rest means what this build takes it for.
-const VERSION: u64 = u64::from_le_bytes(*b"LARDERV1");
+const VERSION: u64 = u64::from_le_bytes(*b"LARDERV2");
 
 /// The bits of all layers.
 #[derive(Debug)]
@@ -100,7 +106,7 @@ impl Vouched {
         if (numbers * size_of::<u64>()) as u64 > PER_SLOT {
             return Ok(None);
         }
-        let memory = SharedNumbers::part(&self.file, u64::from(slot) * PER_SLOT, numbers)?;
+        let memory = SharedNumbers::part(&self.file, begin(slot), numbers)?;
         let layer = OfLayer(Arc::new(memory));
         match layer.age_for(binding).filter(|age| *age < self.age_max) {
             Some(age) => drop(self.oldest.fetch_max(age.as_secs(), Ordering::Relaxed)),
@@ -109,14 +115,61 @@ impl Vouched {
         Ok(Some(layer))
     }
 
+    /// Nothing is believed any more of what was verified of the layer in `slot`.
+    pub(crate) fn doubt(&self, slot: u32) -> io::Result<()> {
+        self.file.write_all_at(&[0; size_of::<u64>()], begin(slot))
+    }
+
+    /// What [`Vouched::set_text`] left for `slot`.
+    pub(super) fn text(&self, slot: u32) -> io::Result<Vec<u8>> {
+        let mut text = vec![0; TEXT_BYTES_MAX];
+        self.file.read_exact_at(&mut text, text_begin(slot))?;
+        text.truncate(text.iter().position(|&b| b == 0).unwrap_or(TEXT_BYTES_MAX));
+        Ok(text)
+    }
+
+    /// Keeps `text`, which has no zeros, for `slot`. It lies within one page: who is killed meanwhile has
+    /// written all of it or nothing.
+    pub(super) fn set_text(&self, slot: u32, text: &[u8]) -> io::Result<()> {
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(io::Error::other("the text does not fit its slot"));
+        }
+        let mut padded = text.to_vec();
+        padded.resize(TEXT_BYTES_MAX, 0);
+        self.file.write_all_at(&padded, text_begin(slot))
+    }
+
+    /// Slots that anything was kept for.
+    pub(super) fn slots(&self) -> Vec<u32> {
+        let mut slots = Vec::new();
+        let mut at = 0;
+        // After the last one there is nothing but a hole, which is an error here.
+        while let Ok(data) = rustix::fs::seek(&*self.file, SeekFrom::Data(at)) {
+            let Ok(slot) = u32::try_from(data / PER_SLOT) else {
+                break;
+            };
+            slots.push(slot);
+            at = begin(slot) + PER_SLOT;
+        }
+        slots
+    }
+
     /// Gives back the memory of a slot whose layer is gone.
     pub(crate) fn free(&self, slot: u32) {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let at = u64::from(slot) * PER_SLOT;
-        if let Err(error) = fallocate(&self.file, flags, at, PER_SLOT) {
+        if let Err(error) = fallocate(&self.file, flags, begin(slot), PER_SLOT) {
             tracing::debug!(slot, %error, "a page of memory is not given back");
         }
     }
+}
+
+/// Where the memory of a slot begins.
+const fn begin(slot: u32) -> u64 {
+    slot as u64 * PER_SLOT
+}
+
+const fn text_begin(slot: u32) -> u64 {
+    begin(slot) + (TEXT_AT * size_of::<u64>()) as u64
 }
 
 impl AsFd for Vouched {

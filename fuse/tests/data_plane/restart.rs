@@ -245,7 +245,7 @@ async fn damaged_store_files_never_keep_a_plane_from_starting() {
             .await
             .unwrap();
         scene.plane = Some(plane);
-        let gone = matches!(name, "index" | "meta" | "layer.json");
+        let gone = matches!(name, "index" | "layer.json");
         assert_eq!(scene.plane().layer(&id).is_none(), gone, "{name}");
         let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
         let target = scene.directory("at");

@@ -1,7 +1,7 @@
 //! Disks that change bits while a container runs.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -105,9 +105,34 @@ async fn rot_below_a_direct_mount_is_mended_in_place() {
     assert!(layer.status().proven);
 }
 
+/// Promise: what rots in metadata that is mounted is found by the scrub, counted, and written over in place.
+async fn rot_in_metadata_is_mended_in_place(driver: DriverChoice) {
+    let scene = Scene::with(driver, |config| {
+        config.scrub_every = Duration::from_millis(50);
+    })
+    .await;
+    let data = noise(1, 50_000);
+    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    let meta = device(&scene, &mounted.layer).with_file_name("meta");
+    let (whole, file) = (std::fs::read(&meta).unwrap(), inode(&meta));
+    for at in [1100, whole.len() as u64 - 1] {
+        rot(&meta, at);
+        eventually("it is mended", || std::fs::read(&meta).unwrap() == whole).await;
+    }
+    assert_eq!(inode(&meta), file, "the file that is mounted");
+    let counts = scene.plane().counts().clone();
+    eventually("it is counted", || counts.damaged() == 2).await;
+    assert!(cold(mounted.target.join("data")).await.unwrap() == data);
+}
+
+fn inode(path: &PathBuf) -> u64 {
+    std::fs::metadata(path).unwrap().ino()
+}
+
 on_both_drivers!(
     rot_is_found_before_the_reply_and_fetched_again,
     rot_is_found_when_the_disk_is_read,
+    rot_in_metadata_is_mended_in_place,
 );
 
 on_erofs!(rot_below_a_direct_mount_is_mended_in_place);

@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 use super::asked::asked;
 use super::output::{print, print_json};
 use crate::config::Config;
+use crate::control::LAYER_STATES;
 
 /// Version of what `--json` prints. Fields are added without a new one; it grows when one goes or
 /// means something else.
@@ -96,10 +97,10 @@ fn in_words(status: &StatusResponse, in_full: usize) -> String {
         let layers = status.layers.iter();
         layers.filter(|layer| layer.state == state).count()
     };
-    let counts = ["lazy", "complete", "eager", "quarantined"].map(|state| (state, count(state)));
+    let counts = LAYER_STATES.map(|state| (state, count(state)));
     let counts = counts
         .iter()
-        .filter(|(state, count)| *count > 0 || *state != "quarantined");
+        .filter(|(state, count)| *count > 0 || !matches!(*state, "quarantined" | "lost"));
     let counts: Vec<_> = counts
         .map(|(state, count)| format!("{count} {state}"))
         .collect();
@@ -260,6 +261,10 @@ fn detail(layer: &Layer) -> String {
         "eager" => format!("({})", layer.reason),
         "complete" => format!("all of {}", size(layer.bytes_total)),
         "quarantined" => format!("its index lied: {}", layer.reason),
+        "lost" => format!(
+            "being fetched again, its files cannot be read: {}",
+            layer.reason
+        ),
         _ => {
             let (present, total) = (layer.bytes_present, layer.bytes_total);
             let percent = present.saturating_mul(100) / total.max(1);
@@ -622,6 +627,10 @@ mod tests {
             (layer("lazy", "", 0), "0 bytes of 2.5 MB (0 %)"),
             (layer("complete", "", 2_500_000), "all of 2.5 MB"),
             (layer("eager", "no index", 0), "(no index)"),
+            (
+                layer("lost", "its index is not in the store", 0),
+                "being fetched again, its files cannot be read: its index is not in the store",
+            ),
             (
                 layer("quarantined", "other mode", 9),
                 "its index lied: other mode",

@@ -59,6 +59,8 @@ impl Lazy {
             .filter_map(|failed| async { failed })
             .collect()
             .await;
+        let mut awaited = Vec::new();
+        let mut lost = Vec::new();
         for (name, record, error) in failed {
             self.set_missing(record.id, Some(error.to_string()));
             if let NotBack::Lasting(_) = error {
@@ -66,9 +68,13 @@ impl Lazy {
                 continue;
             }
             tracing::warn!(snapshot = name, %error, "a layer is not back; fetching its index again");
+            awaited.push(store.fs(record.id));
+            lost.push(record);
+        }
+        self.plane.settle(awaited).await;
+        for record in lost {
             tokio::spawn(Arc::clone(self).refetch(Arc::clone(store), record));
         }
-        self.plane.settle().await;
         Ok(())
     }
 

@@ -96,7 +96,7 @@ pub(super) const DATABASE: Name =
 
 pub(super) const LAYERS: Name = Name::gauge(
     "larder_layers",
-    "Layers of images, by state: lazy, complete, eager (unpacked by containerd) or quarantined.",
+    "Layers of images, by state: lazy, complete, eager (unpacked by containerd), quarantined or lost (being fetched again).",
 )
 .by(&["state"]);
 

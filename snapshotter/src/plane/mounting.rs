@@ -355,8 +355,8 @@ impl Plane for MountingPlane {
         })
     }
 
-    fn settle(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.plane.settle())
+    fn settle(&self, awaited: Vec<PathBuf>) -> BoxFuture<'_, ()> {
+        Box::pin(self.plane.settle(awaited))
     }
 
     fn takeovers(&self) -> Takeovers {
