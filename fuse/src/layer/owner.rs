@@ -161,7 +161,7 @@ mod tests {
         for number in 0..600 {
             let most = [300, 5_000, 40_000][number % 3];
             let content = vec![7; 1 + random.below(most)];
-            tar = tar.entry(Entry::file(&number.to_string(), content));
+            tar = tar.entry(Entry::file(number.to_string(), content));
         }
         let fixture = LayerFixture::new(tar.finish());
         let tar_len = fixture.tar.len() as u64;

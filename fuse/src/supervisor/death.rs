@@ -60,13 +60,11 @@ impl fmt::Display for Death {
             None if self.left => f.write_str("made room")?,
             status => f.write_str(&came_to(status))?,
         }
-        match self.served {
-            Some(served) => write!(f, " after it had served for {:.1} s", served.as_secs_f64()),
-            None => {
-                let lived = self.lived.as_secs_f64();
-                write!(f, " {lived:.1} s after its start, before it served")
-            }
-        }
+        let Some(served) = self.served else {
+            let lived = self.lived.as_secs_f64();
+            return write!(f, " {lived:.1} s after its start, before it served");
+        };
+        write!(f, " after it had served for {:.1} s", served.as_secs_f64())
     }
 }
 
