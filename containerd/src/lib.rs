@@ -26,6 +26,13 @@ pub struct Unreachable {
     error: io::Error,
 }
 
+impl Unreachable {
+    /// What the system said.
+    pub fn cause(&self) -> &io::Error {
+        &self.error
+    }
+}
+
 /// A connection to containerd that is made when it is first needed.
 #[derive(Debug, Clone)]
 pub struct Containerd {

@@ -4,12 +4,15 @@
 //! supervisor                          daemon (the same program)
 //!   item NAME + descriptor   ─────▶     takes over what the one before had
 //!   ended CAUSE COUNT        ─────▶     how many ended so since one last served
+//!   note, orderly SENTENCE   ─────▶     for the log: of a death, or of one that made room
 //!   begin                    ─────▶
 //!                            ◀─────   hold NAME + descriptor: keep this for the next one
 //!                            ◀─────   drop NAME
 //!                            ◀─────   alive + descriptor: closed when this daemon is killed
 //!                            ◀─────   serving: containers, that is, mounts
 //!                            ◀─────   ready: for containerd as well
+//!                            ◀─────   logs FORM: what the supervisor itself says is written so, too
+//!                            ◀─────   leaves: ends now, in order, for the next one
 //!   stop                     ─────▶     unmounts everything and ends
 //! ```
 //!
@@ -17,15 +20,17 @@
 //! ones are passed over, since either side may be the older one.
 
 mod channel;
+mod death;
 mod endings;
 mod handover;
 mod keep;
 mod priority;
 mod restarts;
 mod systemd;
+mod voice;
 
 pub use endings::Takeovers;
-pub use handover::{Bidding, Handover};
+pub use handover::{Bidding, Handover, Note};
 pub use keep::{SuperviseError, supervise};
 
 /// Tells a process that it is the daemon, and that its standard input is the socket to its
@@ -44,11 +49,15 @@ pub fn is_supervised() -> bool {
 /// verified, the lock and a few sockets; four times that for builds to come.
 const ITEMS_MAX: usize = 64;
 
+/// The form of a log that is told.
+const JSON: &str = "json";
+
 /// What the two say to each other.
 mod word {
     pub(super) const ITEM: &str = "item";
     pub(super) const BEGIN: &str = "begin";
     pub(super) const NOTE: &str = "note";
+    pub(super) const ORDERLY: &str = "orderly";
     pub(super) const ENDED: &str = "ended";
     pub(super) const STOP: &str = "stop";
     pub(super) const ALIVE: &str = "alive";
@@ -56,4 +65,6 @@ mod word {
     pub(super) const DROP: &str = "drop";
     pub(super) const SERVING: &str = "serving";
     pub(super) const READY: &str = "ready";
+    pub(super) const LOGS: &str = "logs";
+    pub(super) const LEAVES: &str = "leaves";
 }

@@ -23,6 +23,7 @@ use clap_complete::Shell;
 use larder_registry::{ClientError, Reference};
 
 use crate::config::{Config, ConfigError, Driver, LogFormat, LogLevel, Overrides};
+use crate::containerd::Containerd;
 
 /// Exit code for bad usage and bad configuration, as in sysexits.h.
 const EX_USAGE: u8 = 64;
@@ -95,7 +96,7 @@ enum Command {
     Pin(pin::PinArgs),
     /// Undo `pin`.
     Unpin(pin::PinArgs),
-    /// What starts of images are known to read: list, show, export, import, remove.
+    /// What starts of images are known to read: list, show, record, export, import, remove.
     Profile {
         #[command(subcommand)]
         command: profile::ProfileCommand,
@@ -282,13 +283,18 @@ fn in_registry(text: &str) -> Result<Reference, String> {
     }
 }
 
-/// What to do about a containerd that does not answer.
-fn unreachable(socket: &std::path::Path) -> String {
-    format!(
-        "containerd does not answer at {}: is it running? Name its socket with --address, or as \
-         address under [containerd] in the configuration file",
-        socket.display()
-    )
+/// Looks whether containerd is there; the error says what to do, for who has a configuration.
+async fn reach(containerd: &Containerd) -> anyhow::Result<()> {
+    let reached = containerd.reach().await;
+    reached.map_err(|error| {
+        anyhow::anyhow!(
+            "containerd does not answer at {}: {}; is it running, and may this user talk to it? Name \
+             its socket with --address or CONTAINERD_ADDRESS, or as address under [containerd] in the \
+             configuration file",
+            containerd.address().display(),
+            error.cause()
+        )
+    })
 }
 
 /// Runs the program: 0 for success, 1 for failure, 64 for bad usage or configuration.
@@ -441,7 +447,7 @@ mod tests {
         assert_eq!(told, "start: read configuration /x: entity not found");
     }
 
-    /// Promise: a containerd that is not there is named, with what to do about it.
+    /// Promise: a containerd that is not there is named once, with what to do about it.
     #[tokio::test]
     async fn a_containerd_that_does_not_answer_is_named_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
@@ -463,11 +469,32 @@ mod tests {
         else {
             panic!("another command");
         };
-        let refused = pull::pull(containerd, image, complete).await.unwrap_err();
-        let words = in_words(&refused);
-        assert!(words.contains(socket.to_str().unwrap()), "{words}");
-        assert!(words.contains("is it running"), "{words}");
-        assert!(words.contains("[containerd]"), "{words}");
+        let pulled = pull::pull(containerd, image, complete).await;
+        let command = ["x", "pin", "--config", command[3], "r.test/app:1"];
+        let cli = Cli::try_parse_from(command).unwrap();
+        let Command::Pin(args) = cli.command else {
+            panic!("another command");
+        };
+        for refused in [pulled, pin::pin(args).await] {
+            let words = in_words(&refused.unwrap_err());
+            assert!(words.contains(socket.to_str().unwrap()), "{words}");
+            for once in ["does not answer", "is it running", "[containerd]"] {
+                assert_eq!(words.matches(once).count(), 1, "{words}");
+            }
+        }
+    }
+
+    /// Promise: the help of a command that has others below it names all of them.
+    #[test]
+    fn help_names_every_command_below() {
+        for command in Cli::command().get_subcommands() {
+            let about = command.get_about().unwrap().to_string();
+            let shown = |below: &&clap::Command| !below.is_hide_set();
+            for below in command.get_subcommands().filter(shown) {
+                let name = below.get_name();
+                assert!(about.contains(name), "{}: {name}", command.get_name());
+            }
+        }
     }
 
     /// Promise: every command that has `--json` prints `{"error": …}` when it fails.

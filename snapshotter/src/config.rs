@@ -42,6 +42,11 @@ const MIN_FREE_PERCENT_MAX: u8 = 50;
 /// where eviction begins and where it ends. What is smaller is rather gigabytes without their unit.
 const STORE_BYTES_MIN: u64 = 256 << 20;
 
+/// Least bandwidth of completing layers, bytes per second: one of the largest chunks, 4 MiB, comes in 32 s,
+/// about a read deadline; `pull --complete` gives up when nothing comes for two. What is smaller is rather
+/// megabytes without their unit.
+const BACKGROUND_BANDWIDTH_MIN: u64 = 128 << 10;
+
 /// The keys of the configuration file, all optional.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -364,6 +369,16 @@ impl Config {
             );
             return Err(ConfigError::Value {
                 key: "store_bytes_max",
+                reason,
+            });
+        }
+        if (1..BACKGROUND_BANDWIDTH_MIN).contains(&self.background_bandwidth) {
+            let reason = format!(
+                "must be at least {BACKGROUND_BANDWIDTH_MIN} bytes (128 KiB) per second, or 0 for no \
+                 limit; is a unit missing?"
+            );
+            return Err(ConfigError::Value {
+                key: "background_bandwidth",
                 reason,
             });
         }

@@ -169,8 +169,7 @@ impl Figures {
         let kinds = kinds.map(|(kind, count)| (vec![kind.as_str()], count as f64));
         page.gauges(&names::SNAPSHOTS, kinds)?;
         let store = metrics.snapshots.store();
-        let length = store.database_bytes().unwrap_or_default();
-        page.gauge(&names::DATABASE, length as f64)?;
+        page.gauge(&names::DATABASE, store.database_on_disk() as f64)?;
         let states = LAYER_STATES.iter().zip(stored.states);
         let states = states.map(|(state, count)| (vec![*state], count as f64));
         page.gauges(&names::LAYERS, states)?;

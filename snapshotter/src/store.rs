@@ -125,7 +125,7 @@ impl Store {
         })
     }
 
-    /// What the database takes on the disk, bytes of blocks.
+    /// What the database takes on the disk, bytes of blocks: what `du` counts.
     pub fn database_on_disk(&self) -> u64 {
         let found = fs::metadata(&self.path);
         found.map_or(0, |found| found.blocks() * 512)
@@ -134,12 +134,6 @@ impl Store {
     /// Where the directories of the snapshots are.
     pub fn directories(&self) -> &Directories {
         &self.directories
-    }
-
-    /// Length of the database, bytes.
-    pub fn database_bytes(&self) -> Option<u64> {
-        let path = self.directories.path().parent()?.join("snapshots.redb");
-        Some(fs::metadata(path).ok()?.len())
     }
 
     /// Bytes that are free where the snapshots are.

@@ -1,5 +1,7 @@
 //! Which file a part of the tar belongs to.
 
+use std::ops::Range;
+
 use larder_proto::erofs::{FileType, Image, Nid};
 
 /// Entries looked at before the search ends without an answer: more than any image has, and 50 ms.
@@ -17,10 +19,18 @@ pub(crate) struct Place {
     pub(crate) offset: u64,
 }
 
-/// The file to which the first bytes of a file in `tar` belong; `None` if there are none. Walks the
+/// What the kernel asks for at least of a device; tar entries begin at every 512 bytes.
+const PAGE: u64 = 4096;
+
+/// The file that whoever asked for `tar` most likely reads; `None` if no file has bytes there. Walks the
 /// layer's names: for reports, not for reads.
-pub(crate) fn owner<B: AsRef<[u8]>>(image: &Image<B>, tar: std::ops::Range<u64>) -> Option<Place> {
-    let mut best: Option<(u64, Place)> = None;
+///
+/// The kernel asks for whole pages of the device, and so for the end of the file before and the beginning
+/// of the one behind, too. The file that is read reaches from the first page into the last; in a single
+/// page, where it may be any, a file that lies there whole was rather opened than the end of another. What
+/// is left to decide, most bytes do.
+pub(crate) fn owner<B: AsRef<[u8]>>(image: &Image<B>, tar: Range<u64>) -> Option<Place> {
+    let mut best: Option<(Claim, Place)> = None;
     let mut seen = 0;
     // Directories still to be listed, with their paths.
     let mut pending = vec![(image.root(), Vec::new())];
@@ -42,14 +52,12 @@ pub(crate) fn owner<B: AsRef<[u8]>>(image: &Image<B>, tar: std::ops::Range<u64>)
             match entry.file_type {
                 FileType::Directory => pending.push((entry.nid, below())),
                 FileType::Regular => {
-                    let found = first_overlap(image, entry.nid, &tar);
-                    let Some((at, offset)) = found else { continue };
-                    if best.as_ref().is_none_or(|(before, _)| at < *before) {
+                    let Some((claim, offset)) = claim(image, entry.nid, &tar) else {
+                        continue;
+                    };
+                    if best.as_ref().is_none_or(|(other, _)| claim > *other) {
                         let path = String::from_utf8_lossy(&below()).into_owned();
-                        best = Some((at, Place { path, offset }));
-                    }
-                    if at == tar.start {
-                        return best.map(|(_, place)| place);
+                        best = Some((claim, Place { path, offset }));
                     }
                 }
                 _ => {}
@@ -59,29 +67,50 @@ pub(crate) fn owner<B: AsRef<[u8]>>(image: &Image<B>, tar: std::ops::Range<u64>)
     best.map(|(_, place)| place)
 }
 
-/// Where in the tar, and where in the file, the first byte of a file in `tar` lies.
-fn first_overlap<B: AsRef<[u8]>>(
-    image: &Image<B>,
-    file: Nid,
-    tar: &std::ops::Range<u64>,
-) -> Option<(u64, u64)> {
-    image.extents(file).find_map(|extent| {
-        let end = extent.tar_offset + extent.len;
-        let at = extent.tar_offset.max(tar.start);
-        (at < end && at < tar.end).then(|| (at, extent.file_offset + (at - extent.tar_offset)))
-    })
+/// How much speaks for a file; the first differing field decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    reaches_through: bool,
+    is_whole_in_a_page: bool,
+    bytes: u64,
+}
+
+/// What speaks for `file` having been read, and the offset in it of its first byte in `tar`; `None` if it
+/// has none there.
+fn claim<B: AsRef<[u8]>>(image: &Image<B>, file: Nid, tar: &Range<u64>) -> Option<(Claim, u64)> {
+    let (mut first, mut end, mut bytes, mut len, mut offset) = (u64::MAX, 0, 0, 0, 0);
+    for extent in image.extents(file) {
+        len += extent.len;
+        let from = extent.tar_offset.max(tar.start);
+        let to = (extent.tar_offset + extent.len).min(tar.end);
+        if from >= to {
+            continue;
+        }
+        bytes += to - from;
+        end = end.max(to);
+        if from < first {
+            (first, offset) = (from, extent.file_offset + (from - extent.tar_offset));
+        }
+    }
+    let claim = Claim {
+        reaches_through: first < tar.start + PAGE && end + PAGE > tar.end,
+        is_whole_in_a_page: tar.end - tar.start <= PAGE && bytes == len,
+        bytes,
+    };
+    (bytes > 0).then_some((claim, offset))
 }
 
 #[cfg(test)]
 mod tests {
     use larder_proto::erofs;
     use larder_test_support::layer::LayerFixture;
+    use larder_test_support::noise::Random;
     use larder_test_support::tar::{Entry, TarBuilder};
 
     use super::*;
 
     /// Promise: a place in the tar leads to the file whose bytes lie there, and to the offset in it;
-    /// a place between files to the next one in the range, or to none.
+    /// a place between files to none.
     #[test]
     fn a_place_in_the_tar_leads_to_its_file() {
         let file = |name: &str, len: usize| Entry::file(name, vec![7; len]);
@@ -115,7 +144,57 @@ mod tests {
         let (path, offset) = found(two + 1000..two + 1001).unwrap();
         assert!(matches!(&*path, "two" | "also"), "{path}");
         assert_eq!(offset, 1000);
-        // The first of several.
+        // The largest of several.
         assert_eq!(found(one..tar_len), at("usr/lib/one", 0));
+    }
+
+    /// Regression: of each request for pages the file was told in which they begin, which for small files
+    /// is the one before.
+    ///
+    /// Promise: reading a file through the kernel, which asks for whole pages, leads to this file: always
+    /// where it lies in more than a page, and where it shares its one page, if it lies in it whole and is
+    /// the largest that does.
+    #[test]
+    fn the_pages_of_a_file_lead_to_it() {
+        let mut random = Random::new(1);
+        let mut tar = TarBuilder::new();
+        for number in 0..600 {
+            let most = [300, 5_000, 40_000][number % 3];
+            let content = vec![7; 1 + random.below(most)];
+            tar = tar.entry(Entry::file(number.to_string(), content));
+        }
+        let fixture = LayerFixture::new(tar.finish());
+        let tar_len = fixture.tar.len() as u64;
+        let metadata = erofs::write(&fixture.tree, tar_len).unwrap();
+        let image = Image::open(metadata, tar_len).unwrap();
+        let files: Vec<(String, Range<u64>)> = (0..600)
+            .map(|number| {
+                let name = number.to_string();
+                let nid = image.lookup(image.root(), name.as_bytes()).unwrap();
+                let extent = image.extents(nid).next().unwrap();
+                (name, extent.tar_offset..extent.tar_offset + extent.len)
+            })
+            .collect();
+        let mut told = 0;
+        for (name, lies) in &files {
+            let pages = lies.start / PAGE * PAGE..lies.end.next_multiple_of(PAGE);
+            let is_in = |other: &&(String, Range<u64>)| {
+                pages.start <= other.1.start && other.1.end <= pages.end
+            };
+            let is_one_page = pages.end - pages.start == PAGE;
+            let len = |lies: &Range<u64>| lies.end - lies.start;
+            let rival = files.iter().filter(is_in).map(|other| len(&other.1)).max();
+            if is_one_page && rival > Some(len(lies)) {
+                continue;
+            }
+            let found = owner(&image, pages.start..pages.end.min(tar_len)).unwrap();
+            if is_one_page && found.path != *name {
+                // Two of the same length.
+                continue;
+            }
+            assert_eq!((&found.path, found.offset), (name, 0));
+            told += 1;
+        }
+        assert!(told > 400, "{told}");
     }
 }

@@ -21,19 +21,6 @@ pub struct Takeovers {
 }
 
 impl Takeovers {
-    /// One, after a daemon that ended so.
-    pub(super) fn after(status: Option<ExitStatus>) -> Self {
-        let mut one = Self::default();
-        let count = match status {
-            None => &mut one.unknown,
-            Some(status) if failed(status) => &mut one.failed,
-            Some(status) if status.signal().is_some() => &mut one.killed,
-            Some(_) => &mut one.replaced,
-        };
-        *count = 1;
-        one
-    }
-
     /// The causes and their counts.
     pub fn all(&self) -> [(&'static str, u64); 4] {
         let mut copy = *self;
@@ -90,43 +77,5 @@ pub(super) fn failed(status: ExitStatus) -> bool {
     match signal {
         Some(Ok(signal)) => !OUTSIDE.contains(&signal),
         _ => !status.success(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Promise: each end is counted by its cause, over words to another build, too.
-    #[test]
-    fn ends_are_told_apart() {
-        // As wait(2) gives them: a signal, or a code in the second byte.
-        let status = |raw| Some(ExitStatus::from_raw(raw));
-        let (killed, crashed) = (Signal::SIGKILL as i32, Signal::SIGSEGV as i32);
-        let mut sum = Takeovers::default();
-        for ended in [
-            None,
-            status(0),
-            status(1 << 8),
-            status(killed),
-            status(crashed),
-        ] {
-            sum.add(Takeovers::after(ended));
-        }
-        let expected = Takeovers {
-            killed: 1,
-            failed: 2,
-            replaced: 1,
-            unknown: 1,
-        };
-        assert_eq!(sum, expected);
-        let mut heard = Takeovers::default();
-        for words in sum.words() {
-            heard.hear(&words);
-        }
-        for nonsense in ["", "killed", "killed x", "eaten 3"] {
-            heard.hear(nonsense);
-        }
-        assert_eq!(heard, expected);
     }
 }

@@ -25,12 +25,21 @@ pub enum Bidding {
     Gone,
 }
 
+/// What a supervisor has to tell of daemons before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// A sentence.
+    pub text: String,
+    /// Whether all went as it should.
+    pub is_orderly: bool,
+}
+
 /// What a supervisor gave its daemon, and the way to give it more.
 #[derive(Debug)]
 pub struct Handover {
     channel: Channel,
     items: Mutex<BTreeMap<String, OwnedFd>>,
-    notes: Vec<String>,
+    notes: Vec<Note>,
     endings: Takeovers,
     takes_over: bool,
     began: Instant,
@@ -70,7 +79,10 @@ impl Handover {
             };
             match (&*message.word, message.descriptor) {
                 (word::ITEM, Some(descriptor)) => drop(items.insert(message.argument, descriptor)),
-                (word::NOTE, _) => notes.push(message.argument),
+                (what @ (word::NOTE | word::ORDERLY), _) => notes.push(Note {
+                    text: message.argument,
+                    is_orderly: what == word::ORDERLY,
+                }),
                 (word::ENDED, _) => endings.hear(&message.argument),
                 (word::BEGIN, _) => break,
                 // A word of a supervisor from a later build.
@@ -99,7 +111,7 @@ impl Handover {
     }
 
     /// What the supervisor had to tell of daemons before.
-    pub fn notes(&self) -> &[String] {
+    pub fn notes(&self) -> &[Note] {
         &self.notes
     }
 
@@ -146,6 +158,18 @@ impl Handover {
         self.alive.call_once(|| self.show_life());
         priority::calm_down();
         self.say(word::READY, "", None);
+    }
+
+    /// Tells that this daemon's log has one JSON object per line: what the supervisor says lies between
+    /// its lines.
+    pub fn logs_json(&self) {
+        self.say(word::LOGS, super::JSON, None);
+    }
+
+    /// Tells that this daemon ends now, in order, for the next one to go on: how it ended may be told too
+    /// late for that one's log.
+    pub fn leaves(&self) {
+        self.say(word::LEAVES, "", None);
     }
 
     /// Waits for the supervisor to want something. For a thread of its own.
@@ -201,10 +225,16 @@ mod tests {
             supervisor.say("item", name, Some(file.as_fd())).unwrap();
         }
         supervisor.say("note", "it was killed", None).unwrap();
+        supervisor.say("orderly", "it made room", None).unwrap();
         supervisor.say("begin", "", None).unwrap();
         let handover = Handover::hear(Channel::of(socket), Instant::now()).unwrap();
         assert!(handover.takes_over());
-        assert_eq!(handover.notes(), ["it was killed"]);
+        let notes = [("it was killed", false), ("it made room", true)];
+        let notes = notes.map(|(text, is_orderly)| Note {
+            text: text.to_owned(),
+            is_orderly,
+        });
+        assert_eq!(handover.notes(), notes);
         assert!(handover.take("lock").is_some() && handover.take("lock").is_none());
         supervisor.say("weather", "rain", None).unwrap();
         supervisor.say("stop", "", None).unwrap();

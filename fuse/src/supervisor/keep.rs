@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -16,11 +16,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::channel::{Channel, Message};
-use super::endings::{self, Takeovers};
+use super::death::{Death, came_to};
+use super::endings::Takeovers;
 use super::priority;
-use super::restarts::Restarts;
+use super::restarts::{Pause, Restarts};
 use super::systemd::{self, Systemd};
-use super::{ITEMS_MAX, SUPERVISED, word};
+use super::voice::Voice;
+use super::{ITEMS_MAX, JSON, SUPERVISED, word};
 
 /// How long a daemon may take to unmount everything. systemd waits 30 s by our unit.
 const STOP_MAX: Duration = Duration::from_secs(25);
@@ -63,9 +65,14 @@ pub enum SuperviseError {
 /// Runs `program` with `arguments` as the daemon, again and again, until SIGTERM or SIGINT. Returns
 /// the exit code.
 ///
-/// SIGHUP has the daemon replaced by what is at `program` now. Called while the process has one
-/// thread, before it opens anything.
-pub fn supervise(program: &Path, arguments: &[OsString]) -> Result<u8, SuperviseError> {
+/// SIGHUP has the daemon replaced by what is at `program` now. What is to be told of daemons goes to
+/// standard error; `start_json` has what is traced written as JSON objects, and is called once a daemon
+/// says that its log is such a one. Called while the process has one thread, before it opens anything.
+pub fn supervise(
+    program: &Path,
+    arguments: &[OsString],
+    start_json: fn(),
+) -> Result<u8, SuperviseError> {
     let kept = systemd::kept();
     priority::hurry();
     let mut mask = SigSet::empty();
@@ -88,6 +95,8 @@ pub fn supervise(program: &Path, arguments: &[OsString]) -> Result<u8, Supervise
         signals,
         systemd: Systemd::find(),
         restarts: Restarts::default(),
+        voice: Voice::new(start_json),
+        gone: Vec::new(),
         notes: Vec::new(),
         endings: Takeovers::default(),
         wants_end: false,
@@ -102,8 +111,11 @@ struct Supervisor {
     signals: SignalFd,
     systemd: Systemd,
     restarts: Restarts,
-    /// For the log of the next daemon.
-    notes: Vec<String>,
+    voice: Voice,
+    /// Daemons of which the kernel has not told yet how they ended.
+    gone: Vec<Child>,
+    /// For the log of the next daemon, each with its word.
+    notes: Vec<(&'static str, String)>,
     /// How daemons ended since one last served.
     endings: Takeovers,
     /// Whether any daemon ever did: then there may be mounts that wait for one.
@@ -119,61 +131,110 @@ struct Running {
     /// Readable once it is being killed, whatever its threads still wait for: the end of its first
     /// thread, or, where the kernel tells that only with the last one's, what the daemon gave for it.
     first_thread: Option<OwnedFd>,
+    started: Instant,
     /// Since when it serves.
     serves: Option<Instant>,
+    /// It said that it leaves everything to the next one.
+    leaves: bool,
     /// When it is to be gone.
     deadline: Option<Instant>,
 }
 
 impl Supervisor {
     fn run(&mut self) -> Result<u8, SuperviseError> {
-        let mut gone: Vec<Child> = Vec::new();
         loop {
             let mut running = self.start()?;
-            gone.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
             self.attend(&mut running)?;
-            let status = if self.has_served && !self.wants_end {
-                // Threads that are left wait for the next daemon's answers, and then die.
-                drop(running.child.kill());
-                reap(&mut running.child, REAP_MAX)
-            } else {
-                // It has closed its socket and is about to end by itself, and its exit code matters.
-                reap(&mut running.child, REAP_UNHURRIED).or_else(|| {
-                    drop(running.child.kill());
-                    reap(&mut running.child, REAP_MAX)
-                })
+            let status = self.end(&mut running.child);
+            let now = Instant::now();
+            let death = Death {
+                status,
+                left: running.leaves,
+                lived: now - running.started,
+                served: running.serves.map(|since| now - since),
             };
             if self.wants_end {
+                if !status.is_some_and(|status| status.success()) {
+                    let told = format!("the daemon did not stop in order: it {}", came_to(status));
+                    self.voice.warn(&told);
+                }
                 for name in self.items.keys() {
                     self.systemd.remove(name);
                 }
                 return Ok(code(status));
             }
+            // It has told why, and nothing waits for another one.
             if let Some(code) = status.and_then(|status| status.code())
                 && !self.has_served
             {
                 return Ok(u8::try_from(code).unwrap_or(1));
             }
-            gone.push(running.child);
-            let now = Instant::now();
-            let served = running.serves.map(|since| now - since);
-            let failed = status.is_some_and(endings::failed);
-            let pause = self.restarts.died(now, served, failed);
-            self.note(status, served);
-            self.endings.add(Takeovers::after(status));
-            if pause.is_loop {
-                let told = format!(
-                    "the daemon {}, again and again; mounts wait. The next attempt is in {} s",
-                    came_to(status),
-                    pause.length.as_secs()
-                );
-                eprintln!("larder-snapshotter: {told}");
-                self.systemd.tell(&format!("STATUS={told}"));
+            let pause = self.restarts.died(now, death.served, death.has_failed());
+            self.tell(&death, running.child.id(), pause);
+            self.endings.add(death.counted());
+            if status.is_none() {
+                self.gone.push(running.child);
             }
             if self.sleep(pause.length)? {
                 return Ok(0);
             }
         }
+    }
+
+    /// Has a daemon that is about to end do so; how it ended, if that is known in time.
+    fn end(&self, daemon: &mut Child) -> Option<ExitStatus> {
+        if self.has_served && !self.wants_end {
+            // Threads that are left wait for the next daemon's answers, and then die.
+            drop(daemon.kill());
+            return reap(daemon, REAP_MAX);
+        }
+        // It has closed its socket and is about to end by itself, and its exit code matters.
+        reap(daemon, REAP_UNHURRIED).or_else(|| {
+            drop(daemon.kill());
+            reap(daemon, REAP_MAX)
+        })
+    }
+
+    /// Tells how a daemon ended: the next one's log, and unless all went as it should, at once, since
+    /// there may be no next one that gets as far.
+    fn tell(&mut self, death: &Death, process: u32, pause: Pause) {
+        let note = format!("the daemon before {death}");
+        if death.is_orderly() {
+            self.notes.push((word::ORDERLY, note));
+            return;
+        }
+        self.notes.push((word::NOTE, note));
+        let again = if pause.is_loop {
+            ", again and again"
+        } else {
+            ""
+        };
+        let mounts = if self.has_served { "; mounts wait" } else { "" };
+        let next = match pause.length {
+            Duration::ZERO => "the next one starts now".to_owned(),
+            length => format!("the next attempt is in {} s", length.as_secs_f64()),
+        };
+        let told = format!("the daemon (process {process}) {death}{again}{mounts}; {next}");
+        self.voice.warn(&told);
+        if death.served.is_none() {
+            self.systemd.tell(&format!("STATUS={told}"));
+        }
+    }
+
+    /// Tells of daemons whose end was not told in time how they ended.
+    fn bury(&mut self) {
+        let voice = &self.voice;
+        self.gone.retain_mut(|child| match child.try_wait() {
+            Ok(None) => true,
+            Ok(Some(status)) => {
+                if !status.success() {
+                    let (process, ended) = (child.id(), came_to(Some(status)));
+                    voice.warn(&format!("the daemon before (process {process}) {ended}"));
+                }
+                false
+            }
+            Err(_) => false,
+        });
     }
 
     /// Starts a daemon, and gives it everything that is held.
@@ -183,11 +244,13 @@ impl Supervisor {
             Ok(child) => child,
             // Being replaced at this moment, or removed.
             Err(first) => {
-                self.notes.push(format!(
+                let told = format!(
                     "{} cannot be run: {first}; the program that was there when the supervisor \
                      started goes on",
                     self.program.display()
-                ));
+                );
+                self.voice.warn(&told);
+                self.notes.push((word::NOTE, told));
                 let failed = |error| SuperviseError::Spawn {
                     program: self.program.clone(),
                     error,
@@ -201,8 +264,8 @@ impl Supervisor {
         for (name, descriptor) in &self.items {
             drop(channel.say(word::ITEM, name, Some(descriptor.as_fd())));
         }
-        for note in self.notes.drain(..) {
-            drop(channel.say(word::NOTE, &note, None));
+        for (word, note) in self.notes.drain(..) {
+            drop(channel.say(word, &note, None));
         }
         for ended in self.endings.words() {
             drop(channel.say(word::ENDED, &ended, None));
@@ -214,7 +277,9 @@ impl Supervisor {
             child,
             channel,
             first_thread: pidfd_open(first_thread, flags).ok(),
+            started: Instant::now(),
             serves: None,
+            leaves: false,
             deadline: None,
         })
     }
@@ -294,6 +359,8 @@ impl Supervisor {
                 self.has_served = true;
                 self.systemd.tell("READY=1\nSTATUS=serving");
             }
+            (word::LEAVES, _) => running.leaves = true,
+            (word::LOGS, _) if name == JSON => self.voice.turn_json(),
             // A word of a daemon from a later build.
             _ => {}
         }
@@ -309,6 +376,7 @@ impl Supervisor {
                     let daemon = i32::try_from(running.child.id()).unwrap_or(0);
                     let _ = kill(Pid::from_raw(daemon), Signal::SIGTERM);
                 }
+                Ok(Ok(Signal::SIGCHLD)) => self.bury(),
                 _ => {}
             }
         }
@@ -322,23 +390,19 @@ impl Supervisor {
         running.deadline = Some(Instant::now() + STOP_MAX);
     }
 
-    fn note(&mut self, status: Option<ExitStatus>, served: Option<Duration>) {
-        let served = served.map_or("before it served".to_owned(), |served| {
-            format!("after it had served for {:.1} s", served.as_secs_f64())
-        });
-        self.notes
-            .push(format!("the daemon before {} {served}", came_to(status)));
-    }
-
-    /// Waits before the next daemon; whether the end was asked for meanwhile.
+    /// Waits before the next daemon, or until SIGHUP asks for it; whether the end was asked for meanwhile.
     fn sleep(&mut self, length: Duration) -> io::Result<bool> {
         let until = Instant::now() + length;
         loop {
             while let Ok(Some(signal)) = self.signals.read_signal() {
-                let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
-                if number == Signal::SIGTERM as i32 || number == Signal::SIGINT as i32 {
-                    self.systemd.tell("STOPPING=1");
-                    return Ok(true);
+                match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
+                    Ok(Ok(Signal::SIGTERM | Signal::SIGINT)) => {
+                        self.systemd.tell("STOPPING=1");
+                        return Ok(true);
+                    }
+                    Ok(Ok(Signal::SIGHUP)) => return Ok(false),
+                    Ok(Ok(Signal::SIGCHLD)) => self.bury(),
+                    _ => {}
                 }
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -396,16 +460,6 @@ fn reap(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
         }
         // The end of a child is a signal; this takes no notice of signals.
         std::thread::sleep(left.min(Duration::from_micros(200)));
-    }
-}
-
-fn came_to(status: Option<ExitStatus>) -> String {
-    match status {
-        Some(status) => match (status.signal(), status.code()) {
-            (Some(signal), _) => format!("was killed by signal {signal}"),
-            (None, code) => format!("ended with exit code {}", code.unwrap_or(0)),
-        },
-        None => "died".to_owned(),
     }
 }
 

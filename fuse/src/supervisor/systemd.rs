@@ -11,6 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
 
+use super::voice;
 use crate::sys::inherited;
 
 /// The first descriptor systemd hands over.
@@ -52,7 +53,7 @@ impl Systemd {
         let Some(socket) = &self.0 else { return };
         if let Err(error) = send(socket, state, descriptor) {
             let first = state.lines().next().unwrap_or_default();
-            eprintln!("larder-snapshotter: cannot tell systemd {first}: {error}");
+            voice::plain(&format!("cannot tell systemd {first}: {error}"));
         }
     }
 }
@@ -91,7 +92,7 @@ pub(super) fn kept() -> Vec<(String, OwnedFd)> {
         let name = names.next().unwrap_or_default().to_owned();
         match inherited(raw) {
             Ok(descriptor) => kept.push((named(name, &descriptor), descriptor)),
-            Err(error) => eprintln!("larder-snapshotter: descriptor {raw} of systemd: {error}"),
+            Err(error) => voice::plain(&format!("descriptor {raw} of systemd: {error}")),
         }
     }
     kept

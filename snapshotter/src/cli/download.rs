@@ -54,12 +54,8 @@ impl Downloads {
         registries.check(image).await?;
         let containerd = Containerd::new(config.containerd.clone());
         let ports = config.registry.ports.clone();
-        let session = Session::begin(containerd.clone(), args.namespace.clone()).await;
-        let session = session.map_err(|error| match error.code() {
-            // It did answer.
-            Code::InvalidArgument => anyhow::Error::from(error),
-            _ => anyhow::Error::from(error).context(super::unreachable(&config.containerd)),
-        })?;
+        super::reach(&containerd).await?;
+        let session = Session::begin(containerd.clone(), args.namespace.clone()).await?;
         Ok(Self {
             session,
             repository: registries.repository(image, args.plain_http),

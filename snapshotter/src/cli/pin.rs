@@ -45,10 +45,12 @@ pub(super) struct PinArgs {
 }
 
 fn target(text: &str) -> Result<Target, String> {
-    if let Ok(layer) = text.parse() {
-        return Ok(Target::Layer(layer));
+    match text.parse::<Digest>() {
+        Ok(layer) => Ok(Target::Layer(layer)),
+        // It would else be a tag of an image called sha256, on Docker Hub.
+        Err(error) if text.starts_with("sha256:") => Err(error.to_string()),
+        Err(_) => super::in_registry(text).map(Target::Image),
     }
-    super::in_registry(text).map(Target::Image)
 }
 
 impl PinArgs {
@@ -90,8 +92,7 @@ pub(super) async fn pin(args: PinArgs) -> anyhow::Result<()> {
         Target::Layer(layer) => vec![layer.to_string()],
         Target::Image(image) => {
             let containerd = Containerd::new(config.containerd.clone());
-            let reached = containerd.reach().await;
-            reached.with_context(|| super::unreachable(&config.containerd))?;
+            super::reach(&containerd).await?;
             // Without a lease: nothing is made, and what is read is the image's own.
             let session = Session::new(containerd, args.namespace.clone());
             layers(&session, &image.to_string()).await?
@@ -152,7 +153,15 @@ mod tests {
         assert!(matches!(target("r.test/app:1"), Ok(Target::Image(_))));
         let by_digest = format!("r.test/app@{layer}");
         assert!(matches!(target(&by_digest), Ok(Target::Image(_))));
-        for none in ["", "oci:dir", "r.test/UPPER:1"] {
+        let short = &layer[..layer.len() - 1];
+        for none in [
+            "",
+            "oci:dir",
+            "r.test/UPPER:1",
+            "sha256:",
+            "sha256:1234",
+            short,
+        ] {
             assert!(target(none).is_err(), "{none}");
         }
     }

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use containerd_client::types::{Descriptor, Mount};
 use larder_proto::grpc::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    ViewSnapshotRequest,
 };
 use larder_registry::Reference;
 use larder_registry::oci::Descriptor as Layer;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::ContainerdArgs;
 use super::download::Downloads;
@@ -39,8 +40,25 @@ pub(super) async fn pull(
         snapshotter: args.snapshotter,
     };
     let counts = pull.run().await?;
-    let told = counts.told(&pull.image, args.plain_http);
+    let mut waits = None;
+    let mut told = counts.told(&pull.image, args.plain_http);
+    let unfit = if counts.present > 0 {
+        pull.unfit().await
+    } else {
+        None
+    };
     pull.downloads.end().await?;
+    match unfit {
+        Some(Unfit::ForGood(why)) => bail!(
+            "{} is pulled, and no container of it can start: {why}",
+            pull.image
+        ),
+        Some(Unfit::ForNow(why)) => waits = Some(why),
+        None => {}
+    }
+    if let Some(why) = &waits {
+        let _ = writeln!(told, "no container of it can start yet: {why}");
+    }
     if complete {
         let layers = pull.resolved.parsed.layers.iter();
         let layers: Vec<_> = layers.map(|layer| layer.digest.to_string()).collect();
@@ -55,6 +73,7 @@ pub(super) async fn pull(
             "present": counts.present,
             "unpacked": counts.unpacked,
             "complete": complete,
+            "waits": waits,
         }));
     }
     print(&told)
@@ -105,6 +124,27 @@ impl Counts {
         }
         told.push('\n');
         told
+    }
+}
+
+/// Why nothing can be mounted on layers that were there before, in the snapshotter's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Unfit {
+    /// One of them lied.
+    ForGood(String),
+    /// One of them is being proved.
+    ForNow(String),
+}
+
+impl Unfit {
+    /// What a view that was refused means; other failures are for those who mount.
+    fn of(status: &Status) -> Option<Self> {
+        let why = status.message().to_owned();
+        match status.code() {
+            Code::FailedPrecondition => Some(Self::ForGood(why)),
+            Code::Unavailable => Some(Self::ForNow(why)),
+            _ => None,
+        }
     }
 }
 
@@ -225,6 +265,31 @@ impl Pull {
         unpacked.map(|()| Became::Unpacked)
     }
 
+    /// Why no container could start on the layers, if none could: asks for what is made for a container,
+    /// and gives it back. Its name is that of views which are only looked at, and count as no start.
+    async fn unfit(&self) -> Option<Unfit> {
+        let parent = chain_ids(&self.resolved.diff_ids).pop()?;
+        let key = format!("pull-parent-view-{}", unique());
+        let (session, snapshotter) = (self.session(), &self.snapshotter);
+        let request = ViewSnapshotRequest {
+            snapshotter: snapshotter.clone(),
+            key: key.clone(),
+            parent,
+            ..ViewSnapshotRequest::default()
+        };
+        let viewed = session.snapshots().view(session.request(request)).await;
+        if let Err(status) = viewed {
+            return Unfit::of(&status);
+        }
+        let request = RemoveSnapshotRequest {
+            snapshotter: snapshotter.clone(),
+            key,
+        };
+        // The lease's end removes it as well.
+        drop(session.snapshots().remove(session.request(request)).await);
+        None
+    }
+
     async fn exists(&self, chain: &str) -> anyhow::Result<bool> {
         let request = StatSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
@@ -341,5 +406,17 @@ mod tests {
             told.contains("0 of 3 layers loaded lazily, 2 there already, 1 unpacked"),
             "{told}"
         );
+    }
+
+    /// Regression: a pull onto a layer that is quarantined ended with 0 and without a word.
+    ///
+    /// Promise: what is for good is told from what passes, and neither from another trouble.
+    #[test]
+    fn what_nothing_can_run_on_is_told_from_what_can_wait() {
+        let unfit = |code| Unfit::of(&Status::new(code, "why"));
+        let why = || "why".to_owned();
+        assert_eq!(unfit(Code::FailedPrecondition), Some(Unfit::ForGood(why())));
+        assert_eq!(unfit(Code::Unavailable), Some(Unfit::ForNow(why())));
+        assert_eq!(unfit(Code::Unknown), None);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use larder_fuse::supervisor::{self, Bidding, Handover};
+use larder_fuse::supervisor::{self, Bidding, Handover, Note};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -14,7 +14,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::{RunArgs, block_on};
-use crate::config::Config;
+use crate::config::{Config, LogFormat, LogLevel};
 use crate::containerd::Containerd;
 use crate::control::Control;
 use crate::lazy::Lazy;
@@ -50,7 +50,7 @@ pub(super) fn supervise() -> Option<ExitCode> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let supervised = std::env::current_exe()
         .map_err(supervisor::SuperviseError::from)
-        .and_then(|program| supervisor::supervise(&program, &arguments));
+        .and_then(|program| supervisor::supervise(&program, &arguments, log_json));
     Some(match supervised {
         Ok(code) => code.into(),
         Err(error) => {
@@ -60,6 +60,11 @@ pub(super) fn supervise() -> Option<ExitCode> {
     })
 }
 
+/// Has the supervisor's own lines, which are few and warnings, written as JSON.
+fn log_json() {
+    log::start(LogLevel::Warn, LogFormat::Json);
+}
+
 /// Serves until the supervisor or a signal ends it.
 pub(super) fn daemon(args: RunArgs) -> anyhow::Result<()> {
     let handover = Handover::receive().context("hear from the supervisor")?;
@@ -67,8 +72,15 @@ pub(super) fn daemon(args: RunArgs) -> anyhow::Result<()> {
     let config = args.load()?;
     log::start(config.log_level, config.log_format);
     abort_with_fuse_threads();
-    for note in handover.notes() {
-        tracing::warn!("{note}");
+    if config.log_format == LogFormat::Json {
+        handover.logs_json();
+    }
+    for Note { text, is_orderly } in handover.notes() {
+        if *is_orderly {
+            tracing::info!("{text}");
+        } else {
+            tracing::warn!("{text}");
+        }
     }
     let ended = block_on(run(config, Arc::clone(&handover)));
     if ended.is_ok() {
@@ -167,6 +179,7 @@ async fn run(config: Config, handover: Arc<Handover>) -> anyhow::Result<()> {
         End::HandOver => {
             plane.hand_over().await;
             tracing::info!("leaving everything to the next daemon");
+            handover.leaves();
             std::process::exit(0);
         }
     }

@@ -13,7 +13,7 @@ use larder_proto::moment::moment;
 use serde_json::json;
 use tonic::{Code, Status};
 
-use super::asked::asked;
+use super::asked::{self, asked};
 use super::output::{print, print_json};
 use crate::config::Config;
 use crate::control::LAYER_STATES;
@@ -45,6 +45,9 @@ pub(super) async fn ask(root: &Path) -> Result<StatusResponse, Status> {
 /// What the daemon's refusal, or its absence, means.
 pub(super) fn refused(root: &Path, status: &Status) -> anyhow::Error {
     let (socket, said) = (Config::control(root), status.message());
+    if let Some(unserved) = asked::unserved(status) {
+        return anyhow!(unserved);
+    }
     if status.code() == Code::Unavailable {
         return anyhow!(
             "no daemon answers at {} ({said}): is it running, and is {} its root? Name another with \

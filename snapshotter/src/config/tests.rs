@@ -79,6 +79,8 @@ fn bad_values_are_refused_by_name() {
         ("store_bytes_max = -1", "negative"),
         ("keep_removed = 1", "keep_removed"),
         ("background_bandwidth = \"fast\"", "background_bandwidth"),
+        ("background_bandwidth = 1", "is a unit missing?"),
+        ("background_bandwidth = \"127KiB\"", "128 KiB"),
         ("[registry]\ninsecure = true", "insecure"),
         (&long, "longer"),
     ] {

@@ -91,8 +91,11 @@ pub(super) const SNAPSHOTS: Name = Name::gauge(
 )
 .by(&["kind"]);
 
-pub(super) const DATABASE: Name =
-    Name::gauge("larder_database", "Length of the database of snapshots.").in_unit(Unit::Bytes);
+pub(super) const DATABASE: Name = Name::gauge(
+    "larder_database",
+    "What the database of snapshots takes on the disk, as du counts it.",
+)
+.in_unit(Unit::Bytes);
 
 pub(super) const LAYERS: Name = Name::gauge(
     "larder_layers",

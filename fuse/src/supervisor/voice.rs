@@ -1,0 +1,41 @@
+//! What the supervisor itself says, on standard error beside the log of its daemon.
+
+use std::io::{self, Write};
+
+/// Says things in the form that the daemon's log has.
+pub(super) struct Voice {
+    /// Has what is traced written as JSON objects from now on.
+    start_json: fn(),
+    is_json: bool,
+}
+
+impl Voice {
+    /// Plain sentences, until a daemon says that its log is one of JSON objects.
+    pub(super) fn new(start_json: fn()) -> Self {
+        Self {
+            start_json,
+            is_json: false,
+        }
+    }
+
+    pub(super) fn turn_json(&mut self) {
+        if !self.is_json {
+            (self.start_json)();
+            self.is_json = true;
+        }
+    }
+
+    pub(super) fn warn(&self, text: &str) {
+        if self.is_json {
+            tracing::warn!("{text}");
+        } else {
+            plain(text);
+        }
+    }
+}
+
+/// One line. A standard error that cannot be written, as on a full disk, must not end who holds all
+/// mounts, which `eprintln!` would.
+pub(super) fn plain(text: &str) {
+    let _ = writeln!(io::stderr(), "larder-snapshotter: {text}");
+}
