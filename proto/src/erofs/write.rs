@@ -9,6 +9,7 @@ mod place;
 mod walk;
 mod xattr;
 
+use super::format::Devices;
 use crate::limits;
 use crate::tree::Tree;
 
@@ -76,19 +77,18 @@ impl Refusal {
 /// See [`WriteError`]; a layer that is [`WriteError::Unrepresentable`] or too large is one to
 /// leave as it is.
 pub fn write(tree: &Tree, tar_len: u64) -> Result<Vec<u8>, WriteError> {
-    let too_long = WriteError::TarTooLong { tar_len };
-    let device_blocks = super::format::device_blocks(tar_len).ok_or(too_long)?;
+    let devices = Devices::of(&[tar_len]).ok_or(WriteError::TarTooLong { tar_len })?;
+    write_on(tree, tar_len, devices)
+}
+
+/// The same with the data in the tars of `devices`, joined: `tar_len` bytes, the padding between them included.
+pub(super) fn write_on(tree: &Tree, tar_len: u64, devices: Devices) -> Result<Vec<u8>, WriteError> {
     let walk = walk::walk(tree)?;
     let refuse = |node, refusal: Refusal| refusal.at(walk.path(tree, node));
     let xattrs = xattr::plan(tree, &walk.order, &refuse)?;
     let files = file::plan(tree, &walk.order, tar_len, &refuse)?;
-    let placement = place::place(tree, &walk, &xattrs, &files)?;
+    let placement = place::place(tree, &walk, &xattrs, &files, devices.len())?;
     Ok(emit::emit(
-        tree,
-        &walk,
-        &xattrs,
-        &files,
-        &placement,
-        device_blocks,
+        tree, &walk, &xattrs, &files, &placement, devices,
     ))
 }
