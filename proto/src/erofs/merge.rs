@@ -54,7 +54,7 @@ pub enum MergeError {
 ///
 /// It shows what an overlay of the layers shows: entries of upper layers hide those of lower ones, directories
 /// are joined and have the attributes of the topmost, whiteouts and opaque directories hide what is below and
-/// are not seen themselves. A file has as many links as can be seen. The same layers make the same bytes.
+/// are not seen themselves. A file says that it has as many links as its layer has. The same layers make the same bytes.
 ///
 /// Costs memory for what can be seen, about 350 bytes for each entry and the image itself, and time for all
 /// entries of all layers.
@@ -78,13 +78,14 @@ pub fn merge<B: AsRef<[u8]>>(layers: &[&Image<B>]) -> Result<Vec<u8>, MergeError
         starts: tars.iter().map(|tar| tar.start).collect(),
         tree: Tree { nodes: Vec::new() },
         links: HashMap::new(),
+        stated: HashMap::new(),
         pending: Vec::new(),
         entries: 0,
         bytes: 0,
     };
     merge.walk()?;
     let joined_len = tars.last().map_or(0, |tar| tar.end);
-    Ok(write_on(&merge.tree, joined_len, devices)?)
+    Ok(write_on(&merge.tree, joined_len, devices, &merge.stated)?)
 }
 
 /// A merged tree while it is made.
@@ -95,6 +96,9 @@ struct Merge<'a, B> {
     tree: Tree,
     /// Files with several links that were met: only they can be met again.
     links: HashMap<Place, NodeId>,
+    /// How many links these files have in their layers. Some may be hidden: overlayfs shows the number all the
+    /// same.
+    stated: HashMap<NodeId, u32>,
     /// Directories to be merged, each with its places, the topmost first.
     pending: Vec<(NodeId, Vec<Place>)>,
     entries: usize,
@@ -153,6 +157,7 @@ impl<B: AsRef<[u8]>> Merge<'_, B> {
         let id = self.node(place, &inode)?;
         if inode.nlink > 1 {
             self.links.insert(place, id);
+            self.stated.insert(id, inode.nlink);
         }
         Ok(id)
     }
@@ -224,6 +229,7 @@ mod tests {
                 starts: vec![0],
                 tree: Tree { nodes: Vec::new() },
                 links: HashMap::new(),
+                stated: HashMap::new(),
                 pending: Vec::new(),
                 entries,
                 bytes,

@@ -118,6 +118,7 @@ pub(crate) struct Seen {
     owner: (u32, u32),
     mtime: (i64, i64),
     rdev: u64,
+    links: Option<u64>,
     /// The first path, in their order, that leads to the same file.
     first: Vec<u8>,
     /// A file's bytes, or a symlink's target.
@@ -177,6 +178,7 @@ fn look(path: &Path, metadata: &fs::Metadata, first: Vec<u8>) -> Seen {
         owner: (metadata.uid(), metadata.gid()),
         mtime: (metadata.mtime(), metadata.mtime_nsec()),
         rdev: metadata.rdev(),
+        links: (!file_type.is_dir()).then_some(metadata.nlink()),
         first,
         content,
         xattrs: xattrs(path),
