@@ -42,6 +42,9 @@ pub const SECTIONS_MAX: usize = 16;
 /// a node does, 465 MB (resident, measured).
 pub const ENTRIES_MAX: usize = 1 << 20;
 
+/// Most layers one merged image may have: what overlayfs can stack, so what containers could have anyway.
+pub const MERGED_LAYERS_MAX: usize = 500;
+
 /// Longest name of one directory entry, bytes: Linux NAME_MAX, and EROFS's own limit.
 pub const NAME_BYTES_MAX: usize = 255;
 

@@ -3,13 +3,12 @@
 mod inode;
 mod superblock;
 
-use crate::limits;
 use crate::tree::DeviceNumber;
 
 pub(super) use inode::{Layout, RawInode, XATTR_BODY_MAX};
-pub(super) use superblock::Superblock;
+pub(super) use superblock::{Devices, Superblock};
 
-/// Bytes of a block. Not [`limits::BLOCK`]'s type, because most offsets here are in memory.
+/// Bytes of a block. Not [`crate::limits::BLOCK`]'s type, because most offsets here are in memory.
 pub(super) const BLOCK: usize = 512;
 
 /// Bytes of an inode slot; an inode's number (nid) is its offset in the image over this.
@@ -18,8 +17,13 @@ pub(super) const SLOT: usize = 32;
 /// Where the superblock lies; the kernel fixes it.
 pub(super) const SUPER_OFFSET: usize = 1024;
 
-/// Where inodes begin: after the superblock (128 bytes) and one device slot (128 bytes).
-pub(super) const INODES_OFFSET: usize = SUPER_OFFSET + 256;
+/// Bytes of the superblock, and of each device slot; the slots follow it.
+pub(super) const DEVICE_SLOT_LEN: usize = 128;
+
+/// Where inodes begin: after the superblock and the slots of so many devices.
+pub(super) const fn inodes_offset(devices: usize) -> usize {
+    SUPER_OFFSET + DEVICE_SLOT_LEN * (1 + devices)
+}
 
 /// Bytes of a compact inode.
 pub(super) const COMPACT_LEN: usize = 32;
@@ -124,14 +128,6 @@ pub(super) fn decode_device(encoded: u32) -> DeviceNumber {
         major: (encoded >> 8) & 0xFFF,
         minor: (encoded & 0xFF) | ((encoded >> 12) & 0xF_FF00),
     }
-}
-
-/// Blocks of a device that holds `tar_len` bytes; `None` beyond the format's limit.
-pub(super) fn device_blocks(tar_len: u64) -> Option<u32> {
-    if tar_len > limits::TAR_BYTES_MAX {
-        return None;
-    }
-    u32::try_from(tar_len.div_ceil(limits::BLOCK)).ok()
 }
 
 /// Writes `bytes` at `offset`.

@@ -6,8 +6,10 @@ mod export;
 mod listing;
 pub(super) mod xattr;
 
+use std::ops::Range;
+
 use super::format::{
-    self, FileType, INODES_OFFSET, Layout, RawInode, SLOT, Superblock, decode_device,
+    self, Devices, FileType, Layout, RawInode, SLOT, Superblock, decode_device, inodes_offset,
 };
 use crate::tree::{DeviceNumber, Mtime};
 
@@ -27,7 +29,8 @@ pub struct Nid(pub u64);
 pub struct Image<B> {
     bytes: B,
     superblock: Superblock,
-    tar_len: u64,
+    /// Where in the joined tar each layer's lies.
+    tars: Vec<Range<u64>>,
     has_xattrs: bool,
 }
 
@@ -74,13 +77,25 @@ impl<B: AsRef<[u8]>> Image<B> {
     ///
     /// Costs time in proportion to the image, and memory of about 1/200 of it.
     pub fn open(bytes: B, tar_len: u64) -> Result<Self, ImageError> {
+        Self::open_merged(bytes, &[tar_len])
+    }
+
+    /// The same of an image that [`super::merge`] made of layers with tars of these lengths. To it they are one
+    /// tar: one behind the other, each beginning at a multiple of 512.
+    pub fn open_merged(bytes: B, tar_lens: &[u64]) -> Result<Self, ImageError> {
+        let devices = Devices::of(tar_lens).ok_or(ImageError::Image(
+            "is for tars that are more, or longer, than an image can have",
+        ))?;
         let superblock = Superblock::read_from(bytes.as_ref()).map_err(ImageError::Image)?;
         let mut image = Self {
             bytes,
             superblock,
-            tar_len,
+            tars: devices.tars(tar_lens),
             has_xattrs: false,
         };
+        if image.superblock.devices != devices {
+            return Err(ImageError::Image("is for a tar of another length"));
+        }
         image.has_xattrs = check::check(&image)?.has_xattrs;
         Ok(image)
     }
@@ -97,13 +112,13 @@ impl<B: AsRef<[u8]>> Image<B> {
 
     /// Length of the tar the image addresses, bytes.
     pub fn tar_len(&self) -> u64 {
-        self.tar_len
+        self.tars.last().map_or(0, |tar| tar.end)
     }
 
     /// Length of the device the kernel expects, bytes: the tar's, rounded up to whole blocks. The
     /// kernel reads whole blocks and fails a read that ends early.
     pub fn device_len(&self) -> u64 {
-        u64::from(self.superblock.device_blocks) * format::BLOCK as u64
+        self.superblock.devices.joined_blocks() * format::BLOCK as u64
     }
 
     /// Whether any file has extended attributes.
@@ -123,7 +138,7 @@ impl<B: AsRef<[u8]>> Image<B> {
     /// The inode at `nid`, with where it lies.
     fn located(&self, nid: Nid) -> Option<Located> {
         let at = usize::try_from(nid.0).ok()?.checked_mul(SLOT)?;
-        if at < INODES_OFFSET {
+        if at < inodes_offset(self.superblock.devices.len()) {
             return None;
         }
         let raw = RawInode::decode(self.bytes().get(at..)?, self.superblock.epoch).ok()?;

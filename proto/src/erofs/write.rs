@@ -9,8 +9,11 @@ mod place;
 mod walk;
 mod xattr;
 
+use std::collections::HashMap;
+
+use super::format::Devices;
 use crate::limits;
-use crate::tree::Tree;
+use crate::tree::{NodeId, Tree};
 
 /// Why a tree has no metadata image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,19 +79,27 @@ impl Refusal {
 /// See [`WriteError`]; a layer that is [`WriteError::Unrepresentable`] or too large is one to
 /// leave as it is.
 pub fn write(tree: &Tree, tar_len: u64) -> Result<Vec<u8>, WriteError> {
-    let too_long = WriteError::TarTooLong { tar_len };
-    let device_blocks = super::format::device_blocks(tar_len).ok_or(too_long)?;
-    let walk = walk::walk(tree)?;
+    let devices = Devices::of(&[tar_len]).ok_or(WriteError::TarTooLong { tar_len })?;
+    write_on(tree, tar_len, devices, &HashMap::new())
+}
+
+/// The same with the data in the tars of `devices`, joined: `tar_len` bytes, the padding between them included.
+/// Files of `links` say that they have so many, however many the tree has.
+pub(super) fn write_on(
+    tree: &Tree,
+    tar_len: u64,
+    devices: Devices,
+    links: &HashMap<NodeId, u32>,
+) -> Result<Vec<u8>, WriteError> {
+    let mut walk = walk::walk(tree)?;
+    for (id, links) in links {
+        walk.links[id.0 as usize] = *links;
+    }
     let refuse = |node, refusal: Refusal| refusal.at(walk.path(tree, node));
     let xattrs = xattr::plan(tree, &walk.order, &refuse)?;
     let files = file::plan(tree, &walk.order, tar_len, &refuse)?;
-    let placement = place::place(tree, &walk, &xattrs, &files)?;
+    let placement = place::place(tree, &walk, &xattrs, &files, devices.len())?;
     Ok(emit::emit(
-        tree,
-        &walk,
-        &xattrs,
-        &files,
-        &placement,
-        device_blocks,
+        tree, &walk, &xattrs, &files, &placement, devices,
     ))
 }

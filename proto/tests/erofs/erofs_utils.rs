@@ -19,6 +19,16 @@ static TOOLS: LazyLock<PathBuf> = LazyLock::new(|| {
     PathBuf::from(str::from_utf8(&output.stdout).unwrap().trim_end())
 });
 
+/// What a tool prints that succeeds.
+pub(crate) fn tool(name: &str, arguments: &[String]) -> String {
+    let output = Command::new(TOOLS.join(name))
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{name}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// A layer's image and tar in files.
 struct Files {
     directory: tempfile::TempDir,

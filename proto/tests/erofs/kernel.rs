@@ -157,7 +157,7 @@ fn regular(path: &Path, expected: Option<NodeId>, layer: &Layer, size: u64) -> K
     layer.tree.node(id).kind.clone()
 }
 
-fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+pub(crate) fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut names = vec![0; 64 << 10];
     let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
     let value = |name: &[u8]| {

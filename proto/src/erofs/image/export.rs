@@ -41,7 +41,7 @@ impl<B: AsRef<[u8]>> Image<B> {
     }
 
     /// One node; a directory without its entries.
-    fn node(&self, nid: Nid, inode: &Inode) -> Node {
+    pub(in crate::erofs) fn node(&self, nid: Nid, inode: &Inode) -> Node {
         let kind = match inode.file_type {
             FileType::Directory => Kind::Directory(BTreeMap::new()),
             FileType::Regular => {

@@ -6,7 +6,7 @@ use super::walk::{Walk, ordered_names};
 use super::xattr::Plan;
 use crate::erofs::directory::{NewEntry, Packing, encode_block};
 use crate::erofs::format::{
-    BLOCK, FileType, HOLE, Layout, RawInode, SLOT, Superblock, encode_device, put,
+    BLOCK, Devices, FileType, HOLE, Layout, RawInode, SLOT, Superblock, encode_device, put,
 };
 use crate::tree::{Kind, NodeId, Tree};
 
@@ -17,7 +17,7 @@ pub(super) fn emit(
     xattrs: &Plan,
     files: &[Data],
     placement: &Placement,
-    device_blocks: u32,
+    devices: Devices,
 ) -> Vec<u8> {
     let mut emission = Emission {
         tree,
@@ -32,8 +32,9 @@ pub(super) fn emit(
     emission.out[shared..shared + xattrs.shared.len()].copy_from_slice(&xattrs.shared);
     let superblock = Superblock {
         blocks: mapped(placement),
-        device_blocks,
-        // The root comes first, so it lies in one of the first two blocks of inodes.
+        devices,
+        // The root comes first, so it lies in one of the first two blocks of inodes, below 2 MiB behind the
+        // slots of as many devices as there may be.
         root: u16::try_from(placement.inodes[0].nid).unwrap_or(u16::MAX),
         inodes: walk.order.len() as u64,
         epoch: placement.epoch,
@@ -182,7 +183,7 @@ fn file_type(kind: &Kind) -> FileType {
     }
 }
 
-/// Where the device is mapped: right behind the image.
+/// Where the devices are mapped: right behind the image.
 fn mapped(placement: &Placement) -> u32 {
     block_number(placement.blocks)
 }

@@ -5,7 +5,7 @@ use super::file::Data;
 use super::walk::Walk;
 use super::xattr::Plan;
 use crate::erofs::format::{
-    BLOCK, BLOCK_MAP_ENTRY_LEN, COMPACT_LEN, EXTENDED_LEN, INODES_OFFSET, Layout, SLOT,
+    BLOCK, BLOCK_MAP_ENTRY_LEN, COMPACT_LEN, EXTENDED_LEN, Layout, SLOT, inodes_offset,
 };
 use crate::limits;
 use crate::tree::{Kind, Mtime, NodeId, Tree};
@@ -37,15 +37,16 @@ pub(super) struct Placed {
     pub(super) block: u32,
 }
 
-/// Lays out the image.
+/// Lays out an image with so many devices.
 pub(super) fn place(
     tree: &Tree,
     walk: &Walk,
     xattrs: &Plan,
     files: &[Data],
+    devices: usize,
 ) -> Result<Placement, WriteError> {
     let epoch = epoch(tree, walk);
-    let mut cursor = Cursor::new();
+    let mut cursor = Cursor::new(devices);
     let mut nids = vec![0; tree.nodes.len()];
     let mut inodes = Vec::with_capacity(walk.order.len());
     for (i, &id) in walk.order.iter().enumerate() {
@@ -108,9 +109,9 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn new() -> Self {
+    fn new(devices: usize) -> Self {
         Self {
-            end: INODES_OFFSET,
+            end: inodes_offset(devices),
             gap: 0..0,
         }
     }

@@ -81,12 +81,15 @@ impl<B: AsRef<[u8]>> Check<'_, B> {
         if located.inlined_len() > self.image.bytes().len() as u64 {
             return Err("has a block map that reaches beyond the image");
         }
-        let tar_len = self.image.tar_len;
+        let tars = &self.image.tars;
         let inside = |run| match run {
             Run::Hole => true,
             Run::Tar(extent) => {
                 let end = extent.tar_offset.checked_add(extent.len);
-                end.is_some_and(|end| end <= tar_len)
+                // The last one that begins there or before; an empty one has nothing.
+                let tar = tars.partition_point(|tar| tar.start <= extent.tar_offset);
+                let tar = tar.checked_sub(1).and_then(|at| tars.get(at));
+                tar.zip(end).is_some_and(|(tar, end)| end <= tar.end)
             }
             Run::Image => false,
         };
