@@ -52,6 +52,9 @@ pub struct DataPlaneConfig {
     /// Most bytes per second that completing layers takes, of all of them together; without it, what readers
     /// leave of the link.
     pub background_bandwidth: Option<NonZeroU64>,
+    /// Longest blob of a layer that comes whole with its index, if the link brings it in the time of the round
+    /// trip that is saved; 0 for none. Bytes that nobody may read, for a request less.
+    pub whole_layer_max: u64,
     /// What becomes of running containers whose layer turns out to be a lie.
     pub quarantine: Quarantine,
     /// How the kernel reads the devices.
@@ -83,6 +86,7 @@ impl DataPlaneConfig {
             store_bytes_max: 0,
             completion: Completion::default(),
             background_bandwidth: None,
+            whole_layer_max: 0,
             quarantine: Quarantine::default(),
             device_reads: DeviceReads::default(),
             verify_again_after: VERIFY_AGAIN_AFTER,

@@ -51,6 +51,7 @@ use crate::sync::{Mutex, MutexGuard, spawn};
 
 use ahead::Ahead;
 pub(crate) use bandwidth::Bandwidth;
+pub(crate) use decode::open_frame;
 pub use error::FetchError;
 use flight::{Flights, Pending, Urgency};
 pub(crate) use flight::{Landed, Landing};

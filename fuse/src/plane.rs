@@ -12,6 +12,7 @@ mod retired;
 mod scrub;
 mod start;
 mod usage;
+mod whole;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -15,7 +15,7 @@ thread_local! {
 /// Verifies a chunk's frame, decompresses it and verifies the content. `Err` says what is wrong.
 ///
 /// The decoder sees only bytes that the index vouches for, and writes at most `chunk.len` bytes.
-pub(super) fn open_frame(chunk: &Chunk, frame: Bytes) -> Result<Verified<Vec<u8>>, String> {
+pub(crate) fn open_frame(chunk: &Chunk, frame: Bytes) -> Result<Verified<Vec<u8>>, String> {
     let frame = Verified::check(frame, &chunk.frame).map_err(|bad| format!("its frame: {bad}"))?;
     let content = decompress(frame.as_slice(), chunk.len as usize)?;
     if content.len() != chunk.len as usize {

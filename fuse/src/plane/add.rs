@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::Plane;
 use super::decoding::Decoded;
+use super::whole::{self, Frames};
 use crate::layer::{Layer, LayerId, LayerSpec};
 use crate::source::{Source, ask, no_answer};
 use crate::store::{LayerStoreError, NewLayer};
@@ -90,16 +91,19 @@ impl Plane {
                 reason,
             });
         }
-        let index = self.fetch_index(&mut spec).await?;
+        let (index, frames) = self.fetch_index(&mut spec).await?;
         let plane = self.clone();
-        let store = move || plane.store_index(id, spec, &index.bytes);
+        let store = move || plane.store_index(id, spec, &index.bytes, frames);
         let added = tokio::task::spawn_blocking(store).await;
         added.unwrap_or(Err(AddLayerError::ShutDown))
     }
 
     /// The decoded index, verified against the digest that names the layer. Sources found elsewhere
     /// become the layer's own.
-    async fn fetch_index(&self, spec: &mut LayerSpec) -> Result<Decoded, AddLayerError> {
+    async fn fetch_index(
+        &self,
+        spec: &mut LayerSpec,
+    ) -> Result<(Decoded, Option<Frames>), AddLayerError> {
         let mut reasons = Vec::new();
         let mut untried = 0;
         let mut looked = spec.elsewhere.is_none();
@@ -134,16 +138,28 @@ impl Plane {
         &self,
         source: &dyn Source,
         location: &IndexLocation,
-    ) -> Result<Decoded, String> {
-        let range = location.offset..location.offset + location.stored_len;
+    ) -> Result<(Decoded, Option<Frames>), String> {
+        let start = self.asked_from(source, location);
+        let range = start..location.offset + location.stored_len;
+        // No further than the limit of whole layers, or nothing at all.
+        let before = usize::try_from(location.offset - start).unwrap_or(usize::MAX);
         let fetch = async {
             let mut senders = 1;
             loop {
                 let delivery = ask(source, range.clone(), &()).await;
                 let delivery = delivery.map_err(|failure| failure.reason)?;
-                let opened = self.decoding.open(delivery.bytes.clone(), *location).await;
+                let mut frames = delivery.bytes.clone();
+                let stored = frames.split_off(before.min(frames.len()));
+                let opened = self.decoding.open(stored, *location).await;
                 let wrong = match opened.ok_or("the data plane is shutting down")? {
-                    Ok(index) => return Ok(index),
+                    Ok(index) => {
+                        let frames = (!frames.is_empty()).then(|| Frames {
+                            bytes: frames,
+                            source: source.name().to_owned(),
+                            host: delivery.origin.as_ref().map(|one| one.host().to_owned()),
+                        });
+                        return Ok((index, frames));
+                    }
                     Err(wrong) => wrong,
                 };
                 delivery.distrust();
@@ -164,6 +180,7 @@ impl Plane {
         id: LayerId,
         spec: LayerSpec,
         index: &[u8],
+        frames: Option<Frames>,
     ) -> Result<Layer, AddLayerError> {
         let layer = spec.blob;
         let refused = |error| AddLayerError::Store { layer, error };
@@ -182,6 +199,19 @@ impl Plane {
             slot,
         };
         let stored = self.store.add(&new).map_err(refused)?;
-        Ok(self.register(id, stored, spec.sources, spec.elsewhere))
+        // Before anybody can ask for them.
+        let kept = frames
+            .as_ref()
+            .map_or(0, |came| whole::keep(&stored, &came.bytes));
+        let layer = self.register(id, stored, spec.sources, spec.elsewhere);
+        if let Some(came) = frames {
+            let sources = layer.0.fetcher.sources().all();
+            if let Some(tracked) = sources.iter().find(|one| one.source.name() == came.source) {
+                let host = came.host.as_deref();
+                tracked.delivered(host, kept);
+                self.context.counts.fetched(&came.source, host, kept);
+            }
+        }
+        Ok(layer)
     }
 }

@@ -17,3 +17,4 @@ mod restart;
 mod rot;
 mod scene;
 mod sources;
+mod whole;

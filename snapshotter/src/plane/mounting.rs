@@ -40,6 +40,10 @@ pub struct MountingPlane {
 /// Has a daemon do without the kernel's sending requests again, as before 6.9: for tests.
 const NO_RESEND: &str = "LARDER_DEBUG_NO_RESEND";
 
+/// Longest layer that comes whole with its index, bytes: over a link of 160 Mbit/s its bytes take 50 ms, as long as the
+/// round trip they save over a long one. Start lists have layers below this whole, too.
+const WHOLE_LAYER_MAX: u64 = 1 << 20;
+
 type Adding = Mutex<HashMap<Digest, Vec<Arc<dyn Source>>>>;
 
 /// A data plane that does not start.
@@ -109,6 +113,7 @@ impl MountingPlane {
         }
         settings.store_bytes_max = config.store_bytes_max;
         settings.completion.enabled = config.complete_in_background;
+        settings.whole_layer_max = WHOLE_LAYER_MAX;
         settings.background_bandwidth = NonZeroU64::new(config.background_bandwidth);
         settings.quarantine = match config.quarantine {
             Quarantine::Refuse => larder_fuse::Quarantine::Refuse,
