@@ -32,6 +32,7 @@ impl Plane {
         for base in bases(table, root).into_values() {
             mounts.bases.entry(base).or_default();
         }
+        self.adopt_merged(table, &mut mounts);
         let mut twice = Vec::new();
         for found in images(table, root) {
             let Some(&layer) = owners.get(&found.slot) else {
