@@ -3,6 +3,7 @@
 mod belonging;
 mod contest;
 mod fallback;
+mod merged;
 mod plane;
 mod prepare;
 mod profiles;
