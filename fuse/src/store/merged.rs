@@ -79,6 +79,8 @@ impl StoreRoot {
 
     /// The merged image called `name`, for tars of these lengths, if it is there and intact.
     pub(crate) fn find_merged(&self, name: &str, tar_lens: &[u64]) -> Option<MergedFile> {
+        // A kill while it was written again may have left the beginning of another one.
+        let _ = self.disk.remove_file(&self.merged_path(name, "new"));
         let facts = self.merged_facts(name)?;
         let file = File::open(self.merged_path(name, "image")).ok()?;
         let image = Mapping::of(&file).ok()?;
