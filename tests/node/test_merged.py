@@ -42,7 +42,7 @@ class Merged(world.Case):
 
     @once_per(driver=DRIVER)
     def test_127_layers_are_one_mount_through_kills_and_restarts(self, driver):
-        """Promise: from 16 layers on that needs no asking. A reader does not notice that the daemon is killed; after daemon and supervisor
+        """Promise: from 16 layers on that needs no asking, and is done before the first container is made. A reader does not notice that the daemon is killed; after daemon and supervisor
         died the image is merged again at the same place without the registry; with the image all of it goes."""
         layout = os.path.join(world.work(), "many-merged")
         layouts.write_many(layout)
@@ -53,6 +53,8 @@ class Merged(world.Case):
         reference = converted.replace(world.REGISTRY, link.address)
         with self.node("2", lazy=True, driver=driver, registry=link.address, settings=QUIET) as node:
             node.pull(reference)
+            # Before anybody made a container: containerd says which layer is the topmost.
+            rig.wait_for(lambda: self.places(node), "the image to be merged", node.log)
             held = self.merged(node, images.Image(layout))
             self.assertEqual(len(self.places(node)), 1)
             [place] = self.places(node)
