@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use larder_proto::digest::Digest;
 use larder_proto::erofs::{self, MergeError};
@@ -13,7 +12,7 @@ use super::{DataPlane, Plane};
 use crate::apart::apart;
 use crate::driver::Driver;
 use crate::layer::{ImpliedDirectory, Layer, LayerId, MountError, View, patch_key};
-use crate::mount::{Erofs, Mount, MountFailed, Unmount, mount_erofs, unmount};
+use crate::mount::{Erofs, Mount, MountFailed, Unmount, mount_erofs, replace, unmount};
 use crate::store::{LayerStoreError, MergedFile};
 
 /// Most files of all layers together, those that are hidden included. Merging takes 425 bytes for each (51 MB
@@ -71,7 +70,9 @@ pub(super) struct Merged {
     pub(super) layers: Vec<LayerId>,
     /// Whether a daemon before made it, and nobody said yet that it is wanted.
     unclaimed: bool,
-    _file: MergedFile,
+    /// Whether its devices are the store's files themselves.
+    direct: bool,
+    file: MergedFile,
 }
 
 impl Mounts {
@@ -150,33 +151,83 @@ impl Plane {
         for one in chain {
             self.usable(&one.layer)?;
         }
-        let direct =
-            |layer: &Layer| layer.0.proven.load(Ordering::Acquire) && layer.stored().begin_direct();
+        // Where the kernel reads the file of every layer past us already, it can do so here.
+        let direct = layers.iter().all(|layer| mounts.has_direct(&layer.id()));
+        self.mount_chain(&file.path, &layers, direct, &place)?;
+        let merged = Merged {
+            layers: layers.iter().map(Layer::id).collect(),
+            direct,
+            unclaimed: false,
+            file,
+        };
+        mounts.merged.insert(name, merged);
+        Ok(place)
+    }
+
+    fn mount_chain(
+        &self,
+        image: &Path,
+        layers: &[Layer],
+        direct: bool,
+        place: &Path,
+    ) -> Result<(), MountError> {
         let device = |layer: &Layer| {
-            if direct(layer) {
+            if direct {
                 layer.stored().directory().join("device")
             } else {
                 device_path(self.session.path(), layer.0.slot)
             }
         };
         let devices: Vec<PathBuf> = layers.iter().map(device).collect();
-        let prepared = crate::create_private(&place);
+        let prepared = crate::create_private(place);
         prepared.map_err(|error| MountError::Prepare {
-            path: place.clone(),
+            path: place.to_owned(),
             error,
         })?;
-        let erofs = Erofs {
-            image: &file.path,
-            devices: &devices,
+        let devices = &devices;
+        apart(|| mount_erofs(Erofs { image, devices }, place))?;
+        Ok(())
+    }
+
+    /// Puts direct mounts in the place of merged ones that `layer` is part of, once every layer of them is
+    /// mounted directly itself: who starts from then on needs no daemon.
+    pub(super) fn renew_merged(&self, layer: &Layer) {
+        let mut mounts = self.lock_mounts();
+        let is_due = |merged: &Merged| {
+            let layers = &merged.layers;
+            !merged.direct
+                && layers.contains(&layer.id())
+                && layers.iter().all(|id| mounts.has_direct(id))
         };
-        apart(|| mount_erofs(erofs, &place))?;
-        let merged = Merged {
-            layers: layers.iter().map(Layer::id).collect(),
-            unclaimed: false,
-            _file: file,
-        };
-        mounts.merged.insert(name, merged);
-        Ok(place)
+        let due: Vec<String> = mounts
+            .merged
+            .iter()
+            .filter(|(_, merged)| is_due(merged))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            let Some(merged) = mounts.merged.get_mut(&name) else {
+                continue;
+            };
+            match self.renew_chain(&name, merged) {
+                Ok(()) => merged.direct = true,
+                // The lazy one goes on serving.
+                Err(error) => tracing::info!(%error, "merged layers stay mounted lazily"),
+            }
+        }
+    }
+
+    fn renew_chain(&self, name: &str, merged: &Merged) -> Result<(), MergeLayersError> {
+        let layers = merged.layers.iter().map(|id| self.usable(id));
+        let layers: Vec<Layer> = layers.collect::<Result<_, _>>()?;
+        let place = self.merged_place(name);
+        // What a kill leaves of it is let go as a merged mount that nobody needs.
+        let fresh = place.with_extension("renewed");
+        self.mount_chain(&merged.file.path, &layers, true, &fresh)?;
+        let replaced = replace(&fresh, &place);
+        unmount(&fresh, Unmount::Lazy)?;
+        let _ = std::fs::remove_dir(&fresh);
+        Ok(replaced?)
     }
 
     /// A layer that may be mounted.
@@ -242,6 +293,8 @@ impl Plane {
             }
             other => other?,
         }
+        // A kill while it was renewed leaves two, one above the other.
+        unmount(&place, Unmount::Lazy)?;
         // A place that stays is used again.
         let _ = std::fs::remove_dir(&place);
         let merged = mounts.merged.remove(name);
@@ -261,8 +314,10 @@ impl Plane {
             let layers = self.store.merged_layers(name).unwrap_or_default();
             let merged = Merged {
                 layers: layers.into_iter().map(LayerId).collect(),
+                // Not known: at worst it is mounted directly once more.
+                direct: false,
                 unclaimed: true,
-                _file: self.store.merged_file(name),
+                file: self.store.merged_file(name),
             };
             mounts.merged.insert(name.to_owned(), merged);
         }

@@ -14,7 +14,7 @@ use larder_test_support::layer::LayerFixture;
 use larder_test_support::on_erofs;
 use larder_test_support::tar::{Entry, TarBuilder};
 
-use crate::scene::{Memory, Mounted, Scene, config, noise, odd_layer};
+use crate::scene::{Memory, Mounted, Scene, config, eventually, noise, odd_layer};
 
 /// Layers that hide, replace and add to each other, the lowest first.
 fn layers() -> Vec<LayerFixture> {
@@ -210,7 +210,39 @@ async fn the_fuse_driver_merges_nothing() {
     assert!(matches!(refused, MergeLayersError::NotErofs), "{refused}");
 }
 
+/// Promise: once all layers are proven, what starts on the merged chain reads the store's files itself; before that,
+/// and if one is missing, it does not.
+async fn a_merged_chain_of_proven_layers_needs_no_daemon() {
+    let scene = Scene::new(DriverChoice::Erofs).await;
+    let all = mounted(&scene).await;
+    let chain = chain(scene.plane(), &layers());
+    let place = scene.plane().mount_merged(chain).await.unwrap();
+    let device = |place: &Path| {
+        let table = mounts().unwrap();
+        let found = table.into_iter().filter(|mount| mount.target == place);
+        let mut devices: Vec<_> = found.map(|mount| mount.device).collect();
+        assert_eq!(devices.len(), 1, "one mount at {}", place.display());
+        devices.remove(0)
+    };
+    let lazy = device(&place);
+    for (number, one) in all.iter().enumerate() {
+        assert_eq!(device(&place), lazy, "after {number} layers");
+        one.layer.fetch_all().await.unwrap();
+        one.layer.prove().await;
+    }
+    eventually("mounted anew", || device(&place) != lazy).await;
+    let before: Vec<_> = all.iter().map(|one| one.source.requests().len()).collect();
+    let found = seen(place.clone()).await;
+    assert_eq!(found[Path::new("etc/only")].3, noise(4, 90_000));
+    let after: Vec<_> = all.iter().map(|one| one.source.requests().len()).collect();
+    assert_eq!(before, after);
+    scene.plane().drop_merged(&place).await.unwrap();
+    let left = mounts().unwrap();
+    assert!(left.iter().all(|mount| !mount.target.starts_with(&place)));
+}
+
 on_erofs!(
+    a_merged_chain_of_proven_layers_needs_no_daemon,
     a_merged_chain_shows_what_the_stack_shows_from_the_same_devices,
     a_merged_image_survives_and_a_damaged_one_is_made_again,
 );
