@@ -35,7 +35,7 @@ impl Plane {
         for (target, old, image) in lazy {
             match self.renew_one(&mut mounts, layer, &target, old, &image) {
                 Ok(true) => {
-                    tracing::debug!(target = %target.display(), "mounted directly from here on")
+                    tracing::debug!(target = %target.display(), "mounted directly from here on");
                 }
                 // The lazy one goes on serving.
                 Ok(false) => return,
