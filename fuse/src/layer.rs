@@ -26,7 +26,7 @@ use crate::store::{ChunkState, LayerStoreError, StoredLayer};
 pub use attributes::NodeAttributes;
 pub(crate) use owner::owner;
 pub use patch::ImpliedDirectory;
-pub(crate) use patch::View;
+pub(crate) use patch::{View, key as patch_key};
 pub(crate) use settle::Proofs;
 pub use settle::Verdicts;
 pub use status::{LayerState, LayerStatus, SourceStatus};

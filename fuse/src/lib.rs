@@ -44,7 +44,8 @@ pub use layer::{
 };
 pub use observer::{Observer, SlowRead};
 pub use plane::{
-    AddLayerError, DataPlane, RemoveLayerError, RemovedLayer, StartError, StoreUsage, UnmountError,
+    AddLayerError, ChainLayer, DataPlane, MergeLayersError, RemoveLayerError, RemovedLayer,
+    StartError, StoreUsage, UnmountError,
 };
 pub use private::{check_place, create_private, private_directory};
 pub use recording::{Recorded, Recording, Settling};

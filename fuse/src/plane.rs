@@ -5,6 +5,7 @@ mod adopt;
 mod complete;
 mod decoding;
 mod evict;
+mod merged;
 mod mounts;
 mod remove;
 mod renew;
@@ -35,6 +36,7 @@ use crate::supervisor::Takeovers;
 pub use add::AddLayerError;
 use complete::Completion;
 use decoding::Decoding;
+pub use merged::{ChainLayer, MergeLayersError};
 use mounts::Mounts;
 pub use remove::{RemoveLayerError, UnmountError};
 pub use retired::RemovedLayer;
@@ -62,6 +64,8 @@ pub(crate) struct Plane {
     adding: Mutex<HashMap<LayerId, Arc<tokio::sync::Mutex<()>>>>,
     decoding: Decoding,
     mounts: Mutex<Mounts>,
+    /// Held while a chain is merged, which takes memory, and while one is let go.
+    merging: tokio::sync::Mutex<()>,
     /// Removed layers that somebody has open, by slot.
     retired: Mutex<HashMap<u32, Retired>>,
     proofs: Arc<Proofs>,

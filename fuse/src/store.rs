@@ -13,6 +13,8 @@
 //! A layer that is removed while somebody has files of it open becomes `store/.retired-<slot>`, and goes
 //! when nobody has any more.
 //!
+//! What many layers show together is beside them, in `store/merged`.
+//!
 //! Indexes that lied are kept apart, see [`Lies`].
 
 mod claims;
@@ -25,6 +27,7 @@ mod evict;
 mod floor;
 mod ledger;
 mod lies;
+mod merged;
 mod occupied;
 mod owners;
 mod pins;
@@ -46,6 +49,7 @@ pub use disk::{Disk, Space, StdDisk};
 pub use floor::CachingStopped;
 pub(crate) use ledger::Ledger;
 pub(crate) use lies::Lies;
+pub(crate) use merged::MergedFile;
 pub use occupied::OnDisk;
 pub use pins::PinError;
 pub(crate) use presence::ChunkState;

@@ -310,7 +310,7 @@ class Node:
         """What of lazily loaded images is on the node: mounts, snapshots, layers in the store."""
         root = os.path.join(self.work, "larder")
         with open("/proc/self/mountinfo") as table:
-            mounts = [line for line in table if f" {root}/snapshots/" in line]
+            mounts = [line for line in table if f" {root}/snapshots/" in line or f" {root}/erofs/" in line]
         return mounts + os.listdir(os.path.join(root, "snapshots")) + os.listdir(os.path.join(root, "store"))
 
     def close(self):

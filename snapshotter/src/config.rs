@@ -54,6 +54,7 @@ struct Written {
     root: Option<PathBuf>,
     address: Option<PathBuf>,
     fs_driver: Option<Driver>,
+    mount_plan: Option<MountPlan>,
     prepare_deadline_ms: Option<u64>,
     read_deadline_seconds: Option<u64>,
     min_free_percent: Option<u8>,
@@ -115,6 +116,19 @@ impl Driver {
             Self::Fuse => Some("fuse"),
         }
     }
+}
+
+/// How the layers of a chain are mounted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountPlan {
+    /// As one where there are many of them, else as a stack.
+    #[default]
+    Auto,
+    /// Each by itself, stacked by overlayfs.
+    Stack,
+    /// As one wherever that is possible.
+    Merged,
 }
 
 /// What becomes of running containers whose layer turns out to be a lie. There are no new mounts of it
@@ -179,6 +193,8 @@ pub struct Config {
     pub address: PathBuf,
     /// Which file system shows a layer.
     pub fs_driver: Driver,
+    /// How the layers of a chain are mounted.
+    pub mount_plan: MountPlan,
     /// After this long, Prepare falls back to an ordinary unpack.
     pub prepare_deadline: Duration,
     /// After this long, a read of bytes that cannot be fetched fails.
@@ -292,6 +308,7 @@ impl Config {
                 .fs_driver
                 .or(written.fs_driver)
                 .unwrap_or_default(),
+            mount_plan: written.mount_plan.unwrap_or_default(),
             prepare_deadline: Duration::from_millis(written.prepare_deadline_ms.unwrap_or(2000)),
             read_deadline,
             metrics: metrics_address(written.metrics_address.as_deref())?,

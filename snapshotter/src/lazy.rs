@@ -10,6 +10,7 @@ mod contest;
 mod flight;
 pub(crate) mod implied;
 mod locate;
+mod merged;
 mod restore;
 mod siblings;
 
@@ -34,6 +35,7 @@ use belongs::belongs;
 pub use contest::Unfit;
 use flight::Flights;
 pub(crate) use implied::Parent;
+use merged::Merges;
 use siblings::Siblings;
 
 /// Why a layer is not loaded lazily.
@@ -149,6 +151,7 @@ pub struct Lazy {
     /// Snapshots whose layer could not be mounted at the start, and why.
     missing: Mutex<HashMap<u64, String>>,
     profiles: Arc<Profiles>,
+    merges: Merges,
 }
 
 impl Lazy {
@@ -168,6 +171,7 @@ impl Lazy {
             gate: RwLock::default(),
             unused: Mutex::default(),
             missing: Mutex::default(),
+            merges: Merges::new(config.mount_plan),
         }
     }
 
@@ -198,7 +202,13 @@ impl Lazy {
     ) -> Result<(), Reason> {
         let (lazy, store) = (Arc::clone(self), Arc::clone(store));
         // A task of its own: a request that is given up must not leave a mount without a record.
-        let work = tokio::spawn(async move { lazy.attempt(&store, &request).await });
+        let work = tokio::spawn(async move {
+            let attempted = lazy.attempt(&store, &request).await;
+            if attempted.is_ok() {
+                lazy.merge_topmost(&store, &request).await;
+            }
+            attempted
+        });
         work.await.map_err(|_| Reason::Interrupted)?
     }
 

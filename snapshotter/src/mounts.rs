@@ -38,11 +38,13 @@ impl OverlayOptions {
     }
 }
 
-/// The mounts of an active snapshot or a view; `instead` may name another place for a lower layer.
+/// The mounts of an active snapshot or a view. `merged` is where all lower layers are mounted as one, if they
+/// are; `instead` may name another place for a lower layer.
 pub fn mounts(
     directories: &Directories,
     chain: &Chain,
     options: &OverlayOptions,
+    merged: Option<&Path>,
     instead: impl Fn(&Path) -> Option<PathBuf>,
 ) -> Vec<Mount> {
     let record = &chain.record;
@@ -50,7 +52,10 @@ pub fn mounts(
         let fs = directories.fs(*id);
         text(&instead(&fs).unwrap_or(fs))
     };
-    let lowers: Vec<String> = lowers(&chain.parents).iter().map(place).collect();
+    let lowers: Vec<String> = match merged {
+        Some(merged) => vec![text(merged)],
+        None => lowers(&chain.parents).iter().map(place).collect(),
+    };
     let own = text(&directories.fs(record.id));
     match (record.kind, lowers.as_slice()) {
         (Kind::View, []) => vec![bind(own, "ro")],

@@ -75,6 +75,15 @@ impl Wanted {
     }
 }
 
+/// A layer of a chain, with the attributes of its implied directories there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainLayer {
+    /// Digest of its stored index.
+    pub index: Digest,
+    /// What its implied directories look like.
+    pub implied: Vec<ImpliedEntry>,
+}
+
 /// One entry of a layer's tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
@@ -182,6 +191,27 @@ pub trait Plane: Send + Sync + Debug {
         target: &'a Path,
         implied: &'a [ImpliedEntry],
     ) -> BoxFuture<'a, Result<(), PlaneError>>;
+
+    /// Where [`Plane::merge`] mounts a chain of layers, the lowest first; `None` where chains are not merged.
+    fn merged_place(&self, _chain: &[ChainLayer]) -> Option<PathBuf> {
+        None
+    }
+
+    /// Mounts a chain of layers, the lowest first, as one. Takes as long as merging them, and does nothing for
+    /// one that is.
+    fn merge(&self, _chain: Vec<ChainLayer>) -> BoxFuture<'_, Result<(), PlaneError>> {
+        Box::pin(async { Err(PlaneError::Failed("it merges no layers".to_owned())) })
+    }
+
+    /// The places of all merged chains there are, mounted or not.
+    fn merged_places(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Undoes [`Plane::merge`], and forgets what was merged; nothing at `place` is no error.
+    fn drop_merged<'a>(&'a self, _place: &'a Path) -> BoxFuture<'a, Result<(), PlaneError>> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Where the tree mounted at `target` says ENODATA for an attribute that is not there, if it says
     /// EOPNOTSUPP at `target` itself.

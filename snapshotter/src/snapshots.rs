@@ -256,6 +256,8 @@ impl Snapshots {
         let mounts = self.mounts_of(&chain, kind == Kind::View)?;
         if let Some(lazy) = self.inner.lazy.as_ref().filter(|_| runs) {
             lazy.starting(&chain.parents);
+            // Whoever comes next gets it.
+            lazy.merge_soon(&self.inner.store, &chain.parents);
         }
         Ok(mounts)
     }
@@ -298,10 +300,13 @@ impl Snapshots {
         if let Some(lazy) = &self.inner.lazy {
             lazy.no_lies(&chain.parents)?;
         }
+        let merged = self.inner.lazy.as_ref();
+        let merged = merged.and_then(|lazy| lazy.merged(&chain.parents));
         Ok(mounts(
             self.inner.store.directories(),
             chain,
             &self.inner.options,
+            merged.as_deref(),
             |fs| {
                 let lazy = self.inner.lazy.as_ref().filter(|_| asked)?;
                 lazy.plane().asked_tree(fs)

@@ -87,7 +87,7 @@ class Restart(world.Case):
         """Promise: after `kill -9`, from the start of the process until it answers for a stack of 127 lazy layers; and then they
         can be read."""
         layout, converted = many()
-        with self.node("2", lazy=True, driver=driver) as node:
+        with self.node("2", lazy=True, driver=driver, settings='mount_plan = "stack"\n') as node:
             node.pull(converted)
             chain = layouts.chain(images.Image(layout).config["rootfs"]["diff_ids"])
             node.ctr("snapshots", "--snapshotter", "larder", "prepare", "held", chain)

@@ -73,7 +73,7 @@ pub(crate) fn kernel_is_safe(test: &SelfTest, device: &Path, scratch: &Path) -> 
     let read = prepared.and_then(|()| {
         let erofs = Erofs {
             image: &image,
-            device,
+            devices: &[device.to_owned()],
         };
         mount_erofs(erofs, &target).map_err(|error| format!("EROFS does not work: {error}"))?;
         let name = target.join(String::from_utf8_lossy(NAME).as_ref());

@@ -67,7 +67,7 @@ impl Layer {
 }
 
 /// Names a patch: the same directories with the same attributes have the same name.
-fn key(implied: &[ImpliedDirectory]) -> String {
+pub(crate) fn key(implied: &[ImpliedDirectory]) -> String {
     let mut sorted: Vec<_> = implied.iter().collect();
     sorted.sort_by(|a, b| a.path.cmp(&b.path));
     let mut text = Vec::new();

@@ -1,7 +1,7 @@
 //! New file systems and new places for old ones.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -16,18 +16,21 @@ use super::{MountFailed, Unmount, unmount};
 /// of EROFS and overlayfs are single lines, of paths at most a few hundred.
 const MESSAGE_MAX: usize = 1024;
 
-/// An EROFS file system: its metadata image and the device its data lies on.
+/// An EROFS file system: its metadata image and the devices its data lies on, in the image's order.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Erofs<'a> {
     pub(crate) image: &'a Path,
-    pub(crate) device: &'a Path,
+    pub(crate) devices: &'a [PathBuf],
 }
 
 /// Mounts an EROFS image that is a plain file, without a loop device.
 pub(crate) fn mount_erofs(erofs: Erofs<'_>, target: &Path) -> Result<(), MountFailed> {
     let context = open_context("erofs", target)?;
     let made = fsconfig_set_string(&context, "source", erofs.image)
-        .and_then(|()| fsconfig_set_string(&context, "device", erofs.device))
+        .and_then(|()| {
+            let mut devices = erofs.devices.iter();
+            devices.try_for_each(|device| fsconfig_set_string(&context, "device", device))
+        })
         .and_then(|()| fsconfig_set_flag(&context, "ro"))
         .and_then(|()| fsconfig_create(&context));
     made.map_err(|error| refused("mount EROFS at", target, &context, error))?;

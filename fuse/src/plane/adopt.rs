@@ -34,6 +34,7 @@ impl Plane {
         for base in bases(table, root).into_values() {
             mounts.bases.entry(base).or_default();
         }
+        self.adopt_merged(table, &mut mounts);
         let mut twice = Vec::new();
         for found in images(table, root) {
             let layer = owners.get(&found.slot).copied();

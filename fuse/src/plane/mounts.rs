@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
 use super::Plane;
+use super::merged::Merged;
 use super::start::device_path;
 use crate::apart::apart;
 use crate::driver::Driver;
@@ -18,14 +19,19 @@ use crate::session::Content;
 pub(super) struct Mounts {
     pub(super) targets: HashMap<PathBuf, Target>,
     pub(super) bases: HashMap<Base, usize>,
+    /// Chains mounted as one, by the name of their image.
+    pub(super) merged: HashMap<String, Merged>,
 }
 
 impl Mounts {
     /// Whether the layer is mounted anywhere.
     pub(super) fn has(&self, layer: &LayerId) -> bool {
-        self.targets
+        let alone = self
+            .targets
             .values()
-            .any(|target| target.layer == Some(*layer))
+            .any(|target| target.layer == Some(*layer));
+        let mut merged = self.merged.values();
+        alone || merged.any(|merged| merged.layers.contains(layer))
     }
 
     /// Whether the kernel reads the layer's file past us, as far as mounts are known.
@@ -165,7 +171,7 @@ impl Plane {
             })?;
             let erofs = Erofs {
                 image,
-                device: &device,
+                devices: &[device],
             };
             apart(|| mount_erofs(erofs, &place))?;
         }
@@ -218,6 +224,13 @@ impl Plane {
         for target in targets {
             if let Err(error) = self.unmount_target(&target) {
                 tracing::warn!(%error, "a mount stays");
+            }
+        }
+        let mut mounts = self.lock_mounts();
+        let merged: Vec<_> = mounts.merged.keys().cloned().collect();
+        for name in merged {
+            if let Err(error) = self.unmount_merged(&mut mounts, &name) {
+                tracing::warn!(%error, "a merged mount stays");
             }
         }
     }

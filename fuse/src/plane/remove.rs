@@ -58,7 +58,7 @@ impl Plane {
 
     /// Asks the kernel to forget the names of a layer that is mounted nowhere, so that it is not in use
     /// only because the kernel remembers it.
-    fn let_go(&self, layer: &Layer) {
+    pub(super) fn let_go(&self, layer: &Layer) {
         if !self.lock_mounts().has(&layer.id()) {
             for slot in slots(layer) {
                 self.session.forget(slot);
@@ -75,6 +75,9 @@ impl Plane {
                 layer: *id,
                 target: target.clone(),
             });
+        }
+        if let Some(target) = mounts.merged_of(id, &self.store.root().join("erofs")) {
+            return Err(RemoveLayerError::Mounted { layer: *id, target });
         }
         let Some(layer) = self.lock_layers().remove(id) else {
             self.remove_lost(id);

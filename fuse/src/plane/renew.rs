@@ -17,6 +17,11 @@ const FIXED_SHARE: u64 = 2;
 impl Plane {
     /// Puts direct mounts in the place of a layer's lazy ones, now that it is proven.
     pub(crate) fn renew(&self, layer: &Layer) {
+        self.renew_alone(layer);
+        self.renew_merged(layer);
+    }
+
+    fn renew_alone(&self, layer: &Layer) {
         let mut mounts = self.lock_mounts();
         let lazy: Vec<_> = mounts
             .targets

@@ -134,6 +134,7 @@ impl Plane {
             adding: Mutex::default(),
             decoding: Decoding::default(),
             mounts: Mutex::new(Mounts::default()),
+            merging: tokio::sync::Mutex::default(),
             retired: Mutex::default(),
             proofs: Arc::new(proofs),
             runtime: Mutex::new(Some(runtime)),

@@ -15,7 +15,7 @@ pub struct StoreUsage {
     pub total: u64,
     /// Chunks of layers.
     pub data: u64,
-    /// Indexes, metadata images, bits, records and directories.
+    /// Indexes, metadata images, those of merged chains included, bits, records and directories.
     pub overhead: u64,
     /// Of `data`, what could be evicted at once or when it is cold.
     pub evictable: u64,
@@ -59,6 +59,7 @@ impl Plane {
             usage.removed += on_disk.total();
             usage.evictable += layer.evictable();
         }
+        usage.overhead += self.store.merged_bytes();
         let unopened = self.unopened_bytes();
         usage.overhead += unopened;
         usage.removed += unopened;

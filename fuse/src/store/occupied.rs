@@ -41,6 +41,11 @@ impl Occupied {
         Self { ledger, seen }
     }
 
+    /// Says what is taken by something that has no device.
+    pub(super) fn set_beside(&self, bytes: u64) {
+        self.change(|seen| seen.beside = bytes);
+    }
+
     /// Looks at the device again.
     pub(super) fn measure_device(&self, file: &File) {
         self.change(|seen| {

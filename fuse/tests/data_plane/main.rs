@@ -9,6 +9,7 @@ mod disk;
 mod eviction;
 mod faults;
 mod hostile;
+mod merged;
 mod observing;
 mod proof;
 mod reading;

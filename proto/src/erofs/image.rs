@@ -80,7 +80,7 @@ impl<B: AsRef<[u8]>> Image<B> {
         Self::open_merged(bytes, &[tar_len])
     }
 
-    /// The same of an image that [`super::merge`] made of layers with tars of these lengths. To it they are one
+    /// The same of an image that [`super::merge()`] made of layers with tars of these lengths. To it they are one
     /// tar: one behind the other, each beginning at a multiple of 512.
     pub fn open_merged(bytes: B, tar_lens: &[u64]) -> Result<Self, ImageError> {
         let devices = Devices::of(tar_lens).ok_or(ImageError::Image(

@@ -70,6 +70,7 @@ fn bad_values_are_refused_by_name() {
         ("root = \"relative\"", "absolute"),
         ("root = \"/a:b\"", "colon"),
         ("fs_driver = \"ext4\"", "ext4"),
+        ("mount_plan = \"heap\"", "heap"),
         ("prepare_deadline_ms = 0", "prepare_deadline_ms"),
         ("prepare_deadline_ms = 60000", "prepare_deadline_ms"),
         ("read_deadline_seconds = 0", "read_deadline_seconds"),

@@ -75,6 +75,7 @@ impl Lazy {
         for record in lost {
             tokio::spawn(Arc::clone(self).refetch(Arc::clone(store), record));
         }
+        self.take_up_merged(store);
         Ok(())
     }
 
@@ -168,6 +169,7 @@ impl Lazy {
         let Some(facts) = facts else {
             return Ok(());
         };
+        self.let_merged_go(id).await?;
         self.plane.unmount(&store.fs(id)).await?;
         failpoint("reap: unmounted");
         if let Some(wanted) = Wanted::from_facts(&facts) {
@@ -184,6 +186,7 @@ impl Lazy {
 
     /// Frees layers that no snapshot has used for a while.
     pub(crate) async fn sweep(&self, store: &Arc<Store>) -> Result<(), Reason> {
+        self.let_lies_go().await?;
         let used = used(store).await?;
         let overdue: Vec<Digest> = {
             let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);

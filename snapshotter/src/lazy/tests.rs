@@ -4,6 +4,7 @@ mod attached;
 mod belonging;
 mod contest;
 mod fallback;
+mod merged;
 mod plane;
 mod prepare;
 mod profiles;

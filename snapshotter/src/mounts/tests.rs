@@ -28,6 +28,15 @@ fn of_places(
     parents: Vec<Record>,
     instead: impl Fn(&Path) -> Option<PathBuf>,
 ) -> Mount {
+    of_merged(kind, parents, None, instead)
+}
+
+fn of_merged(
+    kind: Kind,
+    parents: Vec<Record>,
+    merged: Option<&Path>,
+    instead: impl Fn(&Path) -> Option<PathBuf>,
+) -> Mount {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let chain = Chain {
@@ -37,7 +46,7 @@ fn of_places(
     let options = OverlayOptions {
         extra: vec!["index=off".to_owned()],
     };
-    let mut mounts = mounts(store.directories(), &chain, &options, instead);
+    let mut mounts = mounts(store.directories(), &chain, &options, merged, instead);
     let root = format!("{}/snapshots/", dir.path().display());
     let mut only = mounts.pop().unwrap();
     assert!(mounts.is_empty());

@@ -20,7 +20,7 @@ use larder_proto::erofs::FileType;
 
 use super::attached;
 use super::elsewhere::KnownToContainerd;
-use super::{Node, NodeKind, Plane, PlaneError, Progress, SourceProgress, Wanted};
+use super::{ChainLayer, Node, NodeKind, Plane, PlaneError, Progress, SourceProgress, Wanted};
 use crate::config::{Config, ConfigError, Driver, Quarantine};
 use crate::containerd::{Containerd, Lookup};
 use crate::registries::Registries;
@@ -184,6 +184,30 @@ impl MountingPlane {
     }
 }
 
+fn directories(implied: &[ImpliedEntry]) -> Vec<ImpliedDirectory> {
+    let directory = |entry: &ImpliedEntry| {
+        let mut xattrs = entry.xattrs.clone();
+        xattrs.sort();
+        ImpliedDirectory {
+            path: entry.path.clone(),
+            mode: entry.mode,
+            uid: entry.owner.uid,
+            gid: entry.owner.gid,
+            xattrs,
+        }
+    };
+    implied.iter().map(directory).collect()
+}
+
+/// A chain in the words of the data plane.
+fn in_plane(chain: &[ChainLayer]) -> Vec<larder_fuse::ChainLayer> {
+    let layer = |one: &ChainLayer| larder_fuse::ChainLayer {
+        layer: LayerId(one.index),
+        implied: directories(&one.implied),
+    };
+    chain.iter().map(layer).collect()
+}
+
 fn refused(error: &dyn std::fmt::Display) -> PlaneError {
     PlaneError::Failed(error.to_string())
 }
@@ -265,26 +289,38 @@ impl Plane for MountingPlane {
         target: &'a Path,
         implied: &'a [ImpliedEntry],
     ) -> BoxFuture<'a, Result<(), PlaneError>> {
-        let directory = |entry: &ImpliedEntry| {
-            let mut xattrs = entry.xattrs.clone();
-            xattrs.sort();
-            ImpliedDirectory {
-                path: entry.path.clone(),
-                mode: entry.mode,
-                uid: entry.owner.uid,
-                gid: entry.owner.gid,
-                xattrs,
-            }
-        };
         Box::pin(async move {
             let layer = self
                 .layer(index)
                 .ok_or_else(|| refused(&"the store lost its index"))?;
-            let implied: Vec<_> = implied.iter().map(directory).collect();
             layer
-                .mount(target, &implied)
+                .mount(target, &directories(implied))
                 .await
                 .map_err(|error| refused(&error))
+        })
+    }
+
+    fn merged_place(&self, chain: &[ChainLayer]) -> Option<PathBuf> {
+        let is_possible = self.plane.driver().driver == larder_fuse::Driver::Erofs;
+        is_possible.then(|| self.plane.merged_place(&in_plane(chain)))
+    }
+
+    fn merge(&self, chain: Vec<ChainLayer>) -> BoxFuture<'_, Result<(), PlaneError>> {
+        Box::pin(async move {
+            let merged = self.plane.mount_merged(in_plane(&chain)).await;
+            merged.map_err(|error| refused(&error))?;
+            Ok(())
+        })
+    }
+
+    fn merged_places(&self) -> Vec<PathBuf> {
+        self.plane.merged_places()
+    }
+
+    fn drop_merged<'a>(&'a self, place: &'a Path) -> BoxFuture<'a, Result<(), PlaneError>> {
+        Box::pin(async move {
+            let dropped = self.plane.drop_merged(place).await;
+            dropped.map_err(|error| refused(&error))
         })
     }
 

@@ -1,6 +1,6 @@
 //! A data plane that only remembers what it was told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use larder_proto::access::Access;
 use larder_proto::digest::Digest;
 
 use super::world::location;
-use crate::plane::{Node, NodeKind, Plane, PlaneError, Progress, Wanted};
+use crate::plane::{ChainLayer, Node, NodeKind, Plane, PlaneError, Progress, Wanted};
 use crate::store::{ImpliedEntry, Origin, Owner};
 
 type Tree = BTreeMap<Vec<u8>, Node>;
@@ -41,6 +41,11 @@ pub(crate) struct FakePlane {
     /// Bytes each layer takes on the disk.
     pub(super) data_on_disk: AtomicUsize,
     pub(super) pins: Mutex<BTreeMap<Digest, String>>,
+    /// The places of chains that were merged.
+    pub(super) merged: Mutex<BTreeSet<PathBuf>>,
+    /// How long merging takes.
+    pub(super) merging_takes: Duration,
+    pub(super) merges: AtomicUsize,
     /// Layers with the chunks that were to be fetched ahead.
     pub(super) replayed: Mutex<Vec<(Digest, Vec<u32>)>>,
     /// What is attached to every image, or why that cannot be told.
@@ -151,6 +156,31 @@ impl Plane for FakePlane {
 
     fn remove<'a>(&'a self, index: &'a Digest) -> BoxFuture<'a, Result<(), PlaneError>> {
         self.trees.lock().unwrap().remove(index);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn merged_place(&self, chain: &[ChainLayer]) -> Option<PathBuf> {
+        let indexes: Vec<u8> = chain.iter().flat_map(|one| *one.index.as_bytes()).collect();
+        let name = Digest::of(&indexes).hex();
+        Some(Path::new("/merged").join(name))
+    }
+
+    fn merge(&self, chain: Vec<ChainLayer>) -> BoxFuture<'_, Result<(), PlaneError>> {
+        Box::pin(async move {
+            tokio::time::sleep(self.merging_takes).await;
+            self.merges.fetch_add(1, Ordering::Relaxed);
+            let place = self.merged_place(&chain);
+            self.merged.lock().unwrap().extend(place);
+            Ok(())
+        })
+    }
+
+    fn merged_places(&self) -> Vec<PathBuf> {
+        self.merged.lock().unwrap().iter().cloned().collect()
+    }
+
+    fn drop_merged<'a>(&'a self, place: &'a Path) -> BoxFuture<'a, Result<(), PlaneError>> {
+        self.merged.lock().unwrap().remove(place);
         Box::pin(async { Ok(()) })
     }
 
