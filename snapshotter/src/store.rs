@@ -114,8 +114,14 @@ impl Store {
         }
         // Also a file that an earlier build left open to others.
         directories::private_file(&path)?;
+        let highest = directories.highest()?;
+        let is_empty = fs::metadata(&path).is_ok_and(|found| found.len() == 0);
+        if is_empty && highest > 0 {
+            return Err(StoreError::unusable(&path, "it is empty"));
+        }
         let database = open(&path)?;
-        let next_id = tables::prepare(&database)?.max(directories.highest()? + 1);
+        let prepared = tables::prepare(&database).map_err(|error| error.of_file(&path))?;
+        let next_id = prepared.max(highest + 1);
         Ok(Self {
             path,
             database,

@@ -243,7 +243,8 @@ impl Pull {
             Err(status) if status.code() == Code::AlreadyExists => {
                 ensure!(
                     self.exists(chain).await?,
-                    "containerd did not adopt snapshot {chain}"
+                    "containerd did not adopt snapshot {chain}: it knows one that is not here any more. Remove \
+                     the image and the leases that pulls left (`ctr leases ls`, `ctr leases rm`), and pull again"
                 );
                 return Ok(Became::Lazy);
             }

@@ -42,6 +42,7 @@ fn code(error: &StoreError) -> Code {
         }
         StoreError::InUse(_)
         | StoreError::TooNew { .. }
+        | StoreError::Unusable { .. }
         | StoreError::Damaged(_)
         | StoreError::Database(_)
         | StoreError::Directory(_) => Code::Internal,

@@ -1,5 +1,6 @@
 //! What the snapshot store refuses, and why.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::DirectoryError;
@@ -53,6 +54,16 @@ pub enum StoreError {
         /// Newest version this build knows.
         newest: u64,
     },
+    /// The file is no database, or none any more.
+    #[error(
+        "the snapshot database {path} cannot be used: {why}. It says which containers and images have which          directory, and is not made anew over directories that are there: put it back from a copy, or drain the          node, move the root directory away, and remove the images that were pulled through it and pull them again"
+    )]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A record that this build did not write.
     #[error("the snapshot database holds a damaged record: {0}")]
     Damaged(#[from] serde_json::Error),
@@ -76,9 +87,39 @@ impl StoreError {
         matches!(self, Self::InUse(_))
     }
 
+    pub(super) fn unusable(path: &Path, why: impl Into<String>) -> Self {
+        Self::Unusable {
+            path: path.to_owned(),
+            why: why.into(),
+        }
+    }
+
+    /// The same of the file it was found in, if that is damaged.
+    pub(super) fn of_file(self, path: &Path) -> Self {
+        match self {
+            Self::Database(error) => match *error {
+                redb::Error::Corrupted(why) => Self::unusable(path, why),
+                other => Self::Database(Box::new(other)),
+            },
+            other => other,
+        }
+    }
+
     pub(super) fn open(path: &Path, error: redb::DatabaseError) -> Self {
         match error {
             redb::DatabaseError::DatabaseAlreadyOpen => Self::InUse(path.to_owned()),
+            // The second is what it says of a file that does not begin like a database.
+            redb::DatabaseError::Storage(redb::StorageError::Corrupted(why)) => {
+                Self::unusable(path, why)
+            }
+            redb::DatabaseError::Storage(redb::StorageError::Io(error))
+                if matches!(
+                    error.kind(),
+                    ErrorKind::InvalidData | ErrorKind::UnexpectedEof
+                ) =>
+            {
+                Self::unusable(path, error.to_string())
+            }
             error => Self::Database(Box::new(error.into())),
         }
     }

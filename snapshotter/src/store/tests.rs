@@ -491,3 +491,37 @@ fn records_without_a_reason_are_understood() {
     let long = Eager::new("c", &"x".repeat(100_000));
     assert!(long.reason.len() < 2000);
 }
+
+/// Promise: a database that is damaged is named, with what to do, and the directories it spoke of stay; one
+/// that is empty is not taken for a new one.
+#[test]
+fn a_damaged_database_is_named_and_nothing_is_made_anew_over_what_is_there() {
+    let world = World::new();
+    world.active("writable", "").unwrap();
+    let World { dir, store } = world;
+    let id = store.chain("writable").unwrap().record.id;
+    fs::write(store.fs(id).join("written"), "by a container").unwrap();
+    let written = store.fs(id).join("written");
+    drop(store);
+    let path = dir.path().join("snapshots.redb");
+    let whole = fs::read(&path).unwrap();
+    let half = whole[..whole.len() / 2].to_vec();
+    let noise = vec![0xa5; whole.len()];
+    for damaged in [Vec::new(), half, noise] {
+        fs::write(&path, &damaged).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&path.display().to_string()), "{error}");
+        assert!(error.contains("put it back from a copy"), "{error}");
+        assert_eq!(fs::read(&written).unwrap(), b"by a container");
+    }
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(
+        Store::open(dir.path())
+            .unwrap()
+            .chain("writable")
+            .unwrap()
+            .record
+            .id,
+        id
+    );
+}
