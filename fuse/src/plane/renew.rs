@@ -26,7 +26,10 @@ impl Plane {
         let lazy: Vec<_> = mounts
             .targets
             .iter()
-            .filter(|(_, target)| target.layer == Some(layer.id()))
+            .filter(|(path, target)| {
+                // Elsewhere it is a person's own mount, and no container looks there.
+                path.starts_with(self.store.root()) && target.layer == Some(layer.id())
+            })
             .filter_map(|(path, target)| {
                 let base = target.base.filter(|base| !base.direct)?;
                 Some((path.clone(), base, target.image.clone()?))

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ use crate::scene::{Mood, Scene, eventually, layer_of, noise, odd_layer, read};
 /// Promise: a complete, proven layer is mounted from its store file, without the session.
 async fn a_proven_layer_is_mounted_directly() {
     let scene = Scene::new(DriverChoice::Erofs).await;
-    let mounted = scene.mounted(&odd_layer(), "lazy").await;
+    let mounted = scene.mounted(&odd_layer(), "root/lazy").await;
     mounted.layer.fetch_all().await.unwrap();
     let layer = mounted.layer.clone();
     eventually("the layer is proven", || layer.status().direct).await;
@@ -37,7 +38,7 @@ async fn a_proven_layer_is_mounted_directly() {
 /// nothing in between; who has a file of the old mount open reads on. It can be unmounted like any other.
 async fn a_mounted_layer_becomes_direct_when_it_is_proven() {
     let scene = Scene::new(DriverChoice::Erofs).await;
-    let mounted = scene.mounted(&odd_layer(), "at").await;
+    let mounted = scene.mounted(&odd_layer(), "root/at").await;
     let expected = noise(7, 700_001);
     let mut open = File::open(mounted.target.join("bin/big")).unwrap();
     let (watched, ends) = (
@@ -74,6 +75,19 @@ async fn a_mounted_layer_becomes_direct_when_it_is_proven() {
     assert_eq!(bases(&scene), [""; 0]);
 }
 
+/// Promise: a mount at a place of a person's own is never exchanged: who looks after it knows it by its device.
+async fn a_mount_elsewhere_stays_the_one_it_is() {
+    let scene = Scene::new(DriverChoice::Erofs).await;
+    let mounted = scene.mounted(&odd_layer(), "elsewhere").await;
+    let device = || std::fs::metadata(&mounted.target).unwrap().dev();
+    let before = device();
+    mounted.layer.fetch_all().await.unwrap();
+    eventually("it is proven", || mounted.layer.status().direct).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(bases(&scene), ["lazy"]);
+    assert_eq!(device(), before);
+}
+
 /// Promise: direct mounts fix at most half of a limited store, whichever layers are proven first; the others are
 /// proven, too, and stay lazy.
 async fn direct_mounts_fix_half_of_a_limited_store_at_most() {
@@ -84,7 +98,7 @@ async fn direct_mounts_fix_half_of_a_limited_store_at_most() {
     let mut layers = Vec::new();
     for number in 0..3 {
         let fixture = layer_of(&noise(number, 2_500_000));
-        layers.push(scene.mounted(&fixture, &format!("at{number}")).await);
+        layers.push(scene.mounted(&fixture, &format!("root/at{number}")).await);
     }
     for mounted in &layers {
         mounted.layer.fetch_all().await.unwrap();
@@ -175,6 +189,7 @@ async fn a_lying_index_is_quarantined(driver: DriverChoice) {
 on_erofs!(
     a_proven_layer_is_mounted_directly,
     a_mounted_layer_becomes_direct_when_it_is_proven,
+    a_mount_elsewhere_stays_the_one_it_is,
     direct_mounts_fix_half_of_a_limited_store_at_most,
 );
 
