@@ -159,7 +159,8 @@ class Stress(world.Case):
         """Promise: it is freed within seconds when nothing else happens on the node and the kernel has memory enough, as often as it comes."""
         registry = Registry(5004)
         self.addCleanup(registry.process.kill)
-        data = twins.noise(1, 300_000)
+        # So much that it does not come whole with its index: what is complete the kernel reads without Larder.
+        data = twins.noise(1, 3_000_000)
         labels = registry.publish("image", {"file": data})
         one = daemon.Daemon(world.PROGRAMS, world.work(), driver, registry.address, 60)
         self.addCleanup(one.close)

@@ -370,5 +370,7 @@ class Takeover(world.Case):
 
     def takeovers(self, page):
         """How often daemons took over, by how the one before had ended."""
+        # A daemon listens for readers of metrics a moment after it is ready.
+        rig.wait_for(lambda: rig.listens(page), "metrics to be served")
         found = test_observability.scrape(page).items()
         return {cause: int(value) for name, value in found for cause in re.findall(r'^larder_takeovers_total{cause="(\w+)"}', name)}
