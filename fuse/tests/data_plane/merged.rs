@@ -65,7 +65,11 @@ async fn seen(root: PathBuf) -> BTreeMap<PathBuf, (u32, u32, u32, Vec<u8>)> {
 async fn mounted(scene: &Scene) -> Vec<Mounted> {
     let mut all = Vec::new();
     for (number, fixture) in layers().iter().enumerate() {
-        all.push(scene.mounted(fixture, &format!("layer-{number}")).await);
+        all.push(
+            scene
+                .mounted(fixture, &format!("root/layer-{number}"))
+                .await,
+        );
     }
     all
 }
