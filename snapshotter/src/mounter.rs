@@ -75,6 +75,9 @@ pub enum MountImageError {
     /// Nothing of ours is mounted there.
     #[error("no image is mounted at {0} by the process that owns this root")]
     Absent(PathBuf),
+    /// This process mounts nothing any more.
+    #[error("the process that owns this root is ending: try again")]
+    Ending,
 }
 
 /// One mounted image.
@@ -101,9 +104,17 @@ pub struct Mounter {
     /// Of the data plane, by its canonical path.
     root: PathBuf,
     next: AtomicU64,
-    mounted: Mutex<BTreeMap<PathBuf, Mounted>>,
+    mounted: Mutex<Images>,
     count: watch::Sender<usize>,
     profiles: Arc<Profiles>,
+}
+
+/// What is mounted, by its place.
+#[derive(Debug, Default)]
+struct Images {
+    at: BTreeMap<PathBuf, Mounted>,
+    /// Nothing is mounted from here on.
+    is_closed: bool,
 }
 
 impl Mounter {
@@ -160,6 +171,7 @@ impl Mounter {
     pub async fn list(&self) -> Vec<(String, PathBuf)> {
         let mounted = self.mounted.lock().await;
         mounted
+            .at
             .iter()
             .map(|(target, image)| (image.reference.clone(), target.clone()))
             .collect()
@@ -197,7 +209,10 @@ impl Mounter {
         let wanted = layers.iter().map(|layer| wanted(layer, &origin));
         let wanted: Vec<Wanted> = wanted.collect::<Result<_, _>>()?;
         let mut mounted = self.mounted.lock().await;
-        if mounted.contains_key(target) {
+        if mounted.is_closed {
+            return Err(MountImageError::Ending);
+        }
+        if mounted.at.contains_key(target) {
             return Err(MountImageError::Taken(target.to_owned()));
         }
         let directory = self
@@ -228,8 +243,8 @@ impl Mounter {
         let table = mounts().unwrap_or_default();
         let there = table.into_iter().rfind(|mount| mount.target == target);
         made.shown = there;
-        mounted.insert(target.to_owned(), made);
-        self.count.send_replace(mounted.len());
+        mounted.at.insert(target.to_owned(), made);
+        self.count.send_replace(mounted.at.len());
         Ok((resolved.manifest.digest, wanted.len()))
     }
 
@@ -323,7 +338,7 @@ impl Mounter {
     /// Undoes [`Mounter::mount`].
     pub async fn unmount(&self, target: &Path) -> Result<(), MountImageError> {
         let mut mounted = self.mounted.lock().await;
-        let Some(image) = mounted.get(target).cloned() else {
+        let Some(image) = mounted.at.get(target).cloned() else {
             return Err(MountImageError::Absent(target.to_owned()));
         };
         // Whoever mounted something else over it unmounts that first.
@@ -331,9 +346,9 @@ impl Mounter {
         if image.stacked {
             unmount(target, Unmount::Lazy)?;
         }
-        mounted.remove(target);
+        mounted.at.remove(target);
         let torn = self.tear_down(&image).await;
-        self.count.send_replace(mounted.len());
+        self.count.send_replace(mounted.at.len());
         torn
     }
 
@@ -350,22 +365,30 @@ impl Mounter {
             let shown = image.shown.as_ref();
             shown.is_some_and(|shown| !outside.clone().any(|mount| is_same(mount, shown)))
         };
-        let gone = mounted.iter().filter(is_gone);
+        let gone = mounted.at.iter().filter(is_gone);
         let gone: Vec<_> = gone.map(|(target, _)| target.clone()).collect();
         for target in gone {
-            let Some(image) = mounted.remove(&target) else {
+            let Some(image) = mounted.at.remove(&target) else {
                 continue;
             };
             tracing::info!(target = %target.display(), "the image was unmounted by somebody else");
             if let Err(error) = self.tear_down(&image).await {
                 tracing::warn!(target = %target.display(), %error, "cannot unmount its layers");
             }
-            self.count.send_replace(mounted.len());
+            self.count.send_replace(mounted.at.len());
         }
     }
 
-    /// Unmounts everything.
+    /// Mounts nothing any more, if nothing is mounted now; says whether.
+    pub async fn close_if_empty(&self) -> bool {
+        let mut mounted = self.mounted.lock().await;
+        mounted.is_closed |= mounted.at.is_empty();
+        mounted.is_closed
+    }
+
+    /// Unmounts everything, and mounts nothing any more.
     pub async fn unmount_all(&self) {
+        self.mounted.lock().await.is_closed = true;
         for (_, target) in self.list().await {
             if let Err(error) = self.unmount(&target).await {
                 tracing::warn!(target = %target.display(), %error, "cannot unmount");

@@ -17,9 +17,10 @@ use larder_fuse::mount::{Unmount, mounts, refuse_foreign, unmount};
 use larder_fuse::{OpenStoreError, StartError, private_directory};
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{MountImageRequest, UnmountImageRequest};
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::Code;
 use tonic::transport::{Channel, Server};
+use tonic::{Code, Status};
 
 use super::MountArgs;
 use super::run::Signals;
@@ -37,6 +38,9 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// How long they look: the registry client's own deadlines end any attempt before.
 const LOOK_MAX: Duration = Duration::from_mins(5);
+
+/// How long an owner that ends waits for its last replies to be read: a caller that is stopped must not keep it.
+const REPLIES_MAX: Duration = Duration::from_secs(2);
 
 /// How often an owner looks whether its root and its images are still there: nobody waits for it.
 const ROOT_LOOK: Duration = Duration::from_secs(2);
@@ -90,12 +94,15 @@ async fn ask(args: &MountArgs, target: &Path) -> anyhow::Result<Asked> {
     };
     match control.mount(request).await {
         Ok(_) => Ok(Asked::Mounted),
-        // Unknown is an owner that ended while it was asked.
-        Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown) => {
-            Ok(Asked::Nobody)
-        }
+        Err(status) if is_gone(&status) => Ok(Asked::Nobody),
         Err(status) => bail!("{}", status.message()),
     }
+}
+
+/// Whether there is no owner, or, by the other two, it ended while it was asked.
+fn is_gone(status: &Status) -> bool {
+    let code = status.code();
+    matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled)
 }
 
 /// Stays while an image that another process mounted is wanted.
@@ -203,7 +210,14 @@ async fn unmount_by(
     };
     match control.unmount(request).await {
         Ok(_) => Ok(()),
-        Err(status) if status.code() == Code::Unavailable => unmount_left(root, target),
+        // An owner that was killed while it was asked had unmounted, or had not.
+        Err(status) if is_gone(&status) => {
+            let has_ended = status.code() != Code::Unavailable;
+            if has_ended && mounted_at(target)? == 0 {
+                return Ok(());
+            }
+            unmount_left(root, target)
+        }
         // An owner does not know what one before it left. What it does know, it keeps in its list
         // until it is unmounted.
         Err(status) if status.code() == Code::NotFound => {
@@ -255,6 +269,11 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
         &config.root,
         config.profiles,
     )?);
+    if args.background {
+        // The caller's directory must not be busy for as long as the image is mounted, and he goes on as soon
+        // as it is. Everything that is named by its path was made absolute.
+        std::env::set_current_dir("/").context("leave the caller's directory")?;
+    }
     let mounted = mounter
         .mount(&args.image.to_string(), target, args.plain_http)
         .await;
@@ -262,25 +281,37 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
         plane.shutdown().await;
         return Err(error.into());
     }
-    if args.background {
-        // The caller's directory must not be busy for as long as the image is mounted. Everything that is
-        // named by its path was made absolute.
-        std::env::set_current_dir("/").context("leave the caller's directory")?;
-    }
+    let (ending, end) = oneshot::channel::<()>();
     let server = Server::builder()
         .add_service(ImageControl::server(Arc::clone(&mounter)))
-        .serve_with_incoming(UnixListenerStream::new(listener));
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+            drop(end.await);
+        });
+    let mut server = tokio::spawn(server);
     announce(args, target);
-    let mut count = mounter.count();
-    tokio::select! {
-        served = server => served.context("serve the control socket")?,
-        () = signals.received() => {}
-        _ = count.wait_for(|count| *count == 0) => {}
-        () = cut_off(&mounter, &control) => {}
-    }
+    let served = tokio::select! {
+        served = &mut server => Some(served),
+        () = signals.received() => None,
+        () = emptied(&mounter) => None,
+        () = cut_off(&mounter, &control) => None,
+    };
     mounter.unmount_all().await;
+    if served.is_none() {
+        // Whoever had the last image unmounted is still to be told.
+        drop(ending);
+        drop(tokio::time::timeout(REPLIES_MAX, server).await);
+    }
     plane.shutdown().await;
-    Ok(())
+    served
+        .unwrap_or(Ok(Ok(())))?
+        .context("serve the control socket")
+}
+
+/// Resolves when the last image is unmounted; from then on none is mounted.
+async fn emptied(mounter: &Mounter) {
+    let mut count = mounter.count();
+    // If not, another one was mounted meanwhile, and counted.
+    while count.wait_for(|count| *count == 0).await.is_ok() && !mounter.close_if_empty().await {}
 }
 
 /// Resolves when nobody can reach this process any more, because its root was removed, and none of its

@@ -143,6 +143,7 @@ fn status(error: &MountImageError) -> Status {
     match error {
         MountImageError::Absent(_) => Status::not_found(message),
         MountImageError::Taken(_) => Status::already_exists(message),
+        MountImageError::Ending => Status::unavailable(message),
         _ => Status::failed_precondition(message),
     }
 }
