@@ -26,5 +26,15 @@ def part(names):
     return unittest.TestSuite(case for case in cases(loader.discover(".")) if getattr(case, "beside", False) == beside)
 
 
+def names(failed):
+    """What to run to repeat what failed: a test, also for a part of one, or a class whose preparation failed."""
+    for case, _ in failed:
+        case = getattr(case, "test_case", case)
+        yield case.id().split("(")[-1].rstrip(")")
+
+
 if __name__ == "__main__":
-    sys.exit(not unittest.TextTestRunner(verbosity=2).run(part(sys.argv[1:])).wasSuccessful())
+    result = unittest.TextTestRunner(verbosity=2).run(part(sys.argv[1:]))
+    for name in names(result.failures + result.errors):
+        print(f"repeat: {name}", flush=True)
+    sys.exit(not result.wasSuccessful())
