@@ -27,6 +27,7 @@ mod direct;
 mod disk;
 mod evict;
 mod floor;
+mod intact;
 mod ledger;
 mod lies;
 mod merged;

@@ -17,6 +17,7 @@ use super::device::{Device, Published};
 use super::direct::DirectMark;
 use super::disk::Disk;
 use super::floor::Floor;
+use super::intact::{open_meta, write_over};
 use super::ledger::Ledger;
 use super::noted::{Before, Noted};
 use super::occupied::Occupied;
@@ -465,30 +466,6 @@ impl StoredLayer {
         record.patches.iter().filter_map(open).collect()
     }
 
-    /// Looks at the metadata images, which the kernel reads past us, and puts right what the disk changed of
-    /// the layer's own; the files that were wrong, and whether they are right now.
-    pub(crate) fn scrub_metadata(&self) -> Vec<(PathBuf, Result<(), LayerStoreError>)> {
-        let (record, directory) = (self.record(), self.directory());
-        let is_right = |path: &Path, wanted: &str| {
-            // One that is gone is no rot: the layer is being removed.
-            map(path).is_err() || map(path).is_ok_and(|meta| sum(meta.as_ref()) == wanted)
-        };
-        let mut wrong = Vec::new();
-        let path = directory.join("meta");
-        if !is_right(&path, &record.meta_sum) {
-            let mended = open_meta(&directory, &self.index, &record, &*self.disk);
-            wrong.push((path, mended.map(drop)));
-        }
-        for patch in &record.patches {
-            let path = directory.join(format!("meta-{}", patch.key));
-            if !is_right(&path, &patch.sum) {
-                // What was filled in is known to who mounts it.
-                wrong.push((path, Err(LayerStoreError::Changed("a patched image"))));
-            }
-        }
-        wrong
-    }
-
     /// The device is about to be replaced: nobody believes what was verified of the old one.
     pub(super) fn unbind(&self) {
         if let Some(bits) = &self.vouched {
@@ -554,42 +531,11 @@ fn bits(all: &Vouched, record: &Record, rows: usize, device: &Device) -> Option<
     })
 }
 
-/// The metadata image as it was written; what the disk changed of it is in the index as well.
-fn open_meta(
-    directory: &Path,
-    index: &Index<Mapping>,
-    record: &Record,
-    disk: &dyn Disk,
-) -> Result<Mapping, LayerStoreError> {
-    let path = directory.join("meta");
-    if let Ok(meta) = map(&path)
-        && sum(meta.as_ref()) == record.meta_sum
-    {
-        return Ok(meta);
-    }
-    if sum(index.metadata()) != record.meta_sum {
-        return Err(LayerStoreError::Changed("meta"));
-    }
-    tracing::warn!(
-        layer = %record.blob,
-        "the disk changed the metadata of a layer; it is written anew from its index"
-    );
-    write_over(disk, &path, index.metadata()).map_err(at(&path))?;
-    map(&path)
-}
-
-/// Puts `bytes` into the file at `path`, which stays the same file: the kernel may have it mounted.
-fn write_over(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let file = disk.open(path)?;
-    disk.write_at(&file, bytes, 0)?;
-    disk.set_len(&file, bytes.len() as u64)
-}
-
 fn device_len(tar_len: u64) -> u64 {
     tar_len.next_multiple_of(limits::BLOCK)
 }
 
-fn map(path: &Path) -> Result<Mapping, LayerStoreError> {
+pub(super) fn map(path: &Path) -> Result<Mapping, LayerStoreError> {
     File::open(path)
         .and_then(|file| Mapping::of(&file))
         .map_err(at(path))
