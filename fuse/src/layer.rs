@@ -7,6 +7,7 @@ mod settle;
 mod status;
 mod trust;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,6 +73,9 @@ pub(crate) struct LayerParts {
     /// Ends the task that waits for the last chunk.
     watcher: AbortHandle,
     origin: Mutex<Vec<u8>>,
+    /// What was filled in of the patched images that were mounted in this run, by their keys: as many as the
+    /// record has.
+    filled_in: Mutex<HashMap<String, Vec<ImpliedDirectory>>>,
     /// Whether all of it is being fetched for who asked for that.
     is_completing: AtomicBool,
 }
@@ -136,6 +140,7 @@ impl Layer {
                 proven: AtomicBool::new(false),
                 settled: watch::Sender::new(()),
                 origin: Mutex::default(),
+                filled_in: Mutex::default(),
                 is_completing: AtomicBool::new(false),
             }
         }))

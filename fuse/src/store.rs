@@ -6,6 +6,7 @@
 //! meta-<key>  the same with the attributes of implied directories filled in
 //! device      the tar, sparse: chunks appear as they are read
 //! present     which chunks the device holds, a hint: each is verified at its first use
+//! known       which of them were there whole, and durable: what is wrong with those is damage
 //! layer.json  what names the layer, and the sums of the files above and its own
 //! direct      the kernel reads the device past us, in this boot
 //! ```
@@ -17,6 +18,7 @@
 //!
 //! Indexes that lied are kept apart, see [`Lies`].
 
+mod bits;
 mod claims;
 #[cfg(test)]
 mod crash;
@@ -25,9 +27,11 @@ mod direct;
 mod disk;
 mod evict;
 mod floor;
+mod intact;
 mod ledger;
 mod lies;
 mod merged;
+mod noted;
 mod occupied;
 mod owners;
 mod pins;

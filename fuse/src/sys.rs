@@ -3,6 +3,7 @@
 
 mod descriptors;
 mod inherited;
+mod lease;
 mod mapping;
 mod open_files;
 mod page;
@@ -12,6 +13,7 @@ mod shared;
 
 pub(crate) use descriptors::{leave_descriptors, spawn_with_only};
 pub(crate) use inherited::inherited;
+pub(crate) use lease::is_open_elsewhere;
 pub(crate) use mapping::Mapping;
 pub(crate) use open_files::raise_open_files;
 pub(crate) use page::page_size;

@@ -280,6 +280,12 @@ impl Sources {
         *current = elsewhere;
     }
 
+    /// Who finds more of them.
+    pub(crate) fn elsewhere(&self) -> Option<Arc<dyn Elsewhere>> {
+        let elsewhere = self.elsewhere.read();
+        elsewhere.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Looks for more than `known` sources; whether there are any now.
     pub(super) async fn look_elsewhere(&self, known: usize) -> bool {
         let mut looked = self.looked.lock().await;
@@ -291,12 +297,7 @@ impl Sources {
         if looked.is_some_and(|at| now - at < LOOK_EVERY) {
             return false;
         }
-        let elsewhere = self
-            .elsewhere
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let Some(elsewhere) = elsewhere else {
+        let Some(elsewhere) = self.elsewhere() else {
             return false;
         };
         *looked = Some(now);

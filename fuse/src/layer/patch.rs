@@ -1,7 +1,8 @@
 //! Metadata images with the attributes of implied directories filled in.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use larder_proto::digest::Digest;
 use larder_proto::erofs::{self, Image};
@@ -58,11 +59,27 @@ impl Layer {
             layer: self.id(),
             error,
         })?;
+        self.lock_filled_in()
+            .entry(key)
+            .or_insert_with(|| implied.to_vec());
         Ok(View {
             path,
             image: Arc::new(image),
             slot,
         })
+    }
+}
+
+impl Layer {
+    /// The image called `key` once more, if somebody mounted it in this run: the one on the disk rotted.
+    pub(crate) fn patch_again(&self, key: &str) -> Option<Vec<u8>> {
+        let implied = self.lock_filled_in().get(key)?.clone();
+        patch(self.stored().image(), &implied).ok()
+    }
+
+    fn lock_filled_in(&self) -> MutexGuard<'_, HashMap<String, Vec<ImpliedDirectory>>> {
+        let filled_in = self.0.filled_in.lock();
+        filled_in.unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -98,6 +98,27 @@ impl Plane {
         added.unwrap_or(Err(AddLayerError::ShutDown))
     }
 
+    /// Fetches the index of a layer once more, from where its chunks come, and writes it over what the disk made
+    /// of it.
+    pub(super) async fn mend_index(&self, layer: &Layer) -> Result<(), AddLayerError> {
+        let (stored, sources) = (layer.stored().clone(), layer.0.fetcher.sources());
+        let record = stored.record();
+        let known = sources.all();
+        let mut spec = LayerSpec {
+            blob: record.blob,
+            index: record.location,
+            sources: known.iter().map(|one| one.source.clone()).collect(),
+            elsewhere: sources.elsewhere(),
+        };
+        let (index, _) = self.fetch_index(&mut spec).await?;
+        let mended = tokio::task::spawn_blocking(move || stored.mend_index(&index.bytes)).await;
+        let mended = mended.map_err(|_| AddLayerError::ShutDown)?;
+        mended.map_err(|error| AddLayerError::Store {
+            layer: record.blob,
+            error,
+        })
+    }
+
     /// The decoded index, verified against the digest that names the layer. Sources found elsewhere
     /// become the layer's own.
     async fn fetch_index(

@@ -96,11 +96,13 @@ impl Plane {
 
     /// Bytes of a layer that is not pinned which could be evicted, at once or when they are cold.
     pub(super) fn evictable(&self, layer: &Layer) -> u64 {
-        let is_fixed = layer.stored().is_direct() && self.lock_mounts().has(&layer.id());
+        let stored = layer.stored();
+        let is_fixed =
+            stored.is_direct() && (self.lock_mounts().has(&layer.id()) || stored.is_held());
         if is_fixed {
             return 0;
         }
-        layer.stored().on_disk().device
+        stored.on_disk().device
     }
 
     /// Whether the layer is mounted, or the kernel has anything of it open.
@@ -117,8 +119,10 @@ impl Plane {
         }
         // Held while the file is replaced, so that nobody mounts what is being taken away.
         let mounts = self.lock_mounts();
-        let is_used =
-            mounts.has(&layer.id()) || slots(layer).iter().any(|slot| self.slots.in_use(*slot));
+        let is_used = mounts.has(&layer.id())
+            || slots(layer).iter().any(|slot| self.slots.in_use(*slot))
+            // An empty file in its place would free nothing: the kernel keeps the old one.
+            || layer.stored().is_held();
         if is_used {
             return 0;
         }

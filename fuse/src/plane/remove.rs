@@ -89,7 +89,8 @@ impl Plane {
         for slot in &slots {
             self.session.forget(*slot);
         }
-        if !(self.is_open(&slots) && self.retire(&layer, &slots)) {
+        let is_open = self.is_open(&slots, || layer.stored().is_held());
+        if !(is_open && self.retire(&layer, &slots)) {
             self.store.remove(&id.0);
             self.store.forget_verified(layer.0.slot);
         }
@@ -110,7 +111,7 @@ impl Plane {
         for slot in &slots {
             self.session.forget(*slot);
         }
-        if self.is_open(&slots) {
+        if self.is_open(&slots, || false) {
             return;
         }
         self.store.disown(&slots);
@@ -122,10 +123,10 @@ impl Plane {
     }
 
     /// Whether the kernel has anything of the slots open, when it has forgotten the names that it was asked
-    /// to forget.
-    fn is_open(&self, slots: &[u32]) -> bool {
+    /// to forget, or the device `is_held` by a mount that was detached.
+    fn is_open(&self, slots: &[u32], is_held: impl Fn() -> bool) -> bool {
         let until = Instant::now() + FORGETTING_MAX;
-        while slots.iter().any(|slot| self.slots.in_use(*slot)) {
+        while slots.iter().any(|slot| self.slots.in_use(*slot)) || is_held() {
             if Instant::now() >= until {
                 return true;
             }

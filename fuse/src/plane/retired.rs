@@ -2,7 +2,8 @@
 //!
 //! They have no name any more and nobody can mount them; they are served under their slots, by this
 //! daemon and those after it, until the kernel has nothing of them open. Then their bytes go. After both
-//! daemon and supervisor died nobody has anything open, and the next start frees what is left.
+//! daemon and supervisor died nobody has anything open but what the kernel reads past us, and the next start frees the
+//! rest. What the kernel reads past us would be there without a name, too; with one it is accounted for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
@@ -117,6 +118,22 @@ impl Plane {
         unopened
     }
 
+    /// Layers that were retired before a full start, and that the kernel still reads past us.
+    pub(super) fn keep_held(&self) {
+        for (slot, slots) in self.store.all_retired() {
+            let retired = Retired { slots, layer: None };
+            self.lock_retired().insert(slot, retired);
+        }
+    }
+
+    /// Whether the kernel reads the device of a retired layer past us.
+    fn is_held(&self, slot: u32, retired: &Retired) -> bool {
+        match &retired.layer {
+            Some(layer) => layer.stored().is_held(),
+            None => self.store.is_retired_held(slot),
+        }
+    }
+
     fn open_retired(&self, slot: u32) {
         let (stored, origin) = match self.store.open_retired(slot) {
             Ok(opened) => opened,
@@ -164,8 +181,9 @@ impl Plane {
     pub(super) fn free_retired(&self) {
         let unused = {
             let mut all = self.lock_retired();
-            let is_unused =
-                |_: &u32, one: &mut Retired| !one.slots.iter().any(|slot| self.slots.in_use(*slot));
+            let is_unused = |slot: &u32, one: &mut Retired| {
+                !one.slots.iter().any(|slot| self.slots.in_use(*slot)) && !self.is_held(*slot, one)
+            };
             all.extract_if(is_unused).collect::<Vec<_>>()
         };
         for (slot, retired) in unused {
@@ -184,11 +202,14 @@ impl Plane {
     /// It forgets what nobody has open, and keeps the rest in its cache when that is closed, without a
     /// word to us. The name of the whole is gone by then, and has to be looked up to be forgotten again.
     fn remind(&self) -> bool {
-        let left: Vec<u32> = {
+        let (left, some_are_left) = {
             let retired = self.lock_retired();
-            retired.values().flat_map(|one| one.slots.clone()).collect()
+            let slots = retired.values().flat_map(|one| one.slots.clone());
+            // A device that is merely held has no names.
+            let left: Vec<u32> = slots.filter(|slot| self.slots.in_use(*slot)).collect();
+            (left, !retired.is_empty())
         };
-        for &slot in &left {
+        for slot in left {
             apart(|| {
                 for place in self.session.places(slot) {
                     // Whoever is not there is forgotten already.
@@ -197,7 +218,7 @@ impl Plane {
             });
             self.session.forget(slot);
         }
-        !left.is_empty()
+        some_are_left
     }
 
     /// Those that are served.

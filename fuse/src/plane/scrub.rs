@@ -3,7 +3,8 @@
 //! What we read ourselves is verified again before its first use of every hour. A file that the
 //! kernel reads past us cannot be looked at before each of its reads; it is read through in the
 //! background, and what is damaged is fetched again and written over the wrong bytes, while new mounts
-//! go through FUSE. Metadata images are read past us always, and are written over from the index. See `docs/adr/0009-bounded-store.md`.
+//! go through FUSE. Metadata images are read past us always, and are written over from the index; an index is
+//! mapped, and fetched again. See `docs/adr/0009-bounded-store.md`.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -41,6 +42,8 @@ pub(super) async fn scrub_now_and_then(plane: Weak<Plane>, every: Duration) {
         };
         for layer in layers {
             tokio::time::sleep(every.min(PAUSE)).await;
+            // First: the metadata is mended from it.
+            scrub_index(&plane, &layer).await;
             scrub_metadata(&layer).await;
             if layer.stored().is_direct() {
                 scrub(&layer, every.min(PAUSE)).await;
@@ -49,9 +52,31 @@ pub(super) async fn scrub_now_and_then(plane: Weak<Plane>, every: Duration) {
     }
 }
 
-async fn scrub_metadata(layer: &Layer) {
+async fn scrub_index(plane: &Weak<Plane>, layer: &Layer) {
     let stored = layer.stored().clone();
-    let looked = tokio::task::spawn_blocking(move || stored.scrub_metadata()).await;
+    let looked = tokio::task::spawn_blocking(move || stored.is_index_right()).await;
+    let Some(plane) = plane.upgrade().filter(|_| matches!(looked, Ok(false))) else {
+        return;
+    };
+    layer.0.fetcher.context().counts.damage();
+    match plane.mend_index(layer).await {
+        Ok(()) => warn!(
+            layer = %layer.blob(),
+            "the disk changed the index of a layer; it was fetched again and is right. Reads of the layer may have \
+             failed meanwhile: see to the disk"
+        ),
+        Err(error) => warn!(
+            layer = %layer.blob(), %error,
+            "the disk changed the index of a layer, and it cannot be fetched now: reads of the layer may fail. Reload \
+             the service when its registry is there, and see to the disk"
+        ),
+    }
+}
+
+async fn scrub_metadata(layer: &Layer) {
+    let own = layer.clone();
+    let look = move || own.stored().mend_metadata(|key| own.patch_again(key));
+    let looked = tokio::task::spawn_blocking(look).await;
     for (path, mended) in looked.unwrap_or_default() {
         layer.0.fetcher.context().counts.damage();
         let path = path.display();

@@ -150,8 +150,9 @@ impl Plane {
                 .hold(handover, &plane.slots, &plane.driver, told);
             held.map_err(|error| StartError::TakeOver(error.to_string()))?;
         }
-        if let Some(handover) = predecessor {
-            plane.resume(handover)?;
+        match predecessor {
+            Some(handover) => plane.resume(handover)?,
+            None => plane.keep_held(),
         }
         plane.look_after_the_store();
         Ok(plane)
@@ -382,9 +383,11 @@ fn begin(config: &DataPlaneConfig, store: &StoreRoot) -> Result<Begun, StartErro
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         told.lost = Some(now.unwrap_or_default().as_secs());
     }
-    // No session has lived until now, so nobody has any of them open.
+    // No session has lived until now, so nobody has any of them open, but for what the kernel reads past us.
     for (slot, _) in store.all_retired() {
-        store.free_retired(slot);
+        if !store.is_retired_held(slot) {
+            store.free_retired(slot);
+        }
     }
     let failed = |error| StartError::Session {
         path: store.root().join("session"),

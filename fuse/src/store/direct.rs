@@ -6,11 +6,14 @@
 //! punched; it is evicted by putting an empty file in its place. No mount outlives the kernel, so a
 //! mark of another boot is void.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use super::disk::Disk;
+use super::stored::StoredLayer;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sys::is_open_elsewhere;
 
 /// The file beside the device; holds the kernel's boot id.
 const NAME: &str = "direct";
@@ -61,6 +64,30 @@ impl DirectMark {
             self.0.store(false, Ordering::SeqCst);
         }
     }
+}
+
+impl StoredLayer {
+    /// Whether the kernel reads the device past us at this moment: a mount that was detached goes on as long as
+    /// anything uses it, and no table shows it.
+    pub(crate) fn is_held(&self) -> bool {
+        self.direct.is_set() && is_held(&self.device.file())
+    }
+}
+
+/// The same of a layer in `directory` that is not open.
+pub(super) fn is_held_in(directory: &Path, disk: &dyn Disk) -> bool {
+    let device = directory.join("device");
+    // Without the file there is nothing to hold, and it would be made.
+    directory.join(NAME).exists()
+        && device.exists()
+        && disk.open(&device).is_ok_and(|device| is_held(&device))
+}
+
+fn is_held(device: &File) -> bool {
+    is_open_elsewhere(device).unwrap_or_else(|error| {
+        tracing::debug!(%error, "the file system does not tell whether a device is mounted");
+        false
+    })
 }
 
 /// Names this run of the kernel.

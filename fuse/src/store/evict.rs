@@ -12,7 +12,6 @@ use larder_proto::index::Chunk;
 use super::claims::{claim_zeros, may_be_zeros};
 use super::presence::ChunkState;
 use super::stored::StoredLayer;
-use crate::sync::atomic::Ordering;
 
 impl StoredLayer {
     /// Takes away chunks that nobody read since the hand last passed, about `bytes` of them, each
@@ -51,7 +50,7 @@ impl StoredLayer {
         for (row, _) in chunks {
             self.presence.set_absent(*row);
         }
-        self.evictions.fetch_add(1, Ordering::SeqCst);
+        self.begin_eviction(true);
         let before = self.measure().device;
         let neighbours = chunks.chunk_by(|(a, _), (b, _)| a + 1 == *b);
         let mut cleared = Ok(());
@@ -72,7 +71,7 @@ impl StoredLayer {
         for row in self.presence.rows(|state| state != ChunkState::Absent) {
             self.presence.set_absent(row);
         }
-        self.evictions.fetch_add(1, Ordering::SeqCst);
+        self.begin_eviction(true);
         let last = self.uses.last();
         self.unbind();
         let replaced = self.device.replace(&self.directory().join("device"));
@@ -89,8 +88,9 @@ impl StoredLayer {
     /// Forgets a chunk that turned out damaged. A file that the kernel reads past us gets no hole,
     /// but the right bytes over the wrong ones as soon as they come.
     pub(super) fn forget(&self, row: usize, chunk: &Chunk) {
+        let was_known = !self.presence.is_guessed(row);
         self.presence.set_absent(row);
-        self.evictions.fetch_add(1, Ordering::SeqCst);
+        self.begin_eviction(was_known);
         if !self.direct.is_set()
             && let Err(error) = self.device.clear(chunk.offset..chunk.end())
         {
@@ -114,7 +114,7 @@ impl StoredLayer {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use larder_proto::index::open_stored;

@@ -4,17 +4,14 @@ use std::fmt;
 // In memory that other processes have, too: not of those that a model checker exchanges.
 use std::sync::atomic::AtomicU64 as SharedWord;
 
-use larder_proto::digest::Algorithm;
-
+use super::bits;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-const MAGIC: &[u8; 8] = b"LARDERPR";
+/// The bits of the chunks that may be there.
+const PRESENT: &[u8; 8] = b"LARDERPR";
 
-/// Bytes before the bits: magic and number of chunks.
-const HEADER_LEN: usize = 16;
-
-/// Bytes of the sum at the end.
-const SUM_LEN: usize = 32;
+/// Those of the chunks that were there for sure. It belongs to one file of the other kind.
+const KNOWN: &[u8; 8] = b"LARDERKN";
 
 /// What is known about a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +33,14 @@ pub(crate) trait Outliving: fmt::Debug + Send + Sync {
     fn begun_anew(&self);
 }
 
-/// Three bits per chunk. Bits are set after the bytes they speak of are in the file.
+/// Four bits per chunk. Bits are set after the bytes they speak of are in the file.
 #[derive(Debug)]
 pub(crate) struct Presence {
     rows: usize,
     verified: Box<[AtomicU64]>,
     claimed: Box<[AtomicU64]>,
+    /// Claimed, and nobody knows that all of it ever was there: if it is wrong, that is no damage.
+    guessed: Box<[AtomicU64]>,
     /// Verified so long ago, or doubted since, that it is done again before the next use.
     stale: Box<[AtomicU64]>,
     verified_count: AtomicUsize,
@@ -58,6 +57,7 @@ impl Presence {
             rows,
             verified: words(),
             claimed: words(),
+            guessed: words(),
             stale: words(),
             verified_count: AtomicUsize::new(0),
             dirty: AtomicBool::new(false),
@@ -84,38 +84,57 @@ impl Presence {
         }
     }
 
-    /// Reads what [`Presence::encode`] wrote; `None` if it is damaged.
+    /// Reads what [`Presence::encode`] wrote; `None` if it is damaged. All of it is guessed until
+    /// [`Presence::know`].
     pub(crate) fn decode(bytes: &[u8], rows: usize) -> Option<Self> {
+        let words = bits::decode(PRESENT, rows, bytes, &[])?;
         let presence = Self::empty(rows);
-        let (body, sum) = bytes.split_at_checked(bytes.len().saturating_sub(SUM_LEN))?;
-        let expected_len = HEADER_LEN + presence.claimed.len() * 8;
-        let intact = body.len() == expected_len
-            && body[..8] == *MAGIC
-            && body[8..16] == (rows as u64).to_le_bytes()
-            && Algorithm::Blake3.digest(body).as_bytes() == sum;
-        if !intact {
-            return None;
-        }
-        let words = body[HEADER_LEN..].chunks_exact(8);
-        for (word, bits) in presence.claimed.iter().zip(words) {
-            let bits = bits.try_into().map_or(0, u64::from_le_bytes);
-            word.store(bits, Ordering::Relaxed);
+        let both = presence.claimed.iter().zip(&presence.guessed);
+        for ((claimed, guessed), bits) in both.zip(words) {
+            claimed.store(bits, Ordering::Relaxed);
+            guessed.store(bits, Ordering::Relaxed);
         }
         Some(presence)
     }
 
     /// The bits as they go to disk. The caller has made the chunks they speak of durable.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_LEN + self.claimed.len() * 8 + SUM_LEN);
-        bytes.extend(MAGIC);
-        bytes.extend((self.rows as u64).to_le_bytes());
-        for (verified, claimed) in self.verified.iter().zip(&self.claimed) {
-            let bits = verified.load(Ordering::Acquire) | claimed.load(Ordering::Acquire);
-            bytes.extend(bits.to_le_bytes());
+        let words = self.verified.iter().zip(&self.claimed);
+        let words = words.map(|(verified, claimed)| {
+            verified.load(Ordering::Acquire) | claimed.load(Ordering::Acquire)
+        });
+        bits::encode(PRESENT, self.rows, words, &[])
+    }
+
+    /// Which of the chunks in `present`, the bits as they were encoded a moment ago, are no guesses.
+    pub(crate) fn encode_known(&self, present: &[u8]) -> Vec<u8> {
+        let there = self.verified.iter().zip(&self.claimed);
+        let words = there
+            .zip(&self.guessed)
+            .map(|((verified, claimed), guessed)| {
+                let there = verified.load(Ordering::Acquire) | claimed.load(Ordering::Acquire);
+                there & !guessed.load(Ordering::Acquire)
+            });
+        bits::encode(KNOWN, self.rows, words, bits::sum(present))
+    }
+
+    /// Takes what [`Presence::encode_known`] wrote: those chunks are no guesses. False if it is damaged, or does
+    /// not belong to `present`.
+    pub(crate) fn know(&self, known: &[u8], present: &[u8]) -> bool {
+        let Some(words) = bits::decode(KNOWN, self.rows, known, bits::sum(present)) else {
+            return false;
+        };
+        for (guessed, known) in self.guessed.iter().zip(words) {
+            guessed.fetch_and(!known, Ordering::AcqRel);
         }
-        let sum = Algorithm::Blake3.digest(&bytes);
-        bytes.extend(sum.as_bytes());
-        bytes
+        true
+    }
+
+    /// Whether it is only a guess that the chunk is there whole: a daemon that was killed may have written a part
+    /// of it, and nobody verified it since.
+    pub(crate) fn is_guessed(&self, row: usize) -> bool {
+        let word = self.guessed.get(row / 64);
+        word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (row % 64)) != 0)
     }
 
     pub(crate) fn state(&self, row: usize) -> ChunkState {
@@ -146,6 +165,9 @@ impl Presence {
         if let (Some(word), Some(stale)) = (self.verified.get(row / 64), self.stale.get(row / 64)) {
             let bit = 1 << (row % 64);
             stale.fetch_and(!bit, Ordering::AcqRel);
+            if let Some(guessed) = self.guessed.get(row / 64) {
+                guessed.fetch_and(!bit, Ordering::AcqRel);
+            }
             if word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
                 self.verified_count.fetch_add(1, Ordering::AcqRel);
                 self.dirty.store(true, Ordering::Release);
@@ -173,7 +195,10 @@ impl Presence {
 
     /// A chunk may be there, whatever the bits on the disk say.
     pub(crate) fn claim(&self, row: usize) {
-        if let Some(word) = self.claimed.get(row / 64) {
+        if let (Some(word), Some(guessed)) =
+            (self.claimed.get(row / 64), self.guessed.get(row / 64))
+        {
+            guessed.fetch_or(1 << (row % 64), Ordering::AcqRel);
             word.fetch_or(1 << (row % 64), Ordering::AcqRel);
             // To be written down too: after an orderly end nobody looks for it again.
             self.mark_dirty();
@@ -260,6 +285,43 @@ mod tests {
         let claimed: Vec<_> = again.rows(|s| s == ChunkState::Claimed).collect();
         assert_eq!(claimed, [0, 129]);
         assert!(!again.all_verified());
+    }
+
+    /// Promise: what was guessed and never verified is a guess for the next run, too, and what was verified is
+    /// known; of bits that do not belong together, or are damaged, nothing is known.
+    #[test]
+    fn a_guess_stays_one_until_it_is_verified() {
+        let presence = Presence::empty(130);
+        for row in [0, 64, 129] {
+            presence.claim(row);
+        }
+        presence.set_verified(64);
+        presence.set_verified(65);
+        let present = presence.encode();
+        let known = presence.encode_known(&present);
+        let guessed = |presence: &Presence| {
+            let there = presence.rows(|state| state != ChunkState::Absent);
+            there
+                .filter(|&row| presence.is_guessed(row))
+                .collect::<Vec<_>>()
+        };
+        let again = Presence::decode(&present, 130).unwrap();
+        assert_eq!(guessed(&again), [0, 64, 65, 129]);
+        assert!(again.know(&known, &present));
+        assert_eq!(guessed(&again), [0, 129]);
+        again.set_absent(65);
+        again.claim(65);
+        again.claim(66);
+        assert_eq!(guessed(&again), [0, 65, 66, 129]);
+        let other = again.encode();
+        let again = Presence::decode(&other, 130).unwrap();
+        assert!(!again.know(&known, &other), "they belong to other bits");
+        for bit in 0..known.len() * 8 {
+            let mut bad = known.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(!again.know(&bad, &present), "bit {bit}");
+        }
+        assert_eq!(guessed(&again), [0, 64, 65, 66, 129]);
     }
 
     /// Promise: what was verified long ago is verified again before it is used, and counts as there

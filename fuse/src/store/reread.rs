@@ -14,7 +14,7 @@ use larder_proto::index::Chunk;
 use larder_proto::verified::Verified;
 
 use super::presence::ChunkState;
-use super::stored::{Checked, Ended, StoredLayer};
+use super::stored::{Checked, StoredLayer};
 use crate::sync::atomic::Ordering;
 
 thread_local! {
@@ -129,7 +129,7 @@ impl StoredLayer {
         }
         // A disk damages what was written; what is a hole was taken away, and that could not be noted.
         let was_evicted = self.device.is_hole(&(chunk.offset..chunk.end()));
-        let is_guessed = self.is_guessed(row);
+        let is_guessed = self.presence.is_guessed(row);
         self.forget(row, chunk);
         match (was_evicted, is_guessed) {
             (true, _) => return Checked::Evicted,
@@ -151,12 +151,6 @@ impl StoredLayer {
             return Checked::Intact;
         }
         Checked::Damaged
-    }
-
-    /// Whether it is only a guess that a chunk was there whole: the run before ended badly, and nobody
-    /// verified it since.
-    fn is_guessed(&self, row: usize) -> bool {
-        self.ended == Ended::Badly && !self.presence.was_verified(row)
     }
 
     pub(crate) fn note_damage(&self) {

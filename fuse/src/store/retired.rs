@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use tracing::warn;
 
+use super::direct::is_held_in;
 use super::occupied::taken;
 use super::record::Record;
 use super::root::StoreRoot;
@@ -69,6 +70,11 @@ impl StoreRoot {
             warn!(slot, %error, "a removed layer still takes space; the next full start frees it");
         }
         self.forget_verified(slot);
+    }
+
+    /// Whether the kernel still reads the device of a retired layer past us.
+    pub(crate) fn is_retired_held(&self, slot: u32) -> bool {
+        is_held_in(&self.retired(slot), &*self.disk)
     }
 
     /// What a retired layer takes on the disk, if it could not be opened: bytes of its files.

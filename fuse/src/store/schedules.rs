@@ -72,7 +72,7 @@ impl Prepared {
 
     /// The layer, of which nothing is there.
     fn layer(&self, disk: Arc<dyn Disk>, limits: Limits) -> (StoreRoot, Arc<StoredLayer>) {
-        for left in ["device", "present"] {
+        for left in ["device", "present", "known"] {
             drop(std::fs::remove_file(self.directory().join(left)));
         }
         let root = StoreRoot::open(self.scratch.path(), disk, limits, None).unwrap();
@@ -143,6 +143,8 @@ struct Kept {
     given: BTreeSet<usize>,
     durable: BTreeSet<usize>,
     told: BTreeSet<usize>,
+    present: Vec<u8>,
+    known: BTreeSet<usize>,
 }
 
 impl Disk for Noting {
@@ -178,9 +180,25 @@ impl Disk for Noting {
                 early.is_empty(),
                 "chunks {early:?} are told before they are durable"
             );
+            state.present = bytes.to_vec();
+        }
+        if path.ends_with("known") {
+            let mut state = self.state.lock().unwrap();
+            state.known = known(&state.present, bytes, self.chunks.len());
+            assert!(state.known.is_subset(&state.told), "{state:?}");
         }
         StdDisk.replace(path, bytes)
     }
+}
+
+/// The chunks that two files of bits say are known.
+fn known(present: &[u8], known: &[u8], rows: usize) -> BTreeSet<usize> {
+    let Some(presence) = Presence::decode(present, rows) else {
+        return BTreeSet::new();
+    };
+    presence.know(known, present);
+    let there = presence.rows(|state| state != ChunkState::Absent);
+    there.filter(|&row| !presence.is_guessed(row)).collect()
 }
 
 /// Promise: the bits on the disk never speak of a chunk whose bytes a power cut could still take, and
@@ -210,10 +228,11 @@ fn no_bit_reaches_the_disk_before_its_bytes() {
         }
         syncing.join().unwrap();
         layer.sync().unwrap();
-        let told = &disk.state.lock().unwrap().told;
+        let state = disk.state.lock().unwrap();
+        let is_told = |row| state.told.contains(row) && state.known.contains(row);
         assert!(
-            scene.files.iter().all(|row| told.contains(row)),
-            "{told:?} of {:?}",
+            scene.files.iter().all(is_told),
+            "{state:?} of {:?}",
             scene.files
         );
     });

@@ -13,24 +13,21 @@ use larder_proto::index::{Chunk, Index, IndexError};
 use larder_proto::limits;
 use larder_proto::verified::Verified;
 
-use super::claims::{claim_what_is_there, claim_zeros};
 use super::device::{Device, Published};
 use super::direct::DirectMark;
 use super::disk::Disk;
 use super::floor::Floor;
+use super::intact::{open_meta, write_over};
 use super::ledger::Ledger;
+use super::noted::{Before, Noted};
 use super::occupied::Occupied;
-use super::presence::{ChunkState, Presence};
+use super::presence::Presence;
 use super::record::{PATCHES_MAX, Patch, Proof, Record, sum};
 use super::uses::Uses;
 use super::vouched::{Binding, OfLayer, Vouched};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::sys::Mapping;
-
-/// How old the note of a layer's last use on the disk may be: it orders layers for eviction after a
-/// restart, for which minutes are enough.
-const NOTE_EVERY: Duration = Duration::from_mins(1);
 
 /// How long nothing of a layer is written after its device could not be read: readers are answered
 /// from memory, and caching resumes within the same time as after a full disk.
@@ -57,12 +54,10 @@ pub(crate) struct StoredLayer {
     pub(super) occupied: Occupied,
     /// When the disk last failed to give bytes back.
     failed: Mutex<Option<Instant>>,
-    /// Set with the record locked.
-    nameless: AtomicBool,
-    /// Held while bits are written down: who finds nothing to write knows that it was written.
-    syncing: Mutex<()>,
-    disk: Arc<dyn Disk>,
-    pub(super) ended: Ended,
+    /// Set with record and directory locked.
+    pub(super) nameless: AtomicBool,
+    pub(super) noted: Noted,
+    pub(super) disk: Arc<dyn Disk>,
     /// Held by who finds a chunk damaged.
     pub(super) condemning: Mutex<()>,
     /// Chunks that were found damaged.
@@ -179,7 +174,7 @@ impl<'a> NewLayer<'a> {
     }
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> LayerStoreError + '_ {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> LayerStoreError + '_ {
     move |error| LayerStoreError::Io {
         path: path.to_owned(),
         error,
@@ -259,10 +254,11 @@ impl StoredLayer {
         let meta = open_meta(&directory, &index, &record, &*disk)?;
         let image = Arc::new(Image::open(meta, index.tar_len())?);
         let path = directory.join("device");
-        let is_new = !path.exists();
-        let device = Device::open(&path, disk.clone(), device_len(index.tar_len()));
-        let device = device.map_err(at(&path))?;
-        let mut presence = claims(&directory, &index, &device, is_new, ended);
+        let len = device_len(index.tar_len());
+        let before = Before::of(&path, len, ended);
+        let device = Device::open(&path, disk.clone(), len).map_err(at(&path))?;
+        let noted = Noted::found(&directory, before, &*disk);
+        let mut presence = noted.claims(&directory, &index, &device, before);
         let all = rules.vouched.as_ref();
         let vouched = all.and_then(|all| bits(all, &record, index.chunk_count(), &device));
         if let Some(bits) = &vouched {
@@ -284,9 +280,8 @@ impl StoredLayer {
             device,
             failed: Mutex::default(),
             nameless: AtomicBool::new(false),
-            syncing: Mutex::new(()),
+            noted,
             disk,
-            ended,
             condemning: Mutex::new(()),
             damaged: AtomicU64::new(0),
             rules,
@@ -296,8 +291,13 @@ impl StoredLayer {
     }
 
     pub(crate) fn directory(&self) -> PathBuf {
+        self.lock_directory().clone()
+    }
+
+    /// Keeps the directory where it is, and the layer's own.
+    pub(super) fn lock_directory(&self) -> MutexGuard<'_, PathBuf> {
         let directory = self.directory.lock();
-        directory.unwrap_or_else(PoisonError::into_inner).clone()
+        directory.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives its directory the name `place`. What is written to it meanwhile finds it there.
@@ -305,8 +305,7 @@ impl StoredLayer {
         // Whoever writes holds one of them.
         let _alone = self.writing.write().unwrap_or_else(PoisonError::into_inner);
         let _record = self.lock_record();
-        let directory = self.directory.lock();
-        let mut directory = directory.unwrap_or_else(PoisonError::into_inner);
+        let mut directory = self.lock_directory();
         self.disk.rename(&directory, place)?;
         place.clone_into(&mut directory);
         // A directory of its own again.
@@ -399,49 +398,6 @@ impl StoredLayer {
         }
     }
 
-    /// Makes the data durable, and then writes down which chunks are there.
-    pub(crate) fn sync(&self) -> Result<(), LayerStoreError> {
-        let _alone = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.nameless.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        self.note_use();
-        if !self.presence.take_dirty() {
-            return Ok(());
-        }
-        let path = self.directory().join("present");
-        // The bits are taken before the sync: what is set later is in the next round.
-        let bits = self.presence.encode();
-        let durable = self.device.sync().inspect_err(|_| {
-            // The kernel drops pages that it could not write: what is on the disk is another thing.
-            self.presence.expire();
-        });
-        let written = durable.and_then(|()| self.disk.replace(&path, &bits));
-        written.map_err(|error| {
-            self.presence.mark_dirty();
-            at(&path)(error)
-        })?;
-        self.measure();
-        Ok(())
-    }
-
-    /// Notes on the disk when the layer was last read, as the time its device was changed.
-    fn note_use(&self) {
-        let (file, last) = (self.device.file(), self.uses.last());
-        let noted = file.metadata().and_then(|found| found.modified());
-        if noted.is_ok_and(|noted| noted + NOTE_EVERY < last) {
-            // Only the order of eviction after a restart depends on it.
-            let _ = file.set_modified(last);
-        }
-    }
-
-    /// The layer is removed: nothing is written into its directory any more, which may be a new layer's
-    /// of the same index soon.
-    pub(crate) fn lose_name(&self) {
-        let _record = self.lock_record();
-        self.nameless.store(true, Ordering::Release);
-    }
-
     /// Writes down what the proof found.
     pub(crate) fn set_proof(&self, proof: Proof) -> Result<(), LayerStoreError> {
         let mut record = self.lock_record();
@@ -510,30 +466,6 @@ impl StoredLayer {
         record.patches.iter().filter_map(open).collect()
     }
 
-    /// Looks at the metadata images, which the kernel reads past us, and puts right what the disk changed of
-    /// the layer's own; the files that were wrong, and whether they are right now.
-    pub(crate) fn scrub_metadata(&self) -> Vec<(PathBuf, Result<(), LayerStoreError>)> {
-        let (record, directory) = (self.record(), self.directory());
-        let is_right = |path: &Path, wanted: &str| {
-            // One that is gone is no rot: the layer is being removed.
-            map(path).is_err() || map(path).is_ok_and(|meta| sum(meta.as_ref()) == wanted)
-        };
-        let mut wrong = Vec::new();
-        let path = directory.join("meta");
-        if !is_right(&path, &record.meta_sum) {
-            let mended = open_meta(&directory, &self.index, &record, &*self.disk);
-            wrong.push((path, mended.map(drop)));
-        }
-        for patch in &record.patches {
-            let path = directory.join(format!("meta-{}", patch.key));
-            if !is_right(&path, &patch.sum) {
-                // What was filled in is known to who mounts it.
-                wrong.push((path, Err(LayerStoreError::Changed("a patched image"))));
-            }
-        }
-        wrong
-    }
-
     /// The device is about to be replaced: nobody believes what was verified of the old one.
     pub(super) fn unbind(&self) {
         if let Some(bits) = &self.vouched {
@@ -584,7 +516,7 @@ impl StoredLayer {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_record(&self) -> MutexGuard<'_, Record> {
+    pub(super) fn lock_record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -599,73 +531,11 @@ fn bits(all: &Vouched, record: &Record, rows: usize, device: &Device) -> Option<
     })
 }
 
-/// What a former run left, by the bits it wrote down, and after a bad end by the file itself.
-fn claims(
-    directory: &Path,
-    index: &Index<Mapping>,
-    device: &Device,
-    is_new: bool,
-    ended: Ended,
-) -> Presence {
-    let count = index.chunk_count();
-    let written = std::fs::read(directory.join("present")).unwrap_or_default();
-    let written = Presence::decode(&written, count);
-    if is_new {
-        let presence = Presence::empty(count);
-        claim_zeros(&presence, index);
-        return presence;
-    }
-    let written = match (ended, written) {
-        (Ended::Orderly, Some(written)) => return written,
-        (_, written) => written,
-    };
-    let there = Presence::empty(count);
-    let were_all = claim_what_is_there(&there, index, &device.file());
-    if !were_all && let Some(written) = written {
-        for row in there.rows(|state| state == ChunkState::Claimed) {
-            written.claim(row);
-        }
-        return written;
-    }
-    there
-}
-
-/// The metadata image as it was written; what the disk changed of it is in the index as well.
-fn open_meta(
-    directory: &Path,
-    index: &Index<Mapping>,
-    record: &Record,
-    disk: &dyn Disk,
-) -> Result<Mapping, LayerStoreError> {
-    let path = directory.join("meta");
-    if let Ok(meta) = map(&path)
-        && sum(meta.as_ref()) == record.meta_sum
-    {
-        return Ok(meta);
-    }
-    if sum(index.metadata()) != record.meta_sum {
-        return Err(LayerStoreError::Changed("meta"));
-    }
-    tracing::warn!(
-        layer = %record.blob,
-        "the disk changed the metadata of a layer; it is written anew from its index"
-    );
-    write_over(disk, &path, index.metadata()).map_err(at(&path))?;
-    map(&path)
-}
-
-/// Puts `bytes` into the file at `path`, which stays the same file: the kernel may have it mounted.
-fn write_over(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let file = disk.open(path)?;
-    disk.write_at(&file, bytes, 0)?;
-    disk.set_len(&file, bytes.len() as u64)
-}
-
 fn device_len(tar_len: u64) -> u64 {
     tar_len.next_multiple_of(limits::BLOCK)
 }
 
-fn map(path: &Path) -> Result<Mapping, LayerStoreError> {
+pub(super) fn map(path: &Path) -> Result<Mapping, LayerStoreError> {
     File::open(path)
         .and_then(|file| Mapping::of(&file))
         .map_err(at(path))

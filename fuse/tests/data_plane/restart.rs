@@ -19,6 +19,8 @@ use crate::scene::{Memory, Mood, Scene, config, layer_of, noise, read};
 /// The variables that make the test program the daemon to be killed.
 const ROOT: &str = "LARDER_TEST_DOOMED_ROOT";
 const DRIVER: &str = "LARDER_TEST_DOOMED_DRIVER";
+/// The only file it reads, if not all.
+const READS: &str = "LARDER_TEST_DOOMED_READS";
 
 /// A layer whose device has data, holes, and both within one chunk.
 fn patchy_layer() -> LayerFixture {
@@ -69,17 +71,23 @@ async fn a_root_that_is_a_file_is_refused() {
     };
     let layer = plane.add_layer(spec).await.unwrap();
     let target = root.join("at");
-    std::fs::create_dir(&target).unwrap();
+    std::fs::create_dir_all(&target).unwrap();
     layer.mount(&target, &[]).await.unwrap();
-    for (name, read) in read_patchy(&target, "").await {
-        assert!(read.is_ok(), "{name}");
+    if let Ok(name) = std::env::var(READS) {
+        assert!(read(target.join(&name)).await.is_ok(), "{name}");
+    } else {
+        for (name, read) in read_patchy(&target, "").await {
+            assert!(read.is_ok(), "{name}");
+        }
     }
     println!("\nready {}", layer.id());
     std::future::pending::<()>().await;
 }
 
-fn start_doomed(root: &Path, driver: &str) -> Child {
+fn start_doomed(root: &Path, driver: &str, reads: Option<&str>) -> Child {
+    let reads = reads.map(|name| (READS, name));
     let mut child = Command::new(std::env::current_exe().unwrap())
+        .envs(reads)
         .args([
             "--exact",
             "restart::a_root_that_is_a_file_is_refused",
@@ -103,7 +111,7 @@ async fn after_kill_9_every_byte_read_before_is_served_without_network(driver: S
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path().join("root");
     let scene_config = || config(&root, driver.parse().unwrap(), |_| {});
-    let mut child = start_doomed(&root, &driver);
+    let mut child = start_doomed(&root, &driver, None);
     let second = DataPlane::start(scene_config()).await.unwrap_err();
     assert!(matches!(second, StartError::Store(_)), "{second}");
     assert!(second.to_string().contains("another daemon"), "{second}");
@@ -174,6 +182,49 @@ async fn what_a_killed_daemon_left_wrong_is_fetched_again(driver: DriverChoice) 
     assert!((250_000..400_000).contains(&fetched), "{fetched} bytes");
 }
 
+/// Promise: what daemons that were killed left in part is fetched again and never called damage, also by the one after
+/// an orderly end; what rots afterwards is damage, and counted, also where the daemon was killed with its supervisor.
+async fn kills_are_no_damage_and_rot_is(driver: String) {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("root");
+    for _ in 0..2 {
+        let mut child = start_doomed(&root, &driver, Some("small"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let fixture = patchy_layer();
+    let device = root.join("store").join(fixture.index.digest.hex());
+    let open_device = || {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).open(device.join("device")).unwrap()
+    };
+    // As if it had been killed while it wrote what it had not asked for so far.
+    open_device().write_all_at(&[7; 70_000], 400_000).unwrap();
+    let intact = read_whole(&fixture).await;
+    let scene_config = || config(&root, driver.parse().unwrap(), |_| {});
+    let plane = Some(DataPlane::start(scene_config()).await.unwrap());
+    let mut scene = Scene { plane, scratch };
+    scene.plane.take().unwrap().shutdown().await;
+
+    for rot in [false, true] {
+        if rot {
+            // Both are killed: nothing says that they ended.
+            std::fs::remove_file(root.join("ended")).unwrap();
+            open_device().write_all_at(b"rot", 400_000).unwrap();
+        }
+        scene.plane = Some(DataPlane::start(scene_config()).await.unwrap());
+        let mounted = scene.mounted(&fixture, "here").await;
+        for (name, read) in read_patchy(&mounted.target, "").await {
+            assert!(read.unwrap() == intact[name], "{driver}: {name}");
+        }
+        assert_eq!(scene.plane().counts().damaged(), u64::from(rot), "{driver}");
+        let fetched = mounted.source.bytes.load(Ordering::Relaxed);
+        assert!(fetched > 0, "there was something to fetch");
+        drop(mounted.layer);
+        scene.plane.take().unwrap().shutdown().await;
+    }
+}
+
 /// Promise: what was cached is read without a source after an orderly restart; what was damaged
 /// on the disk in between is noticed and fetched again.
 async fn cached_bytes_survive_a_restart_and_damage_does_not(driver: DriverChoice) {
@@ -224,6 +275,7 @@ async fn damaged_store_files_never_keep_a_plane_from_starting() {
         "layer.json",
         "device",
         "present",
+        "known",
         "../../state.json",
     ] {
         let mut scene = Scene::new(DriverChoice::Fuse).await;
@@ -261,5 +313,6 @@ async fn damaged_store_files_never_keep_a_plane_from_starting() {
 on_both_drivers!(
     after_kill_9_every_byte_read_before_is_served_without_network,
     what_a_killed_daemon_left_wrong_is_fetched_again,
+    kills_are_no_damage_and_rot_is,
     cached_bytes_survive_a_restart_and_damage_does_not,
 );

@@ -5,11 +5,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use larder_fuse::{DeviceReads, DriverChoice, Layer};
+use larder_fuse::{DeviceReads, DriverChoice, ImpliedDirectory, Layer};
+use larder_test_support::layer::LayerFixture;
+use larder_test_support::tar::{Entry, TarBuilder};
 use larder_test_support::{on_both_drivers, on_erofs};
 use rustix::fs::{Advice, fadvise};
 
-use crate::scene::{Scene, cold, eventually, layer_of, noise};
+use crate::scene::{Memory, Mood, Scene, cold, eventually, layer_of, noise};
 
 fn device(scene: &Scene, layer: &Layer) -> PathBuf {
     let store = scene.plane().root().join("store");
@@ -125,6 +127,69 @@ async fn rot_in_metadata_is_mended_in_place(driver: DriverChoice) {
     assert!(cold(mounted.target.join("data")).await.unwrap() == data);
 }
 
+/// Promise: what rots in the metadata that was made for other parents, with the attributes of implied directories
+/// filled in, is mended in the same way.
+async fn rot_in_patched_metadata_is_mended_in_place(driver: DriverChoice) {
+    let scene = Scene::with(driver, |config| {
+        config.scrub_every = Duration::from_millis(50);
+    })
+    .await;
+    let tar = TarBuilder::new().entry(Entry::file("usr/bin/tool", "a tool"));
+    let fixture = LayerFixture::new(tar.finish());
+    let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
+    let target = scene.directory("at");
+    let implied = layer.implied().into_iter().map(|path| ImpliedDirectory {
+        path,
+        mode: 0o751,
+        uid: 11,
+        gid: 12,
+        xattrs: Vec::new(),
+    });
+    layer
+        .mount(&target, &implied.collect::<Vec<_>>())
+        .await
+        .unwrap();
+    let directory = device(&scene, &layer).parent().unwrap().to_owned();
+    let names = std::fs::read_dir(directory).unwrap().flatten();
+    let patched = names.map(|entry| entry.path()).find(|path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with("meta-")
+    });
+    let patched = patched.unwrap();
+    let (whole, file) = (std::fs::read(&patched).unwrap(), inode(&patched));
+    rot(&patched, whole.len() as u64 - 1);
+    eventually("it is mended", || std::fs::read(&patched).unwrap() == whole).await;
+    assert_eq!(inode(&patched), file, "the file that is mounted");
+    let counts = scene.plane().counts().clone();
+    eventually("it is counted", || counts.damaged() == 1).await;
+    assert!(cold(target.join("usr/bin/tool")).await.unwrap() == b"a tool");
+    assert_eq!(std::fs::metadata(target.join("usr")).unwrap().uid(), 11);
+}
+
+/// Promise: what rots in the index of a mounted layer is found by the scrub and fetched again, below the daemon that has
+/// it mapped; no byte of the layer is taken for damaged then. Without a source it is told, and tried again.
+async fn rot_in_the_index_of_a_mounted_layer_is_mended(driver: DriverChoice) {
+    let scene = Scene::with(driver, |config| {
+        config.scrub_every = Duration::from_millis(200);
+    })
+    .await;
+    let data = noise(1, 300_000);
+    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    let index = device(&scene, &mounted.layer).with_file_name("index");
+    let (whole, file) = (std::fs::read(&index).unwrap(), inode(&index));
+    let counts = scene.plane().counts().clone();
+    mounted.source.set(Mood::Fails);
+    rot(&index, whole.len() as u64 - 70);
+    eventually("it is found twice", || counts.damaged() >= 2).await;
+    assert!(std::fs::read(&index).unwrap() != whole);
+    mounted.source.set(Mood::Honest);
+    eventually("it is mended", || std::fs::read(&index).unwrap() == whole).await;
+    assert_eq!(inode(&index), file, "the file that is mapped");
+    let told = counts.damaged();
+    assert!(cold(mounted.target.join("data")).await.unwrap() == data);
+    assert_eq!(counts.damaged(), told);
+}
+
 fn inode(path: &PathBuf) -> u64 {
     std::fs::metadata(path).unwrap().ino()
 }
@@ -133,6 +198,8 @@ on_both_drivers!(
     rot_is_found_before_the_reply_and_fetched_again,
     rot_is_found_when_the_disk_is_read,
     rot_in_metadata_is_mended_in_place,
+    rot_in_patched_metadata_is_mended_in_place,
+    rot_in_the_index_of_a_mounted_layer_is_mended,
 );
 
 on_erofs!(rot_below_a_direct_mount_is_mended_in_place);

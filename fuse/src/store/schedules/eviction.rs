@@ -160,6 +160,82 @@ fn no_read_sees_a_hole() {
     assert!(both.iter().all(|&count| count > 0), "{counted:?}");
 }
 
+/// A disk that looks, before it makes a hole, at what is said to be known.
+#[derive(Debug)]
+struct Looking {
+    directory: PathBuf,
+    chunks: Vec<Chunk>,
+    holes: AtomicU64,
+}
+
+impl Disk for Looking {
+    fn sync_data(&self, _: &File) -> io::Result<()> {
+        // Chunks go meanwhile.
+        thread::yield_now();
+        Ok(())
+    }
+
+    fn punch(&self, file: &File, range: std::ops::Range<u64>) -> io::Result<()> {
+        let read = |name| std::fs::read(self.directory.join(name)).unwrap_or_default();
+        let known = known(&read("present"), &read("known"), self.chunks.len());
+        let is_met = |row: &&usize| range.contains(&self.chunks[**row].offset);
+        let met: Vec<_> = known.iter().filter(is_met).collect();
+        assert!(met.is_empty(), "{met:?} are known and become holes");
+        self.holes.fetch_add(1, Ordering::Relaxed);
+        StdDisk.punch(file, range)
+    }
+}
+
+/// Promise: whenever a chunk is taken away, nothing on the disk says any more that it is known to be there, whoever
+/// writes bits down at that time; and when all is quiet, what is there is known again.
+#[test]
+fn what_is_taken_away_is_not_known_to_be_there() {
+    let scene = Prepared::new(2);
+    let holes = Arc::new(AtomicU64::new(0));
+    let counted = holes.clone();
+    schedules(move || {
+        let disk = Arc::new(Looking {
+            directory: scene.directory(),
+            chunks: scene.fixture.chunks.clone(),
+            holes: AtomicU64::new(0),
+        });
+        let (_root, layer) = scene.layer(disk.clone(), UNLIMITED);
+        for &row in &scene.files {
+            scene.publish(&layer, row);
+        }
+        let writing = {
+            let (scene, layer) = (scene.clone(), layer.clone());
+            thread::spawn(move || {
+                for &row in &scene.files {
+                    layer.sync().unwrap();
+                    scene.publish(&layer, row);
+                }
+                layer.sync().unwrap();
+            })
+        };
+        let evicting = {
+            let layer = layer.clone();
+            thread::spawn(move || {
+                // The first round finds that all were just written.
+                for _ in 0..3 {
+                    layer.evict_cold(u64::MAX).unwrap();
+                }
+            })
+        };
+        writing.join().unwrap();
+        evicting.join().unwrap();
+        layer.sync().unwrap();
+        let read = |name| std::fs::read(scene.directory().join(name)).unwrap_or_default();
+        let known = known(&read("present"), &read("known"), disk.chunks.len());
+        for &row in &scene.files {
+            let is_there = layer.presence().state(row) == ChunkState::Verified;
+            assert_eq!(known.contains(&row), is_there, "chunk {row}");
+        }
+        holes.fetch_add(disk.holes.load(Ordering::Relaxed), Ordering::Relaxed);
+    });
+    assert!(counted.load(Ordering::Relaxed) > 0);
+}
+
 /// Promise: room is given once: whoever writes at the same time, and whatever is taken away meanwhile,
 /// the files of a store never take more than they may, and in the end there is room again.
 #[test]

@@ -4,6 +4,7 @@ use larder_test_support::layer::LayerFixture;
 use larder_test_support::tar::{Entry, TarBuilder};
 
 use super::super::disk::StdDisk;
+use super::super::presence::ChunkState;
 use super::super::root::{Limits, StoreRoot};
 use super::super::vouched::Vouched;
 use super::*;
