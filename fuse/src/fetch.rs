@@ -133,6 +133,8 @@ pub(crate) struct Fetcher {
     demand: Semaphore,
     context: FetchContext,
     ahead: Mutex<Ahead>,
+    /// Whether somebody brings chunks from the disk into memory now.
+    bringing: AtomicBool,
     slow: SlowArrivals,
     completed: Notify,
     removed: AtomicBool,
@@ -157,6 +159,7 @@ impl Fetcher {
             demand: Semaphore::new(DEMAND_REQUESTS),
             context,
             ahead: Mutex::default(),
+            bringing: AtomicBool::new(false),
             slow: SlowArrivals::new(),
             completed: Notify::new(),
             removed: AtomicBool::new(false),

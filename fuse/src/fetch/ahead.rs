@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Fetcher, Priority};
+use crate::sync::atomic::Ordering;
+use crate::sync::{spawn, spawn_blocking};
 
 /// Streams of one layer that are followed at a time: as many as a start reads large files at once, and few
 /// enough to be looked through on every read.
@@ -88,6 +90,7 @@ impl Fetcher {
         drop(ahead);
         if let Some(wanted) = wanted {
             let end = wanted.end.min(self.layer.index().chunk_count());
+            self.bring_ahead(wanted.start..end);
             // At most what keeps the link busy while the window before it is read.
             let end = end.min(self.batch_end(wanted.start, 2 * self.part_bytes()));
             // Without room it would come again for the reader.
@@ -95,6 +98,23 @@ impl Fetcher {
                 drop(self.request(wanted.start..end, Priority::Readahead));
             }
         }
+    }
+
+    /// Has the disk's part of it verified beside the reader, one window at a time: he would wait for the disk and the
+    /// verification one after the other. What is already in memory costs a look at it.
+    fn bring_ahead(self: &Arc<Self>, rows: Range<usize>) {
+        if rows.is_empty() || self.bringing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let fetcher = Arc::clone(self);
+        spawn(&self.context.runtime, async move {
+            let layer = Arc::clone(&fetcher.layer);
+            let bringing = spawn_blocking(move || layer.bring_ahead(rows));
+            // A runtime that ends runs nothing more.
+            drop(bringing.await);
+            fetcher.bringing.store(false, Ordering::Release);
+            fetcher.tell_damage();
+        });
     }
 }
 

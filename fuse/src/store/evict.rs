@@ -55,7 +55,8 @@ impl StoredLayer {
         let neighbours = chunks.chunk_by(|(a, _), (b, _)| a + 1 == *b);
         let mut cleared = Ok(());
         for run in neighbours {
-            if let (Some((_, first)), Some((_, last))) = (run.first(), run.last()) {
+            if let (Some((row, first)), Some((end, last))) = (run.first(), run.last()) {
+                self.doubt_neighbours(*row..end + 1);
                 cleared = cleared.and(self.device.clear(first.offset..last.end()));
             }
         }
@@ -91,6 +92,7 @@ impl StoredLayer {
         let was_known = !self.presence.is_guessed(row);
         self.presence.set_absent(row);
         self.begin_eviction(was_known);
+        self.doubt_neighbours(row..row + 1);
         if !self.direct.is_set()
             && let Err(error) = self.device.clear(chunk.offset..chunk.end())
         {
@@ -112,7 +114,7 @@ impl StoredLayer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
@@ -133,12 +135,16 @@ mod tests {
         min_free_percent: 0,
     };
 
-    fn fixture() -> LayerFixture {
+    pub(in crate::store) fn fixture() -> LayerFixture {
         let bytes: Vec<u8> = (1..=250).cycle().take(600_000).collect();
         LayerFixture::new(TarBuilder::new().entry(Entry::file("data", bytes)).finish())
     }
 
-    fn layer(root: &Path, fixture: &LayerFixture, disk: Arc<dyn Disk>) -> (StoreRoot, StoredLayer) {
+    pub(in crate::store) fn layer(
+        root: &Path,
+        fixture: &LayerFixture,
+        disk: Arc<dyn Disk>,
+    ) -> (StoreRoot, StoredLayer) {
         let root = StoreRoot::open(root, disk, LIMITS, None).unwrap();
         let (from, len) = (fixture.index.offset, fixture.index.stored_len);
         let place = |at: u64| usize::try_from(at).unwrap();
@@ -153,7 +159,11 @@ mod tests {
         (root, layer)
     }
 
-    fn publish(layer: &StoredLayer, fixture: &LayerFixture, row: usize) -> Published {
+    pub(in crate::store) fn publish(
+        layer: &StoredLayer,
+        fixture: &LayerFixture,
+        row: usize,
+    ) -> Published {
         let chunk = fixture.chunks[row];
         let place = |at: u64| usize::try_from(at).unwrap();
         let content = fixture.tar[place(chunk.offset)..place(chunk.end())].to_vec();

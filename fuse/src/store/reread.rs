@@ -4,6 +4,9 @@
 //! read here and verified. Nothing else reads the file but EROFS where it is mounted directly, and the kernel
 //! reads nothing ahead in it. So bytes that are in memory are answered with as they are, and the chunk of those
 //! that are not is read whole and verified: in the time since it was written a disk may have changed it.
+//!
+//! What may bring a page from the disk, and asking whether it is in memory may, marks its chunks first: they are verified
+//! before anybody reads them by memory again.
 
 use std::cell::RefCell;
 use std::io;
@@ -15,7 +18,13 @@ use larder_proto::verified::Verified;
 
 use super::presence::ChunkState;
 use super::stored::{Checked, StoredLayer};
+use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
+use crate::sys::page_size;
+
+/// Locks for the chunks of a layer that come from the disk. Chunks that share one wait for each other, which is rare with several times
+/// as many as processors read at once.
+pub(super) const STRIPES: usize = 64;
 
 thread_local! {
     /// The chunk that the thread verifies.
@@ -70,39 +79,117 @@ impl StoredLayer {
     /// Reads bytes of the device, verified; false if some of their chunks are not there, or are damaged.
     pub(crate) fn read_verified(&self, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
         let range = offset..offset + bytes.len() as u64;
-        let is_verified = || {
-            let mut rows = self.index.rows(range.clone());
-            rows.all(|row| self.presence.state(row) == ChunkState::Verified)
-        };
-        // EROFS reads a direct device without us, and verifies nothing. Asked twice: who verifies a chunk now may
-        // have brought it into memory meanwhile.
-        if !self.is_direct()
-            && is_verified()
-            && self.device.read_cached(bytes, offset)?
-            && is_verified()
-        {
-            return Ok(true);
-        }
         // Behind the last chunk.
         bytes.fill(0);
-        with_chunk(|content| {
-            for row in self.index.rows(range.clone()) {
-                let Some(chunk) = self.index.chunk(row) else {
+        for row in self.index.rows(range.clone()) {
+            let Some(chunk) = self.index.chunk(row) else {
+                continue;
+            };
+            let (start, end) = (chunk.offset.max(range.start), chunk.end().min(range.end));
+            let part = &mut bytes[distance(range.start, start)..distance(range.start, end)];
+            if self.read_in_memory(row, part, start)? {
+                continue;
+            }
+            let is_intact = with_chunk(|content| {
+                let is_intact = self.bring(row, &chunk, content) == Checked::Intact;
+                if is_intact {
+                    let wanted = distance(chunk.offset, start)..distance(chunk.offset, end);
+                    part.copy_from_slice(&content[wanted]);
+                }
+                is_intact
+            });
+            if !is_intact {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads bytes of one chunk if it is verified and the kernel has them in memory.
+    ///
+    /// Who asks for what is not there makes the kernel fetch it from the disk, and the next to ask might find it
+    /// before it is verified: so one asks at a time, and marks all chunks of those pages before the next one does.
+    fn read_in_memory(&self, row: usize, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
+        // EROFS reads a direct device without us, and verifies nothing.
+        if self.is_direct() {
+            return Ok(false);
+        }
+        let _alone = self.lock_asking();
+        if self.presence.state(row) != ChunkState::Verified {
+            return Ok(false);
+        }
+        let found = self.device.read_cached(bytes, offset);
+        if !matches!(found, Ok(true)) {
+            let pages = whole_pages(offset..offset + bytes.len() as u64);
+            self.index
+                .rows(pages)
+                .for_each(|row| self.presence.set_claimed(row));
+        }
+        found
+    }
+
+    fn lock_asking(&self) -> MutexGuard<'_, ()> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks the chunks beside `rows` whose part of a page that they share is not in memory: reading or writing
+    /// `rows` brings it from the disk.
+    pub(super) fn doubt_neighbours(&self, rows: Range<usize>) {
+        let last = rows
+            .end
+            .checked_sub(1)
+            .and_then(|row| self.index.chunk(row));
+        let (Some(first), Some(last)) = (self.index.chunk(rows.start), last) else {
+            return;
+        };
+        let pages = whole_pages(first.offset..last.end());
+        for beside in [pages.start..first.offset, last.end()..pages.end] {
+            for row in self.index.rows(beside.clone()) {
+                let Some(chunk) = self.index.chunk(row).filter(|_| !rows.contains(&row)) else {
                     continue;
                 };
-                // Before its pages are in memory: who finds them there is not to take them for verified.
-                self.presence.set_claimed(row);
-                if self.check(row, &chunk, content) != Checked::Intact {
-                    return Ok(false);
-                }
-                copy(content, &chunk, bytes, &range);
+                // Any byte of it in that page. If it cannot be had, the chunk is marked.
+                let _ = self.read_in_memory(row, &mut [0], chunk.offset.max(beside.start));
             }
-            Ok(true)
-        })
+        }
+    }
+
+    /// Brings what the disk has of `rows` into memory, verified, for those who read them soon. What is not there
+    /// or damaged is left to them.
+    pub(crate) fn bring_ahead(&self, rows: Range<usize>) {
+        // Where it is mounted directly, nothing is read by memory.
+        if self.is_direct() {
+            return;
+        }
+        // Not the thread's: it is one of very many, each of which would keep a chunk.
+        let mut content = Vec::new();
+        for row in rows {
+            let is_there = self.presence.was_verified(row);
+            if let Some(chunk) = self.index.chunk(row).filter(|_| is_there) {
+                self.bring(row, &chunk, &mut content);
+            }
+        }
+    }
+
+    /// Reads a chunk: from memory if it is verified and there, or else from the disk. Of those who want
+    /// the same chunk one does so, and the others find it in memory.
+    fn bring(&self, row: usize, chunk: &Chunk, content: &mut Vec<u8>) -> Checked {
+        let _alone = self.lock_bringing(row);
+        content.resize(chunk.len as usize, 0);
+        if let Ok(true) = self.read_in_memory(row, content, chunk.offset) {
+            return Checked::Intact;
+        }
+        self.check(row, chunk, content)
+    }
+
+    fn lock_bringing(&self, row: usize) -> MutexGuard<'_, ()> {
+        let bringing = self.bringing[row % STRIPES].lock();
+        bringing.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Verifies a chunk that is claimed; a damaged one is forgotten, and its place cleared.
     pub(crate) fn verify(&self, row: usize, chunk: &Chunk) -> Checked {
+        let _alone = self.lock_bringing(row);
         // Not the thread's: it is one of very many, each of which would keep a chunk.
         self.check(row, chunk, &mut Vec::new())
     }
@@ -114,6 +201,7 @@ impl StoredLayer {
         self.verify(row, chunk)
     }
 
+    /// With [`Self::lock_bringing`].
     fn check(&self, row: usize, chunk: &Chunk, content: &mut Vec<u8>) -> Checked {
         let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
         let first = self.look(row, chunk, content);
@@ -141,9 +229,15 @@ impl StoredLayer {
     }
 
     fn look(&self, row: usize, chunk: &Chunk, content: &mut Vec<u8>) -> Checked {
-        if self.presence.state(row) == ChunkState::Absent {
-            return Checked::Evicted;
+        {
+            // Before its pages are in memory: who finds them there is not to take them for verified.
+            let _alone = self.lock_asking();
+            if self.presence.state(row) == ChunkState::Absent {
+                return Checked::Evicted;
+            }
+            self.presence.set_claimed(row);
         }
+        self.doubt_neighbours(row..row + 1);
         content.resize(chunk.len as usize, 0);
         let read = self.device.read(content, chunk.offset);
         if read.is_ok() && Verified::check(content, &chunk.content).is_ok() {
@@ -171,12 +265,17 @@ fn with_chunk<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     done
 }
 
-/// Copies what of a chunk lies in `range` to its place in `bytes`, which are those of `range`.
-fn copy(content: &[u8], chunk: &Chunk, bytes: &mut [u8], range: &Range<u64>) {
-    let (start, end) = (chunk.offset.max(range.start), chunk.end().min(range.end));
-    let place = |offset: u64, base: u64| usize::try_from(offset - base).unwrap_or(usize::MAX);
-    if start < end {
-        let to = &mut bytes[place(start, range.start)..place(end, range.start)];
-        to.copy_from_slice(&content[place(start, chunk.offset)..place(end, chunk.offset)]);
-    }
+/// What the kernel reads from the disk for `range`.
+fn whole_pages(range: Range<u64>) -> Range<u64> {
+    let page = page_size();
+    range.start / page * page..range.end.next_multiple_of(page)
 }
+
+/// Of two places of a device or chunk, no longer than what is in memory.
+fn distance(from: u64, to: u64) -> usize {
+    usize::try_from(to - from).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests;

@@ -23,6 +23,7 @@ use super::noted::{Before, Noted};
 use super::occupied::Occupied;
 use super::presence::Presence;
 use super::record::{PATCHES_MAX, Patch, Proof, Record, sum};
+use super::reread::STRIPES;
 use super::uses::Uses;
 use super::vouched::{Binding, OfLayer, Vouched};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -60,6 +61,10 @@ pub(crate) struct StoredLayer {
     pub(super) disk: Arc<dyn Disk>,
     /// Held by who finds a chunk damaged.
     pub(super) condemning: Mutex<()>,
+    /// Held by who brings a chunk from the disk into memory, for as long as that takes.
+    pub(super) bringing: [Mutex<()>; STRIPES],
+    /// Held by who asks whether bytes of a chunk are in memory, and never for long.
+    pub(super) asking: Mutex<()>,
     /// Chunks that were found damaged.
     pub(super) damaged: AtomicU64,
     rules: Rules,
@@ -283,6 +288,8 @@ impl StoredLayer {
             noted,
             disk,
             condemning: Mutex::new(()),
+            bringing: std::array::from_fn(|_| Mutex::new(())),
+            asking: Mutex::new(()),
             damaged: AtomicU64::new(0),
             rules,
         };
@@ -379,6 +386,7 @@ impl StoredLayer {
         let Some(_room) = ledger.reserve(chunk.len.into(), is_awaited) else {
             return Published::NotStored;
         };
+        self.doubt_neighbours(row..row + 1);
         let written = self.device.write(chunk, content);
         self.occupied.measure_device(&self.device.file());
         match written {
