@@ -7,7 +7,7 @@ const SUM_LEN: usize = 32;
 
 /// `kind` names the file, `belongs_to` what else must be as it was.
 pub(super) fn encode(
-    kind: &[u8; 8],
+    kind: [u8; 8],
     rows: usize,
     words: impl Iterator<Item = u64>,
     belongs_to: &[u8],
@@ -24,13 +24,13 @@ pub(super) fn encode(
 
 /// The bits, unless the file is damaged, or another one.
 pub(super) fn decode(
-    kind: &[u8; 8],
+    kind: [u8; 8],
     rows: usize,
     bytes: &[u8],
     belongs_to: &[u8],
 ) -> Option<Vec<u64>> {
     let (body, sum) = bytes.split_at_checked(bytes.len().checked_sub(SUM_LEN)?)?;
-    let rest = body.strip_prefix(kind)?;
+    let rest = body.strip_prefix(&kind)?;
     let rest = rest.strip_prefix(&(rows as u64).to_le_bytes())?;
     let words = rest.strip_suffix(belongs_to)?;
     let intact =

@@ -85,7 +85,6 @@ impl Noted {
 
     /// What a former run left, by what it wrote down, and after a bad end by the device itself.
     pub(super) fn claims(
-        &self,
         directory: &Path,
         index: &Index<Mapping>,
         device: &Device,

@@ -8,10 +8,10 @@ use super::bits;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// The bits of the chunks that may be there.
-const PRESENT: &[u8; 8] = b"LARDERPR";
+const PRESENT: [u8; 8] = *b"LARDERPR";
 
 /// Those of the chunks that were there for sure. It belongs to one file of the other kind.
-const KNOWN: &[u8; 8] = b"LARDERKN";
+const KNOWN: [u8; 8] = *b"LARDERKN";
 
 /// What is known about a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

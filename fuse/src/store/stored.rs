@@ -263,7 +263,7 @@ impl StoredLayer {
         let before = Before::of(&path, len, ended);
         let device = Device::open(&path, disk.clone(), len).map_err(at(&path))?;
         let noted = Noted::found(&directory, before, &*disk);
-        let mut presence = noted.claims(&directory, &index, &device, before);
+        let mut presence = Noted::claims(&directory, &index, &device, before);
         let all = rules.vouched.as_ref();
         let vouched = all.and_then(|all| bits(all, &record, index.chunk_count(), &device));
         if let Some(bits) = &vouched {

@@ -199,7 +199,8 @@ async fn kills_are_no_damage_and_rot_is(driver: String) {
         options.write(true).open(device.join("device")).unwrap()
     };
     // As if it had been killed while it wrote what it had not asked for so far.
-    open_device().write_all_at(&[7; 70_000], 400_000).unwrap();
+    let part = vec![7; 70_000];
+    open_device().write_all_at(&part, 400_000).unwrap();
     let intact = read_whole(&fixture).await;
     let scene_config = || config(&root, driver.parse().unwrap(), |_| {});
     let plane = Some(DataPlane::start(scene_config()).await.unwrap());
