@@ -161,6 +161,9 @@ struct RunArgs {
     /// How it is logged.
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
+    /// Say whether the configuration can be used, and serve nothing: exit 64 and a sentence if not.
+    #[arg(long)]
+    check_config: bool,
 }
 
 /// Options of `mount`.
@@ -310,7 +313,8 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    if let Command::Run(_) = &cli.command
+    if let Command::Run(args) = &cli.command
+        && !args.check_config
         && let Some(code) = run::supervise()
     {
         return code;
@@ -371,6 +375,7 @@ impl Cli {
 
     fn dispatch(self) -> anyhow::Result<()> {
         match self.command {
+            Command::Run(args) if args.check_config => run::check(args),
             Command::Run(args) => run::daemon(args),
             Command::Mount(args) => block_on(mount::mount(args)),
             Command::Umount { root, directory } => block_on(mount::umount(&root, &directory)),
