@@ -15,6 +15,7 @@ mod complete;
 mod damage;
 mod decode;
 mod error;
+mod failing;
 mod flight;
 mod gauge;
 mod lane;
@@ -54,6 +55,7 @@ use ahead::Ahead;
 pub(crate) use bandwidth::Bandwidth;
 pub(crate) use decode::open_frame;
 pub use error::FetchError;
+pub(crate) use failing::Failed;
 use flight::{Flights, Pending, Urgency};
 pub(crate) use flight::{Landed, Landing};
 pub(crate) use lane::Lanes;
@@ -141,6 +143,8 @@ pub(crate) struct Fetcher {
     barred: AtomicBool,
     listeners: Listeners,
     damage: Mutex<damage::Damage>,
+    /// For the log alone: no schedule depends on it.
+    failing: std::sync::Mutex<failing::Failing>,
 }
 
 impl Fetcher {
@@ -166,6 +170,7 @@ impl Fetcher {
             barred: AtomicBool::new(false),
             listeners: Listeners::default(),
             damage: Mutex::default(),
+            failing: std::sync::Mutex::default(),
         }
     }
 

@@ -20,6 +20,7 @@
 //! ones are passed over, since either side may be the older one.
 
 mod channel;
+mod check;
 mod death;
 mod endings;
 mod handover;

@@ -21,6 +21,17 @@ mod real {
     {
         drop(runtime.spawn(future));
     }
+
+    /// Does something a while later on `runtime`, unless that ends before.
+    pub(crate) fn later<F>(runtime: &tokio::runtime::Handle, delay: std::time::Duration, what: F)
+    where
+        F: FnOnce() + Send + 'static,
+    {
+        spawn(runtime, async move {
+            time::sleep(delay).await;
+            what();
+        });
+    }
 }
 
 #[cfg(not(all(test, feature = "shuttle")))]

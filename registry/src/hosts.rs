@@ -18,7 +18,7 @@ use crate::transport::{Transport, Trust, is_loopback, read_authorities};
 mod file;
 mod trust;
 
-use file::{HostsFile, Section};
+use file::{HostsFile, Section, Unusable};
 
 /// All that is configured, read from its files when asked.
 #[derive(Debug, Clone)]
@@ -74,25 +74,27 @@ impl Hosts {
             .as_deref()
             .and_then(|root| file::directory(root, registry))
         else {
-            return self
-                .server(registry, None, &Section::default(), None)
-                .map(Setup::alone);
+            let server = self.server(registry, None, &Section::default(), None);
+            return server.map(Setup::alone).map_err(|wrong| wrong.reason);
         };
         let Some(file) = HostsFile::read(&dir)? else {
             // Docker's older layout: certificates only.
             let trust = trust::from_directory(&dir)?;
             let server = self.server(registry, None, &Section::default(), Some(trust));
-            return server.map(Setup::alone);
+            return server.map(Setup::alone).map_err(|wrong| wrong.reason);
         };
         let mut mirrors = Vec::new();
         for (address, section) in &file.hosts {
-            let trust = trust::from_section(&dir, section)?;
-            mirrors.push(self.endpoint(registry, address, section, trust)?);
+            let mirror = trust::from_section(&dir, section)
+                .and_then(|trust| self.endpoint(registry, address, section, trust));
+            mirrors.push(mirror.map_err(|wrong| file.told(&dir, Some(address.as_str()), &wrong))?);
         }
-        let trust = trust::from_section(&dir, &file.root)?;
+        let told = |wrong: Unusable| file.told(&dir, None, &wrong);
+        let trust = trust::from_section(&dir, &file.root).map_err(told)?;
         let says_nothing = trust == Trust::default();
         let server = file.server.as_deref();
-        let mut server = self.server(registry, server, &file.root, Some(trust))?;
+        let server = self.server(registry, server, &file.root, Some(trust));
+        let mut server = server.map_err(told)?;
         // Written once, as an entry for the server's own address, it is meant for the server.
         if let Some(own) = mirrors.iter().find(|one| one.base == server.base)
             && says_nothing
@@ -109,15 +111,15 @@ impl Hosts {
         address: Option<&str>,
         section: &Section,
         trust: Option<Trust>,
-    ) -> Result<EndpointSetup, String> {
+    ) -> Result<EndpointSetup, Unusable> {
         let trust = trust.unwrap_or_default();
         if let Some(address) = address {
             return self.endpoint(registry, address, section, trust);
         }
         let host = Reference::api_host(registry);
         let address = format!("https://{host}");
-        let url =
-            Url::parse(&address).map_err(|error| format!("{registry} is no host: {error}"))?;
+        let url = Url::parse(&address)
+            .map_err(|error| Unusable::elsewhere(format!("{registry} is no host: {error}")))?;
         // Nobody sets up TLS for this machine's loopback without saying so in certs.d.
         let plain = self.plain_http || (is_loopback(&url) && trust == Trust::default());
         let address = if plain {
@@ -134,11 +136,12 @@ impl Hosts {
         address: &str,
         section: &Section,
         mut trust: Trust,
-    ) -> Result<EndpointSetup, String> {
-        let base = base(address, section.override_path)?;
+    ) -> Result<EndpointSetup, Unusable> {
+        let base = base(address, section.override_path).map_err(Unusable::of(file::SERVER))?;
         let authority = base.authority();
         let itself = authority == Reference::api_host(registry) || authority == registry;
-        trust.authorities.extend(self.extra_authorities()?);
+        let extra = self.extra_authorities().map_err(Unusable::elsewhere)?;
+        trust.authorities.extend(extra);
         Ok(EndpointSetup {
             host: if itself { registry } else { authority }.to_owned(),
             namespace: (!itself).then(|| registry.to_owned()),
@@ -199,7 +202,7 @@ impl Setup {
 /// The API's root of an address: with a scheme, and with `/v2` unless the path is to be kept.
 fn base(address: &str, keep_path: bool) -> Result<Url, String> {
     // What stands before an @ may be a password.
-    let shown = address.rsplit_once('@').map_or(address, |(_, host)| host);
+    let shown = file::without_password(address);
     let wrong = |error: &dyn std::fmt::Display| format!("{shown:?} is no address: {error}");
     let full = if address.contains("://") {
         address.into()
@@ -211,7 +214,7 @@ fn base(address: &str, keep_path: bool) -> Result<Url, String> {
         return Err(wrong(&"it needs http or https and a host"));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("an address in hosts.toml holds a password; use the credential files".into());
+        return Err("the address holds a password; use the credential files".into());
     }
     if url.host_str() == Some("docker.io") {
         let host = Reference::api_host("docker.io");

@@ -16,8 +16,9 @@ import urllib.error
 import urllib.request
 
 READY_SECONDS_MAX = 300  # the slowest honest start, a full pull over 10 Mbit/s, takes less
-SOCKET_SECONDS_MAX = 30
+SOCKET_SECONDS_MAX = 120  # tells only a hang: a busy machine is slow
 REST_SECONDS_MAX = 10  # for what a container says after its first line
+STOP_SECONDS_MAX = 60  # for a process to end by itself; what it mounted stays where it is killed
 RUNS_MAX = 5  # one in some hundred runs is lost on a busy machine
 POLL_SECONDS = 0.005
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -296,7 +297,7 @@ class Node:
         if process.poll() is None:
             self.ctr_ok("tasks", "kill", "-s", "SIGKILL", name)
         try:
-            process.wait(20)
+            process.wait(STOP_SECONDS_MAX)
         except subprocess.TimeoutExpired:
             process.kill()
         self.ctr_ok("tasks", "rm", "-f", name)
@@ -416,7 +417,7 @@ def drop_caches(*folders):
 
 def answers(url):
     try:
-        with urllib.request.urlopen(url, timeout=1) as answer:
+        with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.read().decode()
     except (urllib.error.URLError, OSError):
         return None
@@ -466,7 +467,7 @@ def stop(process):
         return
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(10)
+        process.wait(STOP_SECONDS_MAX)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

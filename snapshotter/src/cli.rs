@@ -161,6 +161,9 @@ struct RunArgs {
     /// How it is logged.
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
+    /// Say whether the configuration can be used, and serve nothing: exit 64 and a sentence if not.
+    #[arg(long)]
+    check_config: bool,
 }
 
 /// Options of `mount`.
@@ -206,7 +209,7 @@ struct InstallArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Name of the snapshotter in containerd's configuration.
-    #[arg(long, default_value = "larder")]
+    #[arg(long, default_value = "larder", value_parser = install::name)]
     snapshotter: String,
     /// Show what would change, and change nothing.
     #[arg(long, visible_alias = "print")]
@@ -310,7 +313,8 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    if let Command::Run(_) = &cli.command
+    if let Command::Run(args) = &cli.command
+        && !args.check_config
         && let Some(code) = run::supervise()
     {
         return code;
@@ -371,6 +375,7 @@ impl Cli {
 
     fn dispatch(self) -> anyhow::Result<()> {
         match self.command {
+            Command::Run(args) if args.check_config => run::check(args),
             Command::Run(args) => run::daemon(args),
             Command::Mount(args) => block_on(mount::mount(args)),
             Command::Umount { root, directory } => block_on(mount::umount(&root, &directory)),
@@ -536,6 +541,21 @@ mod tests {
         }
         for text in ["alpine:3", "localhost:5000/a/b:c", "r.test/oci:dir"] {
             assert!(in_registry(text).is_ok(), "{text}");
+        }
+    }
+
+    /// Regression: a name with a space ended `install` with 1, the code of a failure.
+    ///
+    /// Promise: what cannot be a snapshotter's name is bad usage.
+    #[test]
+    fn a_name_that_no_snapshotter_can_have_is_bad_usage() {
+        let long = "x".repeat(65);
+        for command in ["install", "uninstall"] {
+            for name in ["a b", "", "../a", &long] {
+                let refused = Cli::try_parse_from(["x", command, "--snapshotter", name]);
+                assert!(refused.is_err_and(|error| error.use_stderr()), "{name}");
+            }
+            assert!(Cli::try_parse_from(["x", command, "--snapshotter", "a-b_2"]).is_ok());
         }
     }
 

@@ -184,6 +184,18 @@ pub struct Overrides {
     pub log_format: Option<LogFormat>,
 }
 
+impl Overrides {
+    /// Whether the value of a key with free text comes from here.
+    fn has(&self, key: &str) -> bool {
+        match key {
+            "root" => self.root.is_some(),
+            "address" => self.address.is_some(),
+            "containerd.address" => self.containerd.is_some(),
+            _ => false,
+        }
+    }
+}
+
 /// The configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -269,6 +281,18 @@ pub enum ConfigError {
         /// What it should be.
         reason: String,
     },
+    /// A value out of range that the file has.
+    #[error("configuration {path}, line {line}, key {key}: {reason}")]
+    Place {
+        /// The file.
+        path: PathBuf,
+        /// The line of the key.
+        line: usize,
+        /// The key.
+        key: &'static str,
+        /// What it should be.
+        reason: String,
+    },
 }
 
 impl Config {
@@ -289,7 +313,21 @@ impl Config {
             path: path.to_owned(),
             what: syntax::in_words(&text, &error),
         };
-        Self::resolve(toml::from_str(&text).map_err(parse)?, overrides)
+        let config = Self::resolve(toml::from_str(&text).map_err(parse)?, overrides);
+        config.map_err(|error| match error {
+            ConfigError::Value { key, reason } if !overrides.has(key) => {
+                match syntax::line(&text, key) {
+                    Some(line) => ConfigError::Place {
+                        path: path.to_owned(),
+                        line,
+                        key,
+                        reason,
+                    },
+                    None => ConfigError::Value { key, reason },
+                }
+            }
+            other => other,
+        })
     }
 
     fn resolve(written: Written, overrides: &Overrides) -> Result<Self, ConfigError> {

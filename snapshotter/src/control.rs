@@ -45,7 +45,7 @@ impl Control {
         ControlServer::new(Self { snapshots }).max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
-    fn report(&self) -> Result<StatusResponse, StoreError> {
+    fn report(&self, disagreement: Option<Disagreement>) -> Result<StatusResponse, StoreError> {
         let mut layers = layers(&self.snapshots)?;
         let store = self.snapshots.store();
         let plane = self.plane();
@@ -56,7 +56,6 @@ impl Control {
             let kept = kept.filter(|index| !used.contains(&index.to_string()));
             layers.extend(kept.map(|index| lazy_layer(plane, &index)));
         }
-        let disagreement = self.snapshots.survey().found();
         let mut status = StatusResponse {
             layers,
             disagreement: disagreement.map(disagreeing),
@@ -237,7 +236,8 @@ fn sender((host, bytes_fetched): (String, u64)) -> Sender {
 #[tonic::async_trait]
 impl control_server::Control for Control {
     async fn status(&self, _: Request<()>) -> Result<Response<StatusResponse>, Status> {
-        let report = tokio::task::block_in_place(|| self.report());
+        let disagreement = self.snapshots.survey().found_now().await;
+        let report = tokio::task::block_in_place(|| self.report(disagreement));
         report
             .map(Response::new)
             .map_err(|error| Status::internal(error.to_string()))

@@ -11,10 +11,12 @@ mod tests;
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::containerd::Containerd;
@@ -34,6 +36,12 @@ const CONFIRM: Duration = Duration::from_secs(12);
 
 /// How long one look may take: thousands of snapshots at a millisecond each. Nothing waits for it.
 const LOOK_TIME: Duration = Duration::from_secs(30);
+
+/// Least time between two looks, however often somebody asks.
+const APART: Duration = Duration::from_secs(1);
+
+/// How long somebody who asks waits for the look that he caused.
+const ASKED: Duration = Duration::from_secs(3);
 
 /// Snapshots that are told apart in one look, ten times as many as a busy node has.
 const NAMES_MAX: usize = 1 << 16;
@@ -56,6 +64,11 @@ pub struct Disagreement {
 pub struct Survey {
     heard: Mutex<Option<Heard>>,
     found: Mutex<Option<Disagreement>>,
+    /// Somebody asks whether what was found is still so.
+    wanted: Notify,
+    /// Rounds that began, and the latest one that ended.
+    begun: AtomicU64,
+    ended: watch::Sender<u64>,
 }
 
 /// What containerd asked for while it listed.
@@ -85,6 +98,18 @@ impl Survey {
         lock(&self.found).clone()
     }
 
+    /// The same, compared once more if something was found: who asks has perhaps put it right. Takes a moment
+    /// at most; then it is what was found before.
+    pub(crate) async fn found_now(&self) -> Option<Disagreement> {
+        if self.found().is_some() {
+            let mut ended = self.ended.subscribe();
+            let next = self.begun.load(Ordering::Acquire) + 1;
+            self.wanted.notify_one();
+            drop(timeout(ASKED, ended.wait_for(|ended| *ended >= next)).await);
+        }
+        self.found()
+    }
+
     /// Compares again and again, for as long as the process lives. `containerd` may be down, slow or another
     /// one than before; it has the snapshotter that listens at `socket`.
     pub(crate) async fn keep_comparing(
@@ -94,7 +119,10 @@ impl Survey {
         socket: PathBuf,
     ) {
         let (mut before, mut last, mut ticks) = (None::<Look>, None, 0);
+        let mut is_early = false;
         loop {
+            let begun = Instant::now();
+            let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
             let identity = timeout(TICK, containerd.identity()).await;
             let identity = identity.ok().and_then(Result::ok);
             let is_due = before.is_some() || last != identity || ticks >= TICKS;
@@ -106,9 +134,15 @@ impl Survey {
                     Ok(Ok(look)) => {
                         (last, ticks) = (Some(identity), 0);
                         let confirmed = before.as_ref().map(|before| before.and(&look));
-                        self.settle(confirmed.filter(|both| !both.is_empty()));
+                        let confirmed = confirmed.filter(|both| !both.is_empty());
+                        self.settle(confirmed.clone());
                         pause = if look.is_empty() { TICK } else { CONFIRM };
-                        before = Some(look).filter(|look| !look.is_empty());
+                        if is_early {
+                            // Too soon after the one before to confirm anything new.
+                            (before, ticks) = (confirmed, TICKS);
+                        } else {
+                            before = Some(look).filter(|look| !look.is_empty());
+                        }
                     }
                     Ok(Err(error)) => debug!(%error, "containerd's snapshots are not compared"),
                     Err(_) => {
@@ -117,7 +151,14 @@ impl Survey {
                     }
                 }
             }
-            sleep(pause).await;
+            self.ended.send_replace(number);
+            is_early = tokio::select! {
+                () = sleep(pause) => false,
+                () = self.wanted.notified() => true,
+            };
+            if is_early {
+                sleep_until(begun + APART).await;
+            }
         }
     }
 

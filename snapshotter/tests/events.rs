@@ -90,7 +90,7 @@ async fn a_quarantine_reaches_who_subscribes_to_containerd() {
         reporter.quarantined(LayerId(index), blob, "bin/su has another mode");
         match hear.recv_timeout(Duration::from_millis(300)) {
             Ok(line) if line.contains(QUARANTINE_TOPIC) => break line,
-            _ => assert!(begun.elapsed() < Duration::from_secs(30), "nothing heard"),
+            _ => assert!(begun.elapsed() < Duration::from_mins(2), "nothing heard"),
         }
     };
     assert!(line.contains(" k8s.io /larder/quarantine "), "{line}");

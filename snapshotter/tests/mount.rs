@@ -156,7 +156,7 @@ fn kill(pid: Pid) {
 
 /// Waits until no process owns a root below `scratch`.
 fn nobody_owns(scratch: &Path) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if owners(scratch).is_empty() {
             return;
         }

@@ -25,8 +25,8 @@ FILE_BYTES_MAX = 120_000
 LARGE_BYTES = 6_000_000
 LIFE_SECONDS = (0, 0.15)  # of a daemon, once it serves
 QUIET_SECONDS = 1  # of every twentieth: by then all is as before the kill
-START_SECONDS_MAX = 30  # for a daemon on a busy machine; only tells a start from a hang
-REST_SECONDS_MAX = 60  # for a reader to end what it does
+START_SECONDS_MAX = 120  # for a daemon on a busy machine; only tells a start from a hang
+REST_SECONDS_MAX = 180  # for a reader to end what it does
 SHELL = "/bin/dash"
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import time
 import urllib.parse
 import urllib.request
 
@@ -53,11 +52,7 @@ class Attach(world.Case):
 
     def streamed(self, node):
         """Waits until nothing more comes by itself; how much there is."""
-        before = -1
-        while (now := self.present(node)) != before:
-            before = now
-            time.sleep(0.5)
-        return now
+        return world.settled(lambda: self.present(node))
 
     def attach_garbage(self, image):
         """What no `larder` would attach: by hand, and listed under the tag that stands in for the API."""
@@ -112,7 +107,8 @@ class Attach(world.Case):
             node.pull(ATTACHED)
             rig.wait_for(lambda: self.kept(node) or None, "the profile to be kept", node.log)
             self.assertEqual(self.kept(node)[0]["chunks"], len(named))
-            self.assertGreater(self.streamed(node), bare)
+            rig.wait_for(lambda: self.present(node) > bare, "what the profile names", node.log)
+            self.streamed(node)
             waited = self.figures(node)[WAITED]
             node.printed("run", "--rm", "--snapshotter", "larder", ATTACHED, "reader", *READS)
             waited = self.figures(node)[WAITED] - waited

@@ -10,7 +10,7 @@ import images
 import world
 from world import DRIVERS, once_per, rig
 
-END_SECONDS_MAX = 30
+END_SECONDS_MAX = 120
 
 
 class Foreground(world.Case):

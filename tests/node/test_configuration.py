@@ -46,6 +46,15 @@ class Configuration(world.Case):
         # A stopped containerd must not stop the daemon under its containers.
         self.assertFalse({"Requires", "BindsTo", "PartOf"} & set(unit["Unit"]))
 
+    def test_a_reload_looks_at_the_configuration_first(self):
+        """Promise: `systemctl reload` fails where the configuration has a mistake, with the daemon's own arguments, and nobody is told
+        to go."""
+        with open(os.path.join(world.TOP, "deploy/larder-snapshotter.service")) as text:
+            lines = [line.strip().partition("=") for line in text]
+        start, = (value for key, _, value in lines if key == "ExecStart")
+        reload = [value for key, _, value in lines if key == "ExecReload"]
+        self.assertEqual(reload, [start + " --check-config", "/bin/kill -HUP $MAINPID"])
+
     def test_systemd_understands_the_units(self):
         """Promise: systemd's own reader finds nothing to say about the units."""
         if not shutil.which("systemd-analyze"):

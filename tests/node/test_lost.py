@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import signal
-import time
 
 import load
 import world
@@ -64,8 +63,8 @@ class Lost(world.Case):
                 with concurrent.futures.ThreadPoolExecutor() as reader:
                     reading = reader.submit(self.read, node, name)
                     if what == "layer.json":
-                        time.sleep(1)
-                        self.assertEqual((len(self.lost(node)), reading.done()), (len(slots), False))
+                        rig.wait_for(lambda: len(self.lost(node)) == len(slots), "all layers to be lost", node.log)
+                        self.assertFalse(reading.done(), "who reads waits for the index")
                         link.registry.send_signal(signal.SIGCONT)
                     self.assertEqual(reading.result(), before, what)
                 rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", "larder", "ls"), "containerd to connect", node.log)

@@ -80,7 +80,7 @@ class Metrics(world.Case):
     def test_figures_tell_what_happened(self, driver):
         """Promise: a pull and a read are on the page: layers, Prepares, reads, bytes and requests, in agreement with `status`."""
         _, lazy = world.publish("nginx")
-        with self.node("2", lazy=True, driver=driver, settings='metrics_address = "{work}/metrics.sock"\n') as node:
+        with self.node("2", lazy=True, driver=driver, settings='metrics_address = "{work}/metrics.sock"\ncomplete_in_background = false\n') as node:
             page = os.path.join(node.work, "metrics.sock")
             self.assertEqual(os.stat(page).st_mode & 0o777, 0o600)
             empty = scrape(page)
@@ -95,6 +95,8 @@ class Metrics(world.Case):
             self.assertGreaterEqual(now['larder_prepares_total{outcome="plain",reason=""}'], 1)
             self.assertGreater(now['larder_read_duration_seconds_count{found="source"}'], 0)
             self.assertGreater(now["larder_read_bytes_total"], 100_000)
+            # What the kernel reads ahead is still on its way.
+            rig.wait_for(lambda: scrape(page)["larder_reads_waiting"] == 0, "no read to wait", node.log)
             status = world.status(os.path.join(node.work, "larder"))
             told = status["layers"]
             fetched = sum(source["bytes_fetched"] for layer in told for source in layer["sources"])

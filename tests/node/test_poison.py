@@ -19,7 +19,7 @@ from world import DRIVERS, once_per, rig
 HONEST, POISON = "honest", "poison"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 QUIET_SECONDS = 30  # for which nobody may have waited for bytes before a layer is completed
-QUARANTINE_SECONDS_MAX = 60  # then a small layer takes a second; on a busy machine, more
+QUARANTINE_SECONDS_MAX = 180  # then a small layer takes a second; on a busy machine, more
 WEIGHT = 3_000_000  # bytes of the claimed layer, so that bytes and seconds until the proof can be told from none
 
 

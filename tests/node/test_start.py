@@ -15,8 +15,8 @@ REAL = ("python", "nginx", "node")
 PROGRAMS = {"python": b"usr/bin/python3.11", "nginx": b"usr/sbin/nginx", "node": b"usr/bin/node"}
 LOADER, LIBC = b"usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", b"usr/lib/x86_64-linux-gnu/libc.so.6"
 PAGE = 4096
-WAIT_SECONDS_MAX = 60  # for what is fetched ahead
-SETTLE_SECONDS = 2
+WAIT_SECONDS_MAX = 180  # for what is fetched ahead
+SETTLE_SECONDS = 5  # of an image that does not end by itself; on a busy machine a start pauses, too
 
 
 @functools.cache

@@ -18,8 +18,8 @@ import daemon  # of scripts/lib, as world says
 STEPS = int(os.environ.get("LARDER_COUNT", 40))
 IMAGES, FILES, READERS = 4, 3, 3
 SILENCE_SECONDS = 0.3
-GONE_SECONDS_MAX = 30
-FREED_SECONDS_MAX = 10  # the kernel is asked every two
+GONE_SECONDS_MAX = 90
+FREED_SECONDS_MAX = 60  # the kernel is asked every two
 MEMORY_MB_MAX = 64
 DESCRIPTORS_MORE_MAX = 16
 # What a killed daemon leaves is said, and what it left half written is fetched again.

@@ -179,14 +179,14 @@ class Takeover(world.Case):
             readers = [subprocess.Popen([sys.executable, "-c", KINDS_OF_READERS[number % len(KINDS_OF_READERS)], os.path.join(place, name)],
                                         stdout=subprocess.PIPE, text=True) for number, (name, _) in enumerate(files)]
             try:
-                time.sleep(1)  # until they wait
+                rig.wait_for(lambda: self.all_wait(readers), "all readers to wait", node.log)
                 for _ in range(3):
                     os.kill(self.only_daemon(node), signal.SIGKILL)
                     log.wait("answering what the daemon before had begun", node.daemon)
                     log.wait("ready for containerd", node.daemon)
                 link.registry.send_signal(signal.SIGCONT)
                 for reader, (name, (_, digest)) in zip(readers, files):
-                    said, _ = reader.communicate(timeout=60)
+                    said, _ = reader.communicate(timeout=rig.SOCKET_SECONDS_MAX)
                     self.assertEqual((reader.returncode, said.strip()), (0, digest), name)
             finally:
                 link.registry.send_signal(signal.SIGCONT)
@@ -194,6 +194,18 @@ class Takeover(world.Case):
                     reader.kill()
                     reader.wait()
             self.assertEqual([line for line in log.lines if " ERROR " in line], [])
+
+    def all_wait(self, processes):
+        """Whether all of them are stopped in the kernel, as readers of what does not come are, and stay so for a while."""
+        def states():
+            for process in processes:
+                with open(f"/proc/{process.pid}/stat") as stat:
+                    yield stat.read().rpartition(")")[2].split()[0]
+        for _ in range(10):
+            if not set(states()) <= {"D", "S"}:
+                return False
+            time.sleep(0.1)
+        return True
 
     def only_daemon(self, node):
         """The daemon, once one before it is gone: that may be waiting for the disk."""
@@ -344,7 +356,8 @@ class Takeover(world.Case):
 
             def broken(path):
                 with open(path, "w") as script:
-                    script.write("#!/bin/sh\nexit 3\n")
+                    # It agrees to be the next one, and then cannot.
+                    script.write('#!/bin/sh\ncase "$*" in *--check-config*) exit 0; esac\nexit 3\n')
                 os.chmod(path, 0o755)
             before = self.only_daemon(node)
             exchange(lambda path: shutil.copy(program, path))
@@ -361,12 +374,79 @@ class Takeover(world.Case):
                 world.status(os.path.join(node.work, "larder"))
             exchange(lambda path: os.link(program + ".this", path))
             log.wait("ready for containerd", node.daemon)
-            self.assertEqual(reader.communicate(timeout=60)[0].strip(), digest)
+            self.assertEqual(reader.communicate(timeout=rig.SOCKET_SECONDS_MAX)[0].strip(), digest)
             counted = self.takeovers(page)
             self.assertEqual((counted["replaced"], counted["killed"], counted["unknown"]), (2, 0, 0))
             self.assertGreaterEqual(counted["failed"], 5)
             told = [line for line in log.lines if re.match(r"larder-snapshotter: the daemon \(process \d+\) ended with exit code 3 ", line)]
             self.assertEqual(len(told), counted["failed"])
+
+    @once_per(driver=DRIVERS[:1])
+    def test_a_mistake_is_found_before_the_daemon_makes_room(self, driver):
+        """Regression: with a typo in the configuration, a reload ended the daemon before anybody looked, and all reads waited until the
+        typo was mended.
+
+        Promise: at a reload or an upgrade, the program that is there now looks at the configuration first. Where it finds a mistake, or cannot
+        be asked, the daemon goes on, and log and systemd get the sentence, once; mended, the next reload replaces it. So does a program
+        of before, which cannot be asked. `run --check-config` says the same to whoever asks."""
+        path = os.path.join(self.folder(), "notify")
+        keeper = systemd.Systemd(path)
+        os.environ["NOTIFY_SOCKET"] = path
+        self.addCleanup(os.environ.pop, "NOTIFY_SOCKET", None)
+        refused = "ERROR not reloaded, the daemon that was there goes on: "
+        with self.serving(driver, True, (refused,)) as (node, place, known, log):
+            program, settings = os.path.join(node.programs, "larder-snapshotter"), os.path.join(node.work, "larder.toml")
+            with open(settings) as file:
+                good = file.read()
+            before = self.only_daemon(node)
+
+            def write(place, text, mode=0o600):
+                with open(place + ".new", "w") as out:
+                    out.write(text)
+                os.chmod(place + ".new", mode)
+                os.replace(place + ".new", place)
+
+            def check():
+                asked = subprocess.run([program, "run", "--check-config", "--config", settings], capture_output=True, text=True)
+                return asked.returncode, asked.stdout + asked.stderr
+
+            def refuses(sentence):
+                node.daemon.send_signal(signal.SIGHUP)
+                log.wait(refused + sentence, node.daemon)
+                rig.wait_for(lambda: any(word.get("STATUS", "").endswith(sentence) for word in keeper.said), "systemd to be told")
+                rig.drop_caches()
+                self.read_all(place, [])
+                self.assertEqual(self.only_daemon(node), before)
+                self.assertIn("layers", world.status(os.path.join(node.work, "larder")))
+
+            self.assertEqual(check(), (0, f"the configuration {settings} can be used\n"))
+            for number, (text, key) in enumerate((("rooot = 1", None), ("prepare_deadline_ms = 0", "prepare_deadline_ms")), 1):
+                write(settings, f"# {number}\n{text}\n{good}")
+                code, said = check()
+                said = said.strip().removeprefix("larder-snapshotter: ")
+                self.assertTrue(said.startswith(f"configuration {settings}, line 2{f', key {key}' if key else ''}: "), said)
+                self.assertEqual(code, 64)
+                refuses(said)
+            write(settings, good)
+            write(program, "#!/bin/sh\nexit 3\n", 0o755)
+            refuses("the program that is there now ended with exit code 3 when it was asked by --check-config")
+            os.link(program + ".this", program + ".new")
+            os.replace(program + ".new", program)
+            write(settings, "# mended\n" + good)
+            node.daemon.send_signal(signal.SIGHUP)
+            log.wait("ready for containerd", node.daemon)
+            rig.wait_for(lambda: not rig.is_alive(before), "the one before to be gone")
+            before = self.only_daemon(node)
+            write(program, f"""#!/bin/sh
+                case "$*" in *--check-config*) echo "error: unexpected argument '--check-config' found" >&2; exit 64; esac
+                exec {program}.this "$@"
+                """, 0o755)
+            node.daemon.send_signal(signal.SIGHUP)
+            log.wait("ready for containerd", node.daemon)
+            rig.wait_for(lambda: not rig.is_alive(before), "the one before to be gone")
+            log.rest()
+            self.assertEqual(len([line for line in log.lines if refused in line]), 3)
+            self.assertEqual([word["STATUS"] for word in keeper.said if "STATUS" in word][-1], "serving")
 
     def takeovers(self, page):
         """How often daemons took over, by how the one before had ended."""

@@ -35,7 +35,7 @@ class Walk(world.Case):
             time.sleep(chance.random() * 0.3)
             os.kill(owner, signal.SIGKILL)
             rig.wait_for(lambda: not os.path.exists(f"/proc/{owner}"), f"process {owner} to end")
-            walk.wait(timeout=20)
+            walk.wait(timeout=rig.SOCKET_SECONDS_MAX)
             world.snapshotter("umount", "--root", root, place)
         # The next start cleans up after the last one that was killed, and an orderly end leaves nothing.
         place = self.folder()
@@ -58,10 +58,9 @@ class Walk(world.Case):
 
 def owner_of(root):
     """The process that serves a root directory; it was started in the background."""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with open(f"/proc/{pid}/cmdline", "rb") as words:
-            if f"\0--root\0{root}\0".encode() in words.read() + b"\0":
-                return int(pid)
+    for pid, words in rig.command_lines():
+        if ("--root", root) in zip(words, words[1:]):
+            return pid
     raise AssertionError(f"no process owns {root}")
 
 

@@ -29,7 +29,8 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], True)
 PROGRAMS = os.environ["LARDER_PROGRAMS"]
 REGISTRY = "127.0.0.1:5000"
 TEST_SECONDS_MAX = int(os.environ.get("LARDER_TEST_SECONDS", 600))  # the slowest read two large trees: a minute on a quiet machine
-GONE_SECONDS_MAX = 20  # containerd collects garbage seconds after the last change
+SETTLED_SECONDS = 3  # longer than a busy machine pauses in the middle of something
+GONE_SECONDS_MAX = 90  # containerd collects garbage seconds after the last change; a busy machine is slow
 RELEASES = {
     "1.6": os.path.dirname(shutil.which("containerd")),
     "1.7": os.path.join(images.CACHE, "containerd/trixie/usr/bin"),
@@ -134,6 +135,16 @@ def once_per(**axes):
         test.axes = axes
         return test
     return mark
+
+
+def settled(figure):
+    """Waits until a figure stays as it is for a while; what it is then."""
+    before, since = figure(), time.monotonic()
+    while time.monotonic() - since < SETTLED_SECONDS:
+        time.sleep(0.1)
+        if (now := figure()) != before:
+            before, since = now, time.monotonic()
+    return before
 
 
 class Case(unittest.TestCase):

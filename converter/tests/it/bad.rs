@@ -359,7 +359,19 @@ fn an_interrupt_leaves_nothing() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    // From the moment on when it takes an interrupt: bit 1 of the mask.
+    let takes_interrupts = |status: String| {
+        let line = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let mask = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        mask.is_some_and(|mask| mask & 2 != 0)
+    };
+    let status = format!("/proc/{}/status", child.id());
+    while !takes_interrupts(fs::read_to_string(&status).unwrap()) {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // Into the middle of it, on a machine that has time.
+    std::thread::sleep(std::time::Duration::from_millis(300));
     let pid = child.id().to_string();
     assert!(
         Command::new("kill")

@@ -7,7 +7,7 @@ use std::time::Duration;
 use larder_registry::Origin;
 use tokio::sync::SemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::arriving::{Arriving, Frame};
 use super::decode::open_frame;
@@ -17,7 +17,7 @@ use super::outage::{PAUSE_MAX, PAUSE_MIN};
 use super::sources::Door;
 use super::spent::Spent;
 use super::troubles::Troubles;
-use super::{FetchError, Fetcher, Landed, Priority, Tracked};
+use super::{Failed, FetchError, Fetcher, Landed, Priority, Tracked};
 use crate::counts::{Delay, Outcome};
 use crate::source::{Delivery, FailureKind, SourceFailure, ask, no_answer};
 use crate::store::{Checked, ChunkState, Published};
@@ -434,10 +434,13 @@ impl Run {
         drop(flights);
         *lock(&self.rows) = awaited;
         if failed > 0 {
-            warn!(
-                layer = %self.fetcher.blob(), chunk, chunks = failed, cause = reasons, ?waited,
-                "a read fails: its bytes did not arrive in time"
-            );
+            self.fetcher.tell_failed(Failed {
+                what: "its bytes did not arrive in time",
+                chunk: Some(chunk),
+                chunks: Some(failed),
+                cause: Some(reasons),
+                waited: Some(waited),
+            });
         } else {
             self.fails_nobody(&rows, &reasons);
         }
@@ -477,10 +480,13 @@ impl Run {
         let Some(&chunk) = rows.first() else { return };
         let reasons = self.reasons();
         if self.urgency.is_awaited() {
-            warn!(
-                layer = %self.fetcher.blob(), chunk, chunks = rows.len(), cause = reasons,
-                "a read fails: no source gives its bytes"
-            );
+            self.fetcher.tell_failed(Failed {
+                what: "no source gives its bytes",
+                chunk: Some(chunk),
+                chunks: Some(rows.len()),
+                cause: Some(reasons.clone()),
+                waited: None,
+            });
         } else {
             self.fails_nobody(&rows, &reasons);
         }

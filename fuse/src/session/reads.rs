@@ -10,7 +10,7 @@ use std::time::Instant;
 use larder_proto::verified::Verified;
 
 use crate::counts::ReadFailure;
-use crate::fetch::{FetchError, Fetcher, Landing, Priority};
+use crate::fetch::{Failed, FetchError, Fetcher, Landing, Priority};
 use crate::store::{StoredLayer, There};
 
 use super::slow;
@@ -171,9 +171,10 @@ where
             };
             landings = request(&fetcher, &asked.0);
         }
-        tracing::warn!(layer = %fetcher.blob(),
-            "a read fails: the store lost its chunks before they could be read; is its disk broken, its \
-             limit far too small, or this node overloaded?");
+        fetcher.tell_failed(Failed::here(
+            "the store lost its chunks before they could be read; is its disk broken, its limit far too \
+             small, or this node overloaded?",
+        ));
         let (wanted, reply) = asked;
         reply(Err(()));
         drop(waiting);
@@ -209,13 +210,15 @@ async fn landed(landings: Vec<Landing>) -> Result<Held, Arc<FetchError>> {
 /// has one for all of them.
 async fn landed_by(
     until: tokio::time::Instant,
-    fetcher: &Fetcher,
+    fetcher: &Arc<Fetcher>,
     landings: Vec<Landing>,
 ) -> Result<Held, Arc<FetchError>> {
     let in_time = tokio::time::timeout_at(until, landed(landings)).await;
     in_time.unwrap_or_else(|_elapsed| {
         let layer = fetcher.blob();
-        tracing::warn!(%layer, "a read fails: what the store lost of it did not come again in time");
+        fetcher.tell_failed(Failed::here(
+            "what the store lost of it did not come again in time",
+        ));
         Err(Arc::new(FetchError::Lost { layer }))
     })
 }

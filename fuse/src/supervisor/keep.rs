@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::channel::{Channel, Message};
+use super::check::Check;
 use super::death::{Death, came_to};
 use super::endings::Takeovers;
 use super::priority;
@@ -65,12 +66,14 @@ pub enum SuperviseError {
 /// Runs `program` with `arguments` as the daemon, again and again, until SIGTERM or SIGINT. Returns
 /// the exit code.
 ///
-/// SIGHUP has the daemon replaced by what is at `program` now. What is to be told of daemons goes to
+/// SIGHUP has the daemon replaced by what is at `program` now, once that has said that it could start: it
+/// is asked by the flag `check`, behind the first argument. What is to be told of daemons goes to
 /// standard error; `start_json` has what is traced written as JSON objects, and is called once a daemon
 /// says that its log is such a one. Called while the process has one thread, before it opens anything.
 pub fn supervise(
     program: &Path,
     arguments: &[OsString],
+    check: &'static str,
     start_json: fn(),
 ) -> Result<u8, SuperviseError> {
     let kept = systemd::kept();
@@ -90,6 +93,8 @@ pub fn supervise(
     let mut supervisor = Supervisor {
         program: program.to_owned(),
         arguments: arguments.to_owned(),
+        flag: check,
+        check: None,
         has_served: !kept.is_empty(),
         items: kept.into_iter().collect(),
         signals,
@@ -107,6 +112,10 @@ pub fn supervise(
 struct Supervisor {
     program: PathBuf,
     arguments: Vec<OsString>,
+    /// Has the program look whether it could start, and no more.
+    flag: &'static str,
+    /// Such a look, after SIGHUP.
+    check: Option<Check>,
     items: BTreeMap<String, OwnedFd>,
     signals: SignalFd,
     systemd: Systemd,
@@ -292,25 +301,20 @@ impl Supervisor {
             .stdin(Stdio::from(socket.try_clone()?))
             // A terminal's ^C is for the supervisor, which then stops the daemon in order.
             .process_group(0);
-        for systemds in [
-            "NOTIFY_SOCKET",
-            "LISTEN_PID",
-            "LISTEN_FDS",
-            "LISTEN_FDNAMES",
-        ] {
-            command.env_remove(systemds);
-        }
+        systemd::hide_from(&mut command);
         command.spawn()
     }
 
     /// Listens to the daemon and to signals until the daemon is gone.
     fn attend(&mut self, running: &mut Running) -> io::Result<()> {
         loop {
-            let (said, signalled, ended) = wait(running, &self.signals)?;
+            self.replace_if_possible(running);
+            let looked = self.check.as_ref().and_then(Check::deadline);
+            let (said, signalled, ended) = wait(running, looked, &self.signals)?;
             if said && !self.listen(running) {
                 return Ok(());
             }
-            if signalled && self.signalled(running) {
+            if signalled && self.signalled() {
                 self.stop(running);
             }
             if ended {
@@ -367,20 +371,60 @@ impl Supervisor {
     }
 
     /// Takes in signals; whether one of them asks for the end.
-    fn signalled(&mut self, running: &Running) -> bool {
+    fn signalled(&mut self) -> bool {
         let mut asked = false;
         while let Ok(Some(signal)) = self.signals.read_signal() {
             match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
                 Ok(Ok(Signal::SIGTERM | Signal::SIGINT)) => asked = true,
-                Ok(Ok(Signal::SIGHUP)) => {
-                    let daemon = i32::try_from(running.child.id()).unwrap_or(0);
-                    let _ = kill(Pid::from_raw(daemon), Signal::SIGTERM);
-                }
+                Ok(Ok(Signal::SIGHUP)) if !self.wants_end => self.look(),
                 Ok(Ok(Signal::SIGCHLD)) => self.bury(),
                 _ => {}
             }
         }
         asked
+    }
+
+    /// Begins to look whether the next daemon could start, or has the look under way repeated.
+    fn look(&mut self) {
+        if let Some(check) = &mut self.check {
+            check.outdate();
+            return;
+        }
+        let start = |program: &Path| Check::start(program, &self.arguments, self.flag);
+        // As for the daemon itself: what cannot be run is passed over.
+        match start(&self.program).or_else(|_| start(Path::new(OWN_PROGRAM))) {
+            Ok(check) => self.check = Some(check),
+            Err(error) => self.refuse(&format!(
+                "{} cannot be run: {error}",
+                self.program.display()
+            )),
+        }
+    }
+
+    /// Has the daemon make room for the next one, if a look found that this could start.
+    fn replace_if_possible(&mut self, running: &Running) {
+        let Some(check) = &mut self.check else { return };
+        let (is_over, is_stale) = (check.is_over(), check.is_stale());
+        let verdict = check.verdict(Instant::now());
+        if is_over {
+            self.check = None;
+        }
+        match verdict {
+            _ if is_over && is_stale => self.look(),
+            Some(Ok(())) => {
+                let daemon = i32::try_from(running.child.id()).unwrap_or(0);
+                let _ = kill(Pid::from_raw(daemon), Signal::SIGTERM);
+            }
+            Some(Err(reason)) => self.refuse(&reason),
+            None => {}
+        }
+    }
+
+    /// Tells that everything stays as it is.
+    fn refuse(&self, reason: &str) {
+        let told = format!("not reloaded, the daemon that was there goes on: {reason}");
+        self.voice.error(&told);
+        self.systemd.tell(&format!("STATUS={told}"));
     }
 
     fn stop(&mut self, running: &mut Running) {
@@ -416,8 +460,12 @@ impl Supervisor {
 }
 
 /// Waits until the daemon says something, a signal comes, the daemon's first thread ends, or its
-/// time is over.
-fn wait(running: &Running, signals: &SignalFd) -> io::Result<(bool, bool, bool)> {
+/// time is over, or that of a look.
+fn wait(
+    running: &Running,
+    looked: Option<Instant>,
+    signals: &SignalFd,
+) -> io::Result<(bool, bool, bool)> {
     let mut sources = vec![
         PollFd::new(&running.channel, PollFlags::IN),
         PollFd::new(signals, PollFlags::IN),
@@ -425,9 +473,8 @@ fn wait(running: &Running, signals: &SignalFd) -> io::Result<(bool, bool, bool)>
     if let Some(first_thread) = &running.first_thread {
         sources.push(PollFd::new(first_thread, PollFlags::IN));
     }
-    let left = running
-        .deadline
-        .map(|end| end.saturating_duration_since(Instant::now()));
+    let first = running.deadline.into_iter().chain(looked).min();
+    let left = first.map(|end| end.saturating_duration_since(Instant::now()));
     ready(&mut sources, left)?;
     let is_ready = |source: Option<&PollFd<'_>>| source.is_some_and(|s| !s.revents().is_empty());
     Ok((

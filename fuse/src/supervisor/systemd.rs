@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::Command;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
 
@@ -55,6 +56,18 @@ impl Systemd {
             let first = state.lines().next().unwrap_or_default();
             voice::plain(&format!("cannot tell systemd {first}: {error}"));
         }
+    }
+}
+
+/// Has a program that is started not take itself for the service.
+pub(super) fn hide_from(command: &mut Command) {
+    for name in [
+        "NOTIFY_SOCKET",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+    ] {
+        command.env_remove(name);
     }
 }
 

@@ -25,6 +25,15 @@ impl Voice {
         }
     }
 
+    /// What an operator has to mend.
+    pub(super) fn error(&self, text: &str) {
+        if self.is_json {
+            tracing::error!("{text}");
+        } else {
+            plain(&format!("ERROR {text}"));
+        }
+    }
+
     pub(super) fn warn(&self, text: &str) {
         if self.is_json {
             tracing::warn!("{text}");

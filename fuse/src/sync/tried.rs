@@ -42,6 +42,14 @@ where
     }));
 }
 
+/// Nothing that is tried waits for what is done later: it is for the log alone.
+pub(crate) fn later<F>(_: &tokio::runtime::Handle, _: std::time::Duration, what: F)
+where
+    F: FnOnce() + Send + 'static,
+{
+    drop(what);
+}
+
 /// Runs what may wait for the disk; here, a task among the others.
 pub(crate) fn spawn_blocking<F, T>(what: F) -> shuttle::future::JoinHandle<T>
 where

@@ -239,9 +239,9 @@ pub(crate) async fn cold(path: PathBuf) -> std::io::Result<Vec<u8>> {
         .unwrap()
 }
 
-/// Waits for `is_so`, which must come to be within ten seconds.
+/// Waits for `is_so`, which must come to be within a minute: only a hang takes that long.
 pub(crate) async fn eventually(what: &str, is_so: impl Fn() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if is_so() {
             return;
         }

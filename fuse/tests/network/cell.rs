@@ -16,7 +16,7 @@ use crate::site::{DEADLINE, Site};
 
 /// What a read may take longer than its deadline before it counts as late: what a busy machine adds. The
 /// deadline itself is kept to the millisecond where the clock is a test's, see `fuse/src/fetch/tests.rs`.
-pub(crate) const BUSY: Duration = Duration::from_secs(4);
+pub(crate) const BUSY: Duration = Duration::from_secs(10);
 
 /// How long reads may take to heal after a fault has ended.
 ///

@@ -42,9 +42,10 @@ pub(crate) async fn plane(root: &Path, driver: DriverChoice) -> DataPlane {
     DataPlane::start(config).await.unwrap()
 }
 
-/// Cells that may fail for want of a processor, with so many beside them: each is tried once more, alone. What
-/// is wrong with the code fails again, or in more of them.
-const CROWDED_MAX: usize = 4;
+/// Cells that may fail for want of a processor, with so many beside them: each is tried once more, alone, which
+/// takes some seconds. What is wrong with the code fails again, or in more of them. On a machine with fifty
+/// others waiting for each processor it was nine.
+const CROWDED_MAX: usize = 24;
 
 /// A cell that is to run, its place and its number.
 type Planned<'a> = (&'a Row, Column, PathBuf, u64);

@@ -11,6 +11,12 @@ use serde::Deserialize;
 use crate::bounded;
 use crate::endpoint::Capabilities;
 
+/// What it is called.
+const NAME: &str = "hosts.toml";
+
+/// The key of the registry's own address.
+pub(super) const SERVER: &str = "server";
+
 /// Largest hosts.toml, bytes: ten mirrors need two kilobytes.
 const FILE_BYTES_MAX: u64 = 256 << 10;
 
@@ -22,11 +28,33 @@ pub(super) const MIRRORS_MAX: usize = 16;
 const DIAL_TIMEOUT_MAX: Duration = Duration::from_mins(1);
 
 /// A hosts.toml with its hosts in the order of the file, which is the order to try them in.
-#[derive(Debug)]
 pub(super) struct HostsFile {
+    text: String,
     pub(super) server: Option<String>,
     pub(super) root: Section,
     pub(super) hosts: Vec<(String, Section)>,
+}
+
+/// A value that cannot be used.
+#[derive(Debug)]
+pub(super) struct Unusable {
+    /// The key in its section; nothing if it is not in this file.
+    key: Option<&'static str>,
+    pub(super) reason: String,
+}
+
+impl Unusable {
+    /// Makes one of the value of `key`; of an entry for a host, `server` is the entry's own name.
+    pub(super) fn of(key: &'static str) -> impl Fn(String) -> Self {
+        move |reason| Self {
+            key: Some(key),
+            reason,
+        }
+    }
+
+    pub(super) const fn elsewhere(reason: String) -> Self {
+        Self { key: None, reason }
+    }
 }
 
 /// What can be said about one host. Unknown keys are ignored, as containerd does: some
@@ -47,6 +75,11 @@ pub(super) struct Section {
     header: BTreeMap<String, OneOrMany>,
     #[serde(default)]
     dial_timeout: Option<String>,
+}
+
+/// An address without what stands before an @, which may be a password.
+pub(super) fn without_password(address: &str) -> &str {
+    address.rsplit_once('@').map_or(address, |(_, host)| host)
 }
 
 /// A text or a list of texts.
@@ -101,7 +134,7 @@ pub(super) fn directory(root: &Path, registry: &str) -> Option<PathBuf> {
 impl HostsFile {
     /// Reads the file in `dir`; `None` if there is none.
     pub(super) fn read(dir: &Path) -> Result<Option<Self>, String> {
-        let path = dir.join("hosts.toml");
+        let path = dir.join(NAME);
         let wrong =
             |reason: &dyn std::fmt::Display| format!("cannot use {}: {reason}", path.display());
         let text = match bounded::read(&path, FILE_BYTES_MAX) {
@@ -110,6 +143,28 @@ impl HostsFile {
             Err(error) => return Err(wrong(&error)),
         };
         Self::parse(&text).map(Some).map_err(|error| wrong(&error))
+    }
+
+    /// What cannot be used of the file in `dir`: with the line of the key, in the section of `host` or at the
+    /// top.
+    pub(super) fn told(&self, dir: &Path, host: Option<&str>, wrong: &Unusable) -> String {
+        let (reason, file) = (&wrong.reason, dir.join(NAME));
+        let Some(key) = wrong.key else {
+            return reason.clone();
+        };
+        let mut path: Vec<_> = host.into_iter().flat_map(|host| ["host", host]).collect();
+        let mut words: Vec<_> = host.map(without_password).into_iter().collect();
+        if host.is_none() || key != SERVER {
+            path.push(key);
+            words.push(key);
+        }
+        let line = line(&self.text, &path).map(|line| format!(", line {line}"));
+        format!(
+            "cannot use {}{}: {}: {reason}",
+            file.display(),
+            line.unwrap_or_default(),
+            words.join(": ")
+        )
     }
 
     pub(super) fn parse(text: &str) -> Result<Self, String> {
@@ -129,6 +184,7 @@ impl HostsFile {
             return Err(format!("it has more than {MIRRORS_MAX} hosts"));
         }
         Ok(Self {
+            text: text.to_owned(),
             server: raw.server,
             root: raw.root,
             hosts,
@@ -144,6 +200,20 @@ fn without_value(message: &str) -> String {
         }
         _ => message.to_owned(),
     }
+}
+
+/// The line of the key that `path` leads to, or of the last one on the way that is there.
+fn line(text: &str, path: &[&str]) -> Option<usize> {
+    let document = toml::de::DeTable::parse(text).ok()?;
+    let (mut table, mut place) = (Some(document.get_ref()), None);
+    for step in path {
+        let Some((key, value)) = table?.iter().find(|(key, _)| key.get_ref() == *step) else {
+            break;
+        };
+        place = Some(key.span().start);
+        table = value.get_ref().as_table();
+    }
+    Some(text.get(..place?)?.matches('\n').count() + 1)
 }
 
 /// Where in the text each host is first named.
@@ -179,11 +249,13 @@ impl Section {
     }
 
     /// The headers to add to every request.
-    pub(super) fn headers(&self) -> Result<HeaderMap, String> {
+    pub(super) fn headers(&self) -> Result<HeaderMap, Unusable> {
         let mut headers = HeaderMap::new();
         for (name, values) in &self.header {
-            let wrong =
-                || format!("{name:?} in hosts.toml is no header, or has a value that is none");
+            let wrong = || {
+                let reason = format!("{name:?} is no header, or has a value that is none");
+                Unusable::of("header")(reason)
+            };
             let key = HeaderName::try_from(name).map_err(|_| wrong())?;
             for value in values.as_slice() {
                 let mut value = HeaderValue::try_from(value).map_err(|_| wrong())?;
@@ -196,13 +268,15 @@ impl Section {
     }
 
     /// The time to wait for a connection, if it is set.
-    pub(super) fn connect(&self) -> Result<Option<Duration>, String> {
+    pub(super) fn connect(&self) -> Result<Option<Duration>, Unusable> {
         let Some(text) = &self.dial_timeout else {
             return Ok(None);
         };
         let parsed = duration(text).filter(|time| !time.is_zero());
-        let parsed =
-            parsed.ok_or_else(|| format!("dial_timeout {text:?} is no time such as \"1s\""))?;
+        let wrong = || format!("{text:?} is no time such as \"1s\"");
+        let parsed = parsed
+            .ok_or_else(wrong)
+            .map_err(Unusable::of("dial_timeout"))?;
         Ok(Some(parsed.min(DIAL_TIMEOUT_MAX)))
     }
 }

@@ -198,5 +198,52 @@ fn a_broken_file_is_named_and_its_secrets_are_not() {
         std::fs::write(place.join("hosts.toml"), text).unwrap();
         let error = hosts(dir.path(), false).read("r.io").unwrap_err();
         assert!(!error.contains("hunter2"), "{error}");
+        let file = place.join("hosts.toml").display().to_string();
+        assert!(error.contains(&file), "{error}");
+    }
+}
+
+/// Regression: an address that is none and a certificate that is not there were told without the file that
+/// names them.
+///
+/// Promise: a value that cannot be used is told with file, line and key.
+#[test]
+fn what_cannot_be_used_is_told_with_file_line_and_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("r.io");
+    std::fs::create_dir(&place).unwrap();
+    let file = place.join("hosts.toml");
+    for (text, told) in [
+        (
+            "\nserver = \"ftp://x\"",
+            "line 2: server: \"ftp://x\" is no address",
+        ),
+        ("ca = \"/nope\"", "line 1: ca: cannot read /nope"),
+        (
+            "# one\n\n[host.\"https://m.io\"]\n\n  ca = [\"/nope\"]",
+            "line 5: https://m.io: ca: cannot read /nope",
+        ),
+        (
+            "[host.\"ftp://m.io\"]",
+            "line 1: ftp://m.io: \"ftp://m.io\" is no address",
+        ),
+        (
+            "[host.\"u:hunter2@m.io\"]\nclient = [[\"a\", \"b\", \"c\"]]",
+            "line 2: m.io: client: an entry is no [certificate, key]",
+        ),
+        (
+            "dial_timeout = \"soon\"",
+            "line 1: dial_timeout: \"soon\" is no time",
+        ),
+        (
+            "[host.\"https://m.io\".header]\n\"bad name\" = \"hunter2\"",
+            "line 1: https://m.io: header: \"bad name\" is no header",
+        ),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let error = hosts(dir.path(), false).read("r.io").unwrap_err();
+        let expected = format!("cannot use {}, {told}", file.display());
+        assert!(error.starts_with(&expected), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
     }
 }

@@ -2,16 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use super::file::{Client, OneOrMany, Section};
+use super::file::{Client, OneOrMany, Section, Unusable};
 use crate::transport::{Trust, read_authorities, read_pem};
 
 /// What a section of a hosts.toml in `dir` says; relative paths are relative to `dir`.
-pub(super) fn from_section(dir: &Path, section: &Section) -> Result<Trust, String> {
-    let read = |name: &String| read_pem(&dir.join(name));
+pub(super) fn from_section(dir: &Path, section: &Section) -> Result<Trust, Unusable> {
     let authority = |name: &String| read_authorities(&dir.join(name));
     let authorities = section.ca.iter().flat_map(OneOrMany::as_slice);
-    let authorities = authorities.map(authority);
-    let identities = match &section.client {
+    let authorities = authorities.map(authority).collect::<Result<_, _>>();
+    Ok(Trust {
+        authorities: authorities.map_err(Unusable::of("ca"))?,
+        identities: identities(dir, section).map_err(Unusable::of("client"))?,
+        skip_verify: section.skip_verify,
+    })
+}
+
+/// Our certificates, each with its key.
+fn identities(dir: &Path, section: &Section) -> Result<Vec<Vec<u8>>, String> {
+    let read = |name: &String| read_pem(&dir.join(name));
+    Ok(match &section.client {
         None => Vec::new(),
         Some(Client::Files(files)) => files
             .as_slice()
@@ -22,18 +31,10 @@ pub(super) fn from_section(dir: &Path, section: &Section) -> Result<Trust, Strin
             let pair = |pair: &OneOrMany| match pair.as_slice() {
                 [both] => read(both),
                 [certificate, key] => Ok(join(read(certificate)?, &read(key)?)),
-                _ => Err(format!(
-                    "a client entry in {} is no [certificate, key]",
-                    dir.display()
-                )),
+                _ => Err("an entry is no [certificate, key]".to_owned()),
             };
             pairs.iter().map(pair).collect::<Result<_, _>>()?
         }
-    };
-    Ok(Trust {
-        authorities: authorities.collect::<Result<_, _>>()?,
-        identities,
-        skip_verify: section.skip_verify,
     })
 }
 

@@ -158,7 +158,7 @@ async fn a_refused_target_is_renewed_once() {
 /// URLs that live a fraction of a long read's time: no error, whatever expires when.
 #[tokio::test]
 async fn short_lived_urls_carry_a_long_read() {
-    let lifetime = Some(Duration::from_millis(300));
+    let lifetime = Some(Duration::from_secs(1));
     let (registry, digest, bytes, repository, _) = world(
         Cdn {
             lifetime,
@@ -175,7 +175,7 @@ async fn short_lived_urls_carry_a_long_read() {
             .unwrap();
         let start = usize::try_from(start).unwrap();
         assert_eq!(part, bytes[start..start + 100]);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
     }
     let (own, cdn) = counts(&registry.requests());
     assert!(own + cdn <= 60 * 3, "{own} + {cdn}");
@@ -302,7 +302,7 @@ async fn a_date_to_wait_for_is_of_the_registrys_clock() {
 async fn a_crowd_renews_a_short_lived_url_once() {
     for told in [true, false] {
         let cdn = Cdn {
-            lifetime: Some(Duration::from_secs(2)),
+            lifetime: Some(Duration::from_secs(3)),
             told,
             ..Cdn::default()
         };
@@ -321,8 +321,8 @@ async fn a_crowd_renews_a_short_lived_url_once() {
         repository.blob_range(&digest, 0..10).await.unwrap();
         registry.clear_requests();
         let mut own = Vec::new();
-        for _ in 0..3 {
-            tokio::time::sleep(Duration::from_millis(2100)).await;
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(3100)).await;
             let crowd = (0..64).map(|at| repository.blob_range(&digest, at..at + 10));
             let read = futures_util::future::join_all(crowd).await;
             assert!(read.iter().all(Result::is_ok), "{told}");
@@ -331,6 +331,6 @@ async fn a_crowd_renews_a_short_lived_url_once() {
         }
         // The first end of a URL that did not tell it costs those on their way a request each at the
         // store, never at the registry.
-        assert_eq!(own, [1, 1, 1], "{told}");
+        assert_eq!(own, [1, 1], "{told}");
     }
 }

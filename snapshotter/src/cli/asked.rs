@@ -240,7 +240,7 @@ mod tests {
                 drop(UnixListener::bind(&socket).unwrap());
             }
             let start = async {
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 let _ = std::fs::remove_file(&socket);
                 let listener = UnixListener::bind(&socket).unwrap();
                 tonic::transport::Server::builder()
@@ -301,7 +301,7 @@ mod tests {
             assert_eq!(refused.code(), Code::Unavailable);
             let took = began.elapsed();
             assert!(
-                took >= patience && took < patience + Duration::from_secs(1),
+                took >= patience && took < patience + Duration::from_secs(10),
                 "{took:?}"
             );
         }

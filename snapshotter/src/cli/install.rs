@@ -1,6 +1,5 @@
 //! `install` and `uninstall`: containerd's configuration with the snapshotter, and without.
 
-use anyhow::ensure;
 use similar::TextDiff;
 
 use super::InstallArgs;
@@ -10,7 +9,6 @@ use crate::install::{self, Change, Files, Wish};
 
 /// Adds what containerd needs to know. `fragments`: in a file of its own where that works.
 pub(super) fn install(args: &InstallArgs, cri: bool, fragments: bool) -> anyhow::Result<()> {
-    check(&args.snapshotter)?;
     let config = Config::load(args.config.as_deref(), &Overrides::default())?;
     let wish = Wish {
         name: args.snapshotter.clone(),
@@ -31,7 +29,6 @@ pub(super) fn install(args: &InstallArgs, cri: bool, fragments: bool) -> anyhow:
 
 /// Takes it out again.
 pub(super) fn uninstall(args: &InstallArgs) -> anyhow::Result<()> {
-    check(&args.snapshotter)?;
     let files = Files::new(&args.containerd_config, true);
     let change = install::uninstall(&files, &args.snapshotter)?;
     if args.dry_run {
@@ -43,14 +40,13 @@ pub(super) fn uninstall(args: &InstallArgs) -> anyhow::Result<()> {
     print(&told(&change))
 }
 
-/// The name becomes a key, a file name and part of keys of snapshots.
-fn check(name: &str) -> anyhow::Result<()> {
+/// A snapshotter's name, which becomes a key, a file name and part of keys of snapshots.
+pub(super) fn name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    ensure!(
-        (1..=64).contains(&name.len()) && name.chars().all(fits),
-        "{name:?} is no name of a snapshotter: up to 64 letters, digits, - and _"
-    );
-    Ok(())
+    if (1..=64).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err("a snapshotter's name has up to 64 letters, digits, - and _".to_owned())
 }
 
 /// What would change, as `diff -u` shows it.

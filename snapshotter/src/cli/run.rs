@@ -1,6 +1,7 @@
 //! `run`: the supervisor, and the daemon it keeps alive.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +14,8 @@ use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use super::{RunArgs, block_on};
-use crate::config::{Config, LogFormat, LogLevel};
+use super::{RunArgs, block_on, output};
+use crate::config::{self, Config, LogFormat, LogLevel};
 use crate::containerd::Containerd;
 use crate::control::Control;
 use crate::lazy::Lazy;
@@ -42,6 +43,10 @@ const LOOK: Duration = Duration::from_millis(10);
 const GRPC: &str = "grpc";
 const CONTROL: &str = "control";
 
+/// The flag by which the supervisor asks the program that is installed now whether it could start. Builds
+/// before and after this one are asked the same: never another name.
+const CHECK: &str = "--check-config";
+
 /// Supervises, and returns the exit code in the end; `None` in the daemon itself.
 pub(super) fn supervise() -> Option<ExitCode> {
     if supervisor::is_supervised() {
@@ -50,7 +55,7 @@ pub(super) fn supervise() -> Option<ExitCode> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let supervised = std::env::current_exe()
         .map_err(supervisor::SuperviseError::from)
-        .and_then(|program| supervisor::supervise(&program, &arguments, log_json));
+        .and_then(|program| supervisor::supervise(&program, &arguments, CHECK, log_json));
     Some(match supervised {
         Ok(code) => code.into(),
         Err(error) => {
@@ -63,6 +68,29 @@ pub(super) fn supervise() -> Option<ExitCode> {
 /// Has the supervisor's own lines, which are few and warnings, written as JSON.
 fn log_json() {
     log::start(LogLevel::Warn, LogFormat::Json);
+}
+
+/// Looks at everything that a daemon looks at before it serves and that does not change anything.
+pub(super) fn check(args: RunArgs) -> anyhow::Result<()> {
+    let file = args.config.clone();
+    let config = args.load()?;
+    config.check_disk()?;
+    block_on(async move {
+        let registries = Registries::for_layers(&config.registry)?;
+        for wrong in registries.check_hosts().await {
+            // No reason to stay down: it is read anew again and again, and concerns that registry alone.
+            eprintln!("larder-snapshotter: {wrong}");
+        }
+        anyhow::Ok(())
+    })?;
+    let default = || Some(config::DEFAULT_PATH.into()).filter(|path: &PathBuf| path.exists());
+    output::print(&match file.or_else(default) {
+        Some(path) => format!("the configuration {} can be used\n", path.display()),
+        None => format!(
+            "there is no {}; the defaults can be used\n",
+            config::DEFAULT_PATH
+        ),
+    })
 }
 
 /// Serves until the supervisor or a signal ends it.

@@ -36,9 +36,47 @@ pub(super) fn in_words(text: &str, error: &toml::de::Error) -> String {
     format!(", line {}: {line}: {meaning}", number + 1)
 }
 
+/// The line of a key with its sections, such as `registry.authfile`; of one that is not there, nothing.
+pub(super) fn line(text: &str, key: &str) -> Option<usize> {
+    let document = toml::de::DeTable::parse(text).ok()?;
+    let (mut table, mut place) = (Some(document.get_ref()), 0);
+    for step in key.split('.') {
+        let (key, value) = table?.iter().find(|(key, _)| key.get_ref() == step)?;
+        place = key.span().start;
+        table = value.get_ref().as_table();
+    }
+    Some(text.get(..place)?.matches('\n').count() + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Config, Overrides};
+
+    /// Promise: a value out of range is told with file and line, unless a flag gave it.
+    #[test]
+    fn values_out_of_range_have_a_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = "root = \"/x\"\n\n[registry]\n# nothing\nauthfile = \"/none\"\n";
+        std::fs::write(file.path(), text).unwrap();
+        let told = |overrides| {
+            Config::load(Some(file.path()), &overrides)
+                .unwrap_err()
+                .to_string()
+        };
+        let path = file.path().display();
+        let expected = format!("configuration {path}, line 5, key registry.authfile: /none ");
+        let said = told(Overrides::default());
+        assert!(said.starts_with(&expected), "{said}");
+        let root = Some("relative".into());
+        let said = told(Overrides {
+            root,
+            ..Overrides::default()
+        });
+        assert!(
+            said.starts_with("configuration key root: relative"),
+            "{said}"
+        );
+    }
 
     /// Promise: a value of the wrong kind is explained in one line, without the parser's types.
     #[test]

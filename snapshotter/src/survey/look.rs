@@ -116,8 +116,9 @@ impl Look {
         if !self.absent.is_empty() {
             told.push(format!(
                 "containerd has {}: this root directory was wiped or exchanged. Remove the containers \
-                 and images that containerd has for this snapshotter, with `ctr images rm --sync`, then \
-                 pull again what is needed",
+                 and images that containerd has for this snapshotter, with `ctr images rm --sync`, and \
+                 the leases that interrupted pulls left (`ctr leases ls`, `ctr leases rm`), then pull \
+                 again what is needed",
                 of_snapshots(self.absent.len(), "that is not here", "that are not here")
             ));
         }

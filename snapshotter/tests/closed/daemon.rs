@@ -148,7 +148,7 @@ impl World {
             .args(words);
         let daemon = shell.stderr(log.try_clone().unwrap()).stdout(log).spawn();
         self.daemon = Some(daemon.unwrap());
-        for _ in 0..1_000 {
+        for _ in 0..3_000 {
             if tokio::net::UnixStream::connect(&socket).await.is_ok() {
                 return;
             }
@@ -176,7 +176,7 @@ impl World {
         command.arg("-c").arg(folder.join("config.toml"));
         let containerd = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
         self.containerd = Some(containerd.expect("containerd is installed"));
-        for _ in 0..1_000 {
+        for _ in 0..3_000 {
             if tokio::net::UnixStream::connect(&socket).await.is_ok() {
                 return;
             }

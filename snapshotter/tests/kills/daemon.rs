@@ -16,9 +16,6 @@ use tonic::transport::Channel;
 /// it needs; a busy machine is slow.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What a process may take from coming by until it is dead.
-const LAST_BREATH: Duration = Duration::from_millis(100);
-
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -38,6 +35,8 @@ pub(crate) struct Daemon {
     pub(crate) client: SnapshotsClient<Channel>,
     pub(crate) kills: u32,
     is_armed: bool,
+    /// The processes that may die by that.
+    doomed: Vec<u32>,
 }
 
 impl Daemon {
@@ -60,6 +59,7 @@ impl Daemon {
             client,
             kills: 0,
             is_armed: false,
+            doomed: Vec::new(),
         };
         daemon.answers().await;
         daemon
@@ -67,8 +67,27 @@ impl Daemon {
 
     /// The next process that comes by the place `name` dies there.
     pub(crate) fn arm(&mut self, name: &str) {
+        self.doomed = self.daemons();
         std::fs::write(self.armed(), name).unwrap();
         self.is_armed = true;
+    }
+
+    /// Waits until a process has come by.
+    pub(crate) async fn dies(&self, place: &str) {
+        let begun = std::time::Instant::now();
+        while !self.is_dead() {
+            assert!(begun.elapsed() < PATIENCE, "nobody came by {place:?}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// What the supervisor started and has not seen the end of.
+    fn daemons(&self) -> Vec<u32> {
+        let supervisor = self.child.id();
+        let path = format!("/proc/{supervisor}/task/{supervisor}/children");
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        let children = children.split_whitespace();
+        children.filter_map(|child| child.parse().ok()).collect()
     }
 
     fn armed(&self) -> PathBuf {
@@ -84,8 +103,12 @@ impl Daemon {
     pub(crate) async fn revive(&mut self) {
         self.kills += 1;
         self.is_armed = false;
-        // Between taking the file away and the end there is a system call.
-        tokio::time::sleep(LAST_BREATH).await;
+        // Between taking the file away and the end there is a system call, and a busy machine.
+        let begun = std::time::Instant::now();
+        while self.daemons().iter().any(|one| self.doomed.contains(one)) {
+            assert!(begun.elapsed() < PATIENCE, "it lives on: {}", self.log());
+            tokio::time::sleep(LOOK).await;
+        }
         let socket = self.scratch.path().join("larder.sock");
         self.client = SnapshotsClient::new(Connector::channel(socket));
         self.answers().await;

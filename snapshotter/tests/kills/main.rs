@@ -157,8 +157,7 @@ impl World {
             }
         }
         // Perhaps a moment after the last call.
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-        assert!(self.daemon.is_dead(), "nobody came by {place:?}");
+        self.daemon.dies(place).await;
         self.daemon.revive().await;
         self.is_intact().await;
     }

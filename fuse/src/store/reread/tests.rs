@@ -10,7 +10,6 @@ use rustix::fs::{Advice, fadvise};
 
 use super::super::disk::StdDisk;
 use super::super::evict::tests::{fixture, layer, publish};
-use super::*;
 
 /// Long enough for the kernel to have read what it was asked for, and a second reader to find it.
 const DISK: Duration = Duration::from_millis(100);

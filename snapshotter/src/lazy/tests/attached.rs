@@ -88,7 +88,7 @@ async fn what_is_attached_is_used_for_layers_that_are_here_and_for_those_that_co
     }];
     lazy.profiles().layer_added(&first, NAME);
     lazy.profiles().layer_added(&second, NAME);
-    for _ in 0..100 {
+    for _ in 0..3000 {
         if asked().len() > 1 {
             break;
         }

@@ -38,7 +38,7 @@ async fn an_unproved_layer_is_not_shared_with_an_image_that_did_not_name_its_ind
     let begin = Instant::now();
     assert!(!world.prepare("c/1/x", "", labels("c1", "honest")).await);
     assert!(!world.prepare("d/1/x", "", plain("c1")).await);
-    assert!(begin.elapsed() < Duration::from_secs(2), "two deadlines");
+    assert!(begin.elapsed() < Duration::from_secs(20), "two deadlines");
     assert_eq!(world.adoptable("c1", "").len(), 1);
     let lying = location("lying").digest;
     assert_eq!(*world.plane.proofs.lock().unwrap(), [lying, lying]);

@@ -14,14 +14,14 @@ use crate::store::REF_LABEL;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_or_failing_registry_means_an_ordinary_unpack_in_time() {
     let plane = FakePlane {
-        delay: Some(Duration::from_millis(900)),
+        delay: Some(Duration::from_secs(4)),
         ..FakePlane::default()
     };
     let world = World::new(plane).await;
     let begin = Instant::now();
     assert!(!world.prepare("n/1/x", "", labels("c1", "i1")).await);
     assert!(
-        begin.elapsed() < Duration::from_millis(800),
+        begin.elapsed() < Duration::from_secs(3),
         "{:?}",
         begin.elapsed()
     );

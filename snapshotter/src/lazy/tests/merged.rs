@@ -58,7 +58,7 @@ fn is_merged(mounts: &[Mount]) -> bool {
 }
 
 async fn until_merged(world: &World, key: &str) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         let mounts = world.snapshots.mounts(key.into()).await.unwrap();
         if is_merged(&mounts) {
             return;
@@ -77,7 +77,7 @@ fn merged(world: &World) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_layers_become_one_lower_directory_and_nobody_waits() {
     let plane = FakePlane {
-        merging_takes: Duration::from_millis(1500),
+        merging_takes: Duration::from_secs(4),
         ..FakePlane::default()
     };
     let world = World::new(plane).await;
@@ -85,7 +85,7 @@ async fn many_layers_become_one_lower_directory_and_nobody_waits() {
     assert_eq!(world.plane.merges.load(Ordering::Relaxed), 0);
     let began = Instant::now();
     let first = run(&world, "n/50/run", &top).await;
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(3));
     assert_eq!(lowers(&first).len(), MANY);
     until_merged(&world, "n/50/run").await;
     assert!(is_merged(&run(&world, "n/51/run", &top).await));

@@ -140,7 +140,7 @@ async fn a_kept_or_pinned_layer_outlives_its_last_snapshot() {
             plane.data_on_disk.store(0, Ordering::Relaxed);
         }
         let lazy = world.snapshots.lazy().unwrap();
-        for _ in 0..1000 {
+        for _ in 0..12_000 {
             let layers = plane.layers();
             let freed = lazy.free(world.snapshots.store(), &layers);
             freed.await.unwrap();

@@ -81,7 +81,7 @@ async fn a_lost_layer_is_unavailable_and_comes_back() {
     );
     world.settle(|| world.mounted() == 1).await;
     let mut back = world.snapshots.mounts("n/2/run".into()).await;
-    for _ in 0..100 {
+    for _ in 0..6000 {
         if back.is_ok() {
             break;
         }

@@ -127,7 +127,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), wait)
+        tokio::time::timeout(Duration::from_mins(1), wait)
             .await
             .unwrap();
     }
@@ -183,7 +183,7 @@ pub(super) fn plain(tars: &str) -> Labels {
 
 /// Opens the store, whose last owner may be closing the database still.
 async fn reopened(root: &Path) -> Store {
-    for _ in 0..2000 {
+    for _ in 0..12_000 {
         match Store::open(root) {
             Err(StoreError::InUse(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
             opened => return opened.unwrap(),

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::certificates::Certificates;
 
 /// How long the registry may take to listen.
-const START_MAX: Duration = Duration::from_secs(10);
+const START_MAX: Duration = Duration::from_mins(1);
 
 /// How many ports are tried: another process may take one between our look and the start.
 const PORTS_MAX: usize = 5;
