@@ -1,6 +1,7 @@
 """What the grid has measured: a file of JSON lines, one for each start, so that a run that was stopped goes on where it was."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -59,12 +60,15 @@ class Results:
         return next((one for one in self.rows if key(one) == wanted), None)
 
     def trace(self, image, recipe, programs):
-        """The recorded start that is held against every other one of this image: the one that bytes and time say less of, since what
-        one driver reads more than the other is not needed."""
+        """The recorded start that every other one of this image is held against: that of the driver which reads less, since what the other
+        reads more is not needed, with the shortest warm start of both."""
         rows = [row for row in self.rows
                 if row["kind"] == "trace" and (row["image"], row["recipe"], row["programs"]) == (image, recipe, programs)]
         traces = [start_oracle.Trace(tuple(start_oracle.Read(*read) for read in row["reads"]), row["ready"], row["warm"]) for row in rows]
-        return min(traces, key=start_oracle.Trace.touched, default=None)
+        if not traces:
+            return None
+        least = min(traces, key=start_oracle.Trace.touched)
+        return dataclasses.replace(least, warm=min(trace.warm for trace in traces))
 
     def cells(self):
         """For each image, link and kind of start its medians and what the goals are about."""
