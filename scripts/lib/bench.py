@@ -56,8 +56,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: ended by a signal"))
     work = tempfile.mkdtemp(prefix="larder-bench-")
     try:
-        if args.what in QUIET and not args.busy and (foreign := links.foreign_cores()) > links.FOREIGN_CORES_MAX:
-            raise rig.RigError(links.BUSY.format(foreign))
+        if args.what in QUIET:
+            links.foreign_or_refused(args.busy)
         for name in ALL if args.what == "all" else (args.what,):
             print(f"==> {name}", file=sys.stderr)
             globals()[name](args, drivers, work, table)
@@ -211,7 +211,7 @@ def grid(args, drivers, work, table):
 
 
 def starts(args, drivers, work, table, images, over):
-    kept = results.Results(args.json if args.json and args.what != "all" else os.path.join(work, "starts.jsonl"))
+    kept = results.Results(args.json if args.json and args.what != "all" else os.path.join(work, "starts.jsonl"), args.busy)
     try:
         grid_of.run(args, images, over, drivers, work, kept)
     finally:
@@ -221,7 +221,7 @@ def starts(args, drivers, work, table, images, over):
 
 def chunks(args, drivers, work, table):
     """Size, conversion and cold start by chunk size and level."""
-    kept = results.Results(args.json or os.path.join(work, "forms.jsonl"))
+    kept = results.Results(args.json or os.path.join(work, "forms.jsonl"), args.busy)
     try:
         chunk_forms.run(args, args.image or chunk_forms.IMAGES, shapes(args) or [links.parse("10ms")], drivers, work, kept)
     finally:

@@ -48,7 +48,7 @@ class Forms(grid.Grid):
             link = links.open_link(tempfile.mkdtemp(dir=self.work), shape, storage)
             try:
                 for row in missing:
-                    measured, refused = grid.calibrated(link, shape, self.args.busy)
+                    measured, refused = links.calibrated(link, shape, self.args.busy)
                     found = self.start_form(link, row, ready)
                     self.kept.add(row | costs[row["chunk"], row["level"]] | found | {
                         "measured": measured._asdict(), "busy": bool(refused), "at": time.time()})

@@ -17,8 +17,6 @@ import warm_trace
 IMAGES = ("python", "node", "nginx", "jvm", "postgres", "compiler", "wide200", "large", "ai")
 FREE_BYTES_MIN = 25 << 30  # what an image of 4 GB takes as layout, in the registry in two forms, and unpacked on a node
 WITH_PROFILE = "+profile"
-CALIBRATIONS_MAX = 6  # what a start leaves behind, such as writing back, is over after a minute
-PAUSE_SECONDS = 10
 
 
 def say(text):
@@ -83,9 +81,10 @@ class Grid:
         with published(self.args, self.work, self.layout, self.image) as (storage, link, reference):
             ready = ready_of(link, self.image)
             for row in traces:
+                is_busy = links.foreign_or_refused(self.args.busy)
                 trace, profile = warm_trace.record(self.args.programs, self.work, link.address, reference, row["driver"], ready)
                 say(f"{self.image}, {row['driver']}: warm {trace['warm']:.2f} s, {len(trace['reads'])} chunks are read")
-                self.kept.add(row | trace | {"profile": profile})
+                self.kept.add(row | trace | {"profile": profile, "busy": is_busy})
             link.close()
             for shape in shapes:
                 missing = list(self.missing_starts(shape))
@@ -97,7 +96,7 @@ class Grid:
         link = links.open_link(folder, shape, storage)
         try:
             for row in missing:
-                measured, refused = calibrated(link, shape, self.args.busy)
+                measured, refused = links.calibrated(link, shape, self.args.busy)
                 start = self.start(link, row["variant"], ready)
                 self.kept.add(row | start | {"rtt": shape.round_trip, "measured": measured._asdict(), "busy": bool(refused), "at": time.time()})
                 say(f"{self.image}, {shape.name}, {row['variant']}, {row['turn'] + 1} of {self.args.pairs}: "
@@ -128,18 +127,6 @@ class Grid:
         with open(path, "w") as out:
             json.dump(profile, out)
         warm_trace.profile_command(self.args.programs, node, "import", path)
-
-
-def calibrated(link, shape, is_busy):
-    """What the link gives now, and why that is not what it is called, if the machine is known to be busy; else it is waited for a
-    moment."""
-    for _ in range(CALIBRATIONS_MAX):
-        measured = links.calibrate(link, shape)
-        refused = links.refusal(shape, measured)
-        if not refused or is_busy:
-            return measured, refused
-        time.sleep(PAUSE_SECONDS)
-    raise rig.RigError(refused)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,8 @@ LAN_SECONDS_MAX = 0.0003
 PROBES = 11
 FOREIGN_CORES_MAX = 0.2
 FOREIGN_SECONDS = 0.5
+TRIES_MAX = 6  # what a start leaves behind, such as writing back, is over after a minute
+PAUSE_SECONDS = 10
 BUSY = (f"other programs keep {{:.2f}} cores busy, and {FOREIGN_CORES_MAX} are let pass: wait until they have ended, or say --busy to try "
         "whether it works")
 READ_BYTES = 1 << 18
@@ -129,6 +131,27 @@ def foreign_cores():
     time.sleep(FOREIGN_SECONDS)
     busy_after, after = counted()
     return (busy_after - busy) / max(1, after - everything) * os.cpu_count()
+
+
+def foreign_or_refused(is_busy):
+    """Whether others work on the machine, where that is known; else it is waited for a moment, and nothing is measured if they stay."""
+    for _ in range(TRIES_MAX):
+        foreign = foreign_cores()
+        if foreign <= FOREIGN_CORES_MAX or is_busy:
+            return foreign > FOREIGN_CORES_MAX
+        time.sleep(PAUSE_SECONDS)
+    raise rig.RigError(BUSY.format(foreign))
+
+
+def calibrated(link, shape, is_busy):
+    """What the link gives now, and why that is not what it is called, where the machine is known to be busy; else likewise."""
+    for _ in range(TRIES_MAX):
+        measured = calibrate(link, shape)
+        refused = refusal(shape, measured)
+        if not refused or is_busy:
+            return measured, refused
+        time.sleep(PAUSE_SECONDS)
+    raise rig.RigError(refused)
 
 
 def refusal(shape, measured):

@@ -12,7 +12,6 @@ import threading
 import time
 
 import daemon
-import grid
 import links
 import random_layout
 import rig
@@ -119,7 +118,7 @@ def run(args, shapes, drivers, work, table):
 
 
 def both(args, work, link, shape, driver, count, table):
-    measured, refused = grid.calibrated(link, shape, args.busy)
+    measured, refused = links.calibrated(link, shape, args.busy)
     # A chunk that does not get smaller travels as it is.
     expected = measured.round_trip * 1e3 + random_layout.CHUNK_BYTES / measured.rate * 1e3 + OWN_MILLISECONDS
     label = f"miss of 4 KiB, {shape.name}, {driver}" + (" (busy machine)" if refused else "")

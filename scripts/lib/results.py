@@ -32,9 +32,10 @@ def scratch():
 
 
 class Results:
-    """The lines of the file; the last one may be half, where a run was killed."""
+    """The lines of the file; the last one may be half, where a run was killed. What was measured beside other work counts only where that
+    is asked for: a quiet run measures it again."""
 
-    def __init__(self, path):
+    def __init__(self, path, with_busy=True):
         self.path, self.rows = path, []
         if os.path.exists(path):
             with open(path) as lines:
@@ -42,7 +43,8 @@ class Results:
             whole = text[:text.rfind("\n") + 1]
             if whole != text:
                 os.truncate(path, len(whole.encode()))
-            self.rows = [json.loads(line) for line in whole.splitlines()]
+            rows = map(json.loads, whole.splitlines())
+            self.rows = [row for row in rows if with_busy or not row["busy"]]
 
     def add(self, row):
         self.rows.append(row)

@@ -32,7 +32,7 @@ def compare(args, work, link, image, shape, driver, table):
     refusals = []
 
     def side(is_lazy):
-        refusals.append(grid.calibrated(link, shape, args.busy)[1])
+        refusals.append(links.calibrated(link, shape, args.busy)[1])
         return read_all(args, work, link, image, is_lazy, driver)
     ours, theirs = abba(args.pairs, lambda: side(True), lambda: side(False))
     label = f"{image} read whole, {shape.name}, {driver}" + (" (busy machine)" if any(refusals) else "")

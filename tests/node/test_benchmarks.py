@@ -113,7 +113,7 @@ class Kept(unittest.TestCase):
 
     def trace(self, driver, stored, warm=1.0):
         return {"kind": "trace", "image": "python", "recipe": "r", "programs": "p", "driver": driver,
-                "reads": [[0.0, stored, 0]], "ready": 1.0, "warm": warm}
+                "reads": [[0.0, stored, 0]], "ready": 1.0, "warm": warm, "busy": False}
 
     def test_what_is_there_is_not_measured_again(self):
         with results.scratch() as path:
@@ -127,6 +127,9 @@ class Kept(unittest.TestCase):
             self.assertFalse(again.has(self.start(0, programs="other")))
             again.add(self.start(1))
             self.assertEqual(len(results.Results(path).rows), 2)
+            again.add(self.start(2, busy=True))
+            quiet = results.Results(path, with_busy=False)
+            self.assertEqual([quiet.has(self.start(turn)) for turn in range(3)], [True, True, False])
 
     def test_a_cell_is_judged_by_the_oracle_and_by_the_ordinary_pull(self):
         """Promise: B1, B2 and B10 are quotients of medians; both drivers are held to the trace of fewer bytes, and to
