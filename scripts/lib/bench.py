@@ -2,7 +2,6 @@
 
 import argparse
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -10,26 +9,43 @@ import signal
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
 
+import chunks as chunk_forms
+import grid as grid_of
+import links
+import miss as misses
+import results
 import rig
+import whole as whole_images
 from daemon import Daemon, labels
-from samples import Table, abba, seconds
+from density import run as density  # noqa: F401 - found by its name
+from made import Registry, one_layer, small_files, unpack
+from samples import Table, abba, percentile, seconds
+from warm import run as warm  # noqa: F401 - likewise
 
-SETTLED_SECONDS_MAX = 60  # a start is over ten seconds after its last first read
+# What `all` measures, and what is asked for by name only: the grid takes hours.
+ALL = ("convert", "mount", "stall", "local", "cold")
+NAMED = ("grid", "chunks", "miss", "readers", "whole", "warm", "density")
+QUIET = ("warm", "density")  # which calibrate no link
+LINES = ("cold", "grid", "chunks")  # whose --json is a file of lines that a run goes on with
 IMPORT = ["python3", "-c", "import numpy, pandas, flask"]
 
 
 def main():
     words = argparse.ArgumentParser()
-    words.add_argument("what", choices=("local", "cold", "convert", "mount", "stall", "all"))
+    words.add_argument("what", choices=(*ALL, *NAMED, "all"))
     words.add_argument("--programs", required=True)
     words.add_argument("--images", required=True)
     words.add_argument("--pairs", type=int, default=15)
-    words.add_argument("--rate", default="200mbit")
+    words.add_argument("--link", action="append", default=[])
+    words.add_argument("--rate")
+    words.add_argument("--rtt", type=float, help="milliseconds")
+    words.add_argument("--image", action="append", default=[])
+    words.add_argument("--reads", type=int, default=2000)
+    words.add_argument("--busy", action="store_true")
     words.add_argument("--fs-driver", choices=("erofs", "fuse"))
     words.add_argument("--json")
     args = words.parse_args()
@@ -40,19 +56,22 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: ended by a signal"))
     work = tempfile.mkdtemp(prefix="larder-bench-")
     try:
-        for name in ("convert", "mount", "stall", "local", "cold") if args.what == "all" else (args.what,):
+        if args.what in QUIET:
+            links.foreign_or_refused(args.busy)
+        for name in ALL if args.what == "all" else (args.what,):
             print(f"==> {name}", file=sys.stderr)
             globals()[name](args, drivers, work, table)
-    except rig.RigError as error:
+        failed = 0
+    except (rig.RigError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
-        return 1
+        failed = 1
     finally:
         rig.unmount_below(work)
         shutil.rmtree(work, ignore_errors=True)
     table.show()
-    if args.json:
+    if args.json and args.what not in LINES and not failed:
         table.save(args.json)
-    return 0
+    return failed
 
 
 def usable(drivers):
@@ -62,32 +81,6 @@ def usable(drivers):
         if missing[driver]:
             print(f"bench: {driver} is skipped: it {missing[driver]}", file=sys.stderr)
     return [driver for driver in drivers if not missing[driver]]
-
-
-class Registry:
-    """A registry on a fast link, with converted images in it."""
-
-    def __init__(self, args, work, rate="20gbit", round_trip=0):
-        self.args, self.work = args, tempfile.mkdtemp(dir=work)
-        self.link = rig.Link(self.work, rate, round_trip=round_trip)
-        try:
-            self.link.start_registry(self.work)
-        except rig.RigError:
-            self.link.close()
-            raise
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.link.close()
-
-    def push(self, layout, name):
-        inner = f"127.0.0.1:5000/bench/{name}"
-        self.link.inside("skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:latest", f"docker://{inner}:original")
-        larder = os.path.join(self.args.programs, "larder")
-        self.link.inside(larder, "convert", "--plain-http", f"{inner}:original", f"{inner}:larder")
-        return f"{self.link.address}/bench/{name}:larder"
 
 
 class Mounted:
@@ -119,51 +112,6 @@ class Mounted:
 def proven(record):
     with open(record) as text:
         return json.load(text)["proof"] == "proven"
-
-
-def one_layer(tree, folder):
-    """The tree as an image of one gzip layer, so that a bare file system is compared with a bare file system."""
-    blobs = os.path.join(folder, "blobs", "sha256")
-    os.makedirs(blobs)
-    plain = os.path.join(folder, "layer.tar")
-    rig.run("tar", "--sort=name", "--xattrs", "--xattrs-include=*", "-C", tree, "-cf", plain, ".")
-    diff_id = "sha256:" + rig.run("sha256sum", plain).split()[0]
-    rig.run("gzip", "-f", "-n", plain)
-
-    def keep(path=None, value=None):
-        if path is None:
-            path = os.path.join(folder, "document")
-            with open(path, "w") as out:
-                json.dump(value, out)
-        with open(path, "rb") as data:
-            digest = hashlib.file_digest(data, "sha256").hexdigest()
-        kept = os.path.join(blobs, digest)
-        os.rename(path, kept)
-        return {"digest": "sha256:" + digest, "size": os.path.getsize(kept)}
-
-    layer = keep(path=plain + ".gz") | {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip"}
-    config = keep(value={"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [diff_id]}})
-    config["mediaType"] = "application/vnd.oci.image.config.v1+json"
-    kind = "application/vnd.oci.image.manifest.v1+json"
-    manifest = keep(value={"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer]}) | {"mediaType": kind}
-    manifest["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
-    with open(os.path.join(folder, "index.json"), "w") as out:
-        json.dump({"schemaVersion": 2, "manifests": [manifest]}, out)
-    with open(os.path.join(folder, "oci-layout"), "w") as out:
-        out.write('{"imageLayoutVersion": "1.0.0"}')
-
-
-def unpack(layout, work):
-    """The image's tree on the local file system, by buildah, which knows nothing of Larder."""
-    tree, store = os.path.join(work, "ext4"), os.path.join(work, "buildah")
-    command = ["buildah", "--root", store, "--runroot", store + "-run", "--storage-driver", "vfs"]
-    rig.run("skopeo", "copy", "--quiet", f"oci:{layout}:latest", f"containers-storage:[vfs@{store}+{store}-run]localhost/bench:latest")
-    container = rig.run(*command, "from", "localhost/bench:latest").strip()
-    source = rig.run(*command, "mount", container).strip()
-    rig.run("cp", "-a", source, tree)
-    rig.run(*command, "umount", container)
-    shutil.rmtree(store, ignore_errors=True)
-    return tree
 
 
 def local(args, drivers, work, table):
@@ -253,52 +201,54 @@ class Overlay:
 
 
 def cold(args, drivers, work, table):
-    """From the pull command to ready over the shaped link, on empty nodes."""
-    cold_over(args, drivers, work, table, 0, "≤ 3.0 s")
-    cold_over(args, drivers, work, table, 0.010, "< 1.0")
+    """From the pull command to ready on empty nodes: *python*, over 200 Mbit/s without a round trip and with one of 10 ms."""
+    starts(args, drivers, work, table, args.image or ["python"], shapes(args) or [links.parse("200mbit"), links.parse("10ms")])
 
 
-def cold_over(args, drivers, work, table, round_trip, goal):
-    with Registry(args, work, args.rate, round_trip) as registry:
-        lazy = registry.push(os.path.join(args.images, "python"), "python")
-        eager = lazy.replace(":larder", ":original")
-
-        def start(reference, is_lazy, driver="auto", profile=None, learnt=None):
-            """A cold start of an empty node, which knows of starts what is in `profile`, or writes to `learnt` what it learns."""
-            node = rig.Node(work, args.programs, is_lazy, driver)
-            try:
-                node.start(registry.link.address)
-                if profile:
-                    known_starts(args, node, "import", profile)
-                said = rig.cold_start(registry.link, node, reference, "line:ready")
-                if learnt:
-                    rig.wait_for(lambda: exported(args, node, reference, learnt), "the start to be over", node.log, SETTLED_SECONDS_MAX)
-                return said
-            finally:
-                node.close()
-
-        for driver in drivers:
-            where = f"cold start, {args.rate}, {driver}" + (f", {round_trip * 1e3:.0f} ms round trip" if round_trip else "")
-            profile = os.path.join(work, f"{driver}-{round_trip}.json")
-            start(lazy, True, driver, learnt=profile)
-            for label, known in ((where, None), (f"{where}, with a profile", profile)):
-                ours, theirs = abba(args.pairs, lambda: start(lazy, True, driver, known), lambda: start(eager, False))
-                table.pair(f"{label}: ready", "s", *([s["seconds"] for s in side] for side in (ours, theirs)), goal)
-                table.pair(f"{label}: moved", "MB", *([s["bytes"] / 1e6 for s in side] for side in (ours, theirs)), "≤ 45 MB")
-                table.pair(f"{label}: pull returns", "s", *([s["pull_seconds"] for s in side] for side in (ours, theirs)), "")
+def grid(args, drivers, work, table):
+    """The same for every image and link, or those that are named."""
+    starts(args, drivers, work, table, args.image or grid_of.IMAGES, shapes(args) or [links.parse(name) for name in links.GRID])
 
 
-def known_starts(args, node, *words):
-    snapshotter = os.path.join(args.programs, "larder-snapshotter")
-    return rig.run(snapshotter, "profile", words[0], "--root", os.path.join(node.work, "larder"), *words[1:])
+def starts(args, drivers, work, table, images, over):
+    kept = results.Results(args.json if args.json and args.what != "all" else os.path.join(work, "starts.jsonl"), args.busy)
+    try:
+        grid_of.run(args, images, over, drivers, work, kept)
+    finally:
+        table.texts.append(kept.show())
+        table.starts += kept.rows
 
 
-def exported(args, node, reference, file):
-    """Whether the node has learnt what a start of the image reads; then it is in `file`."""
-    if not json.loads(known_starts(args, node, "list", "--json"))["profiles"]:
-        return False
-    known_starts(args, node, "export", "-o", file, reference)
-    return True
+def chunks(args, drivers, work, table):
+    """Size, conversion and cold start by chunk size and level."""
+    kept = results.Results(args.json or os.path.join(work, "forms.jsonl"), args.busy)
+    try:
+        chunk_forms.run(args, args.image or chunk_forms.IMAGES, shapes(args) or [links.parse("10ms")], drivers, work, kept)
+    finally:
+        table.texts.append(chunk_forms.show(kept))
+
+
+def miss(args, drivers, work, table):
+    """Reads of what is not here, alone and beside a download."""
+    misses.run(args, shapes(args) or [links.parse(name) for name in links.GRID], drivers, work, table)
+
+
+def readers(args, drivers, work, table):
+    """What many readers fetch together."""
+    misses.together(args, drivers, work, table)
+
+
+def whole(args, drivers, work, table):
+    """Everything of an image read, against the ordinary pull and the same reading."""
+    over = shapes(args) or [links.parse("lan"), links.parse("10ms")]
+    whole_images.run(args, args.image or ["python"], over, drivers, work, table)
+
+
+def shapes(args):
+    """The links that are asked for."""
+    if args.rate or args.rtt:
+        return [links.told(args.rate or "200mbit", args.rtt or 0)]
+    return [links.parse(name) for name in args.link]
 
 
 def convert(args, _drivers, work, table):
@@ -350,22 +300,6 @@ def blobs(layout):
 
 def blob_bytes(layout):
     return max(os.path.getsize(path) for path in blobs(layout))
-
-
-def small_files(work, name, count, content):
-    """The layout of an image of one layer with `count` files."""
-    tree, layout = os.path.join(work, name), os.path.join(work, name + "-layout")
-    for number in range(count):
-        folder = os.path.join(tree, f"d{number // 100:03}")
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, f"file-{number:05}"), "wb") as out:
-            out.write(content(number))
-    one_layer(tree, layout)
-    return layout
-
-
-def percentile(samples, percent):
-    return sorted(samples)[min(len(samples) - 1, len(samples) * percent // 100)]
 
 
 def mount(args, drivers, work, table):

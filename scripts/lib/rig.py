@@ -168,10 +168,10 @@ class Node:
     """containerd with an empty root, and Larder's snapshotter beside it if `lazy`. CRI only with a `sandbox` image for pods.
     `annotations` and `ports` as an operator may leave them out: containerd's of layers, and the registry's in `[hosts]`.
     `settings` are further keys of Larder's configuration, `log` its table of that name; `{work}` is the node's folder.
-    `within` starts Larder's daemon inside of something."""
+    `within` starts Larder's daemon inside of something. `eager` is containerd's own snapshotter where Larder's is not asked for."""
 
     def __init__(self, work, programs, lazy, driver="auto", containerd=None, sandbox=None, annotations=True, ports=True,
-                 settings="", log="", within=()):
+                 settings="", log="", within=(), eager="overlayfs"):
         self.work = tempfile.mkdtemp(dir=work)
         self.sandbox, self.annotations, self.ports = sandbox, annotations, ports
         self.programs, self.lazy, self.driver = programs, lazy, driver
@@ -179,7 +179,7 @@ class Node:
         self.settings, self.log_settings = settings.replace("{work}", self.work), log
         self.directory = containerd or os.path.dirname(shutil.which("containerd") or "/usr/bin/containerd")
         self.socket = os.path.join(self.work, "c.sock")
-        self.snapshotter = "larder" if lazy else "overlayfs"
+        self.snapshotter = "larder" if lazy else eager
         self.processes, self.containers = [], {}
         version = run(os.path.join(self.directory, "containerd"), "--version").split()[2]
         self.major = int(re.sub(r"^v", "", version).split(".")[0])
@@ -232,6 +232,8 @@ class Node:
         })
         if self.lazy and not self.annotations:
             block = without_annotations(block)
+        if self.snapshotter == "erofs":  # its layers are made by a differ of its own
+            block += '[plugins."io.containerd.service.v1.diff-service"]\n  default = ["erofs", "walking"]\n'
         first = f'version = 2\nroot = "{self.work}/root"\nstate = "{self.work}/state"\n'
         last = f'\n[grpc]\n  address = "{self.socket}"\n[ttrpc]\n  address = "{self.socket}.ttrpc"\n'
         if self.sandbox:
@@ -282,12 +284,13 @@ class Node:
             settings = os.path.join(self.work, "larder.toml")
             return run(os.path.join(self.programs, "larder-snapshotter"), "pull", "--config", settings, "--address", self.socket, reference)
         hosts = os.path.join(self.work, "certs.d")
-        return self.ctr("images", "pull", "--hosts-dir", hosts, "--snapshotter", self.snapshotter, reference)
+        unpacked_by = ("--local",) if self.snapshotter == "erofs" else ()  # else by the order of differs of the transfer service
+        return self.ctr("images", "pull", *unpacked_by, "--hosts-dir", hosts, "--snapshotter", self.snapshotter, reference)
 
-    def start_container(self, reference, name):
-        """Starts the image's own command on the host's network; its output is a pipe."""
+    def start_container(self, reference, name, words=()):
+        """Starts the image's own command, or another, on the host's network; its output is a pipe."""
         command = [os.path.join(self.directory, "ctr"), "-a", self.socket, "run", "--rm", "--net-host"]
-        command += ["--snapshotter", self.snapshotter, reference, name]
+        command += ["--snapshotter", self.snapshotter, reference, name, *words]
         environment = dict(os.environ, PATH=self.directory + ":" + os.environ["PATH"])
         errors = open(os.path.join(self.work, "run.log"), "w")
         self.containers[name] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)

@@ -23,11 +23,15 @@ def seconds(action):
     return time.perf_counter() - began
 
 
+def percentile(samples, percent):
+    return sorted(samples)[min(len(samples) - 1, len(samples) * percent // 100)]
+
+
 class Table:
     """Rows of one run; each has the samples of both sides and the ratio of their medians."""
 
     def __init__(self):
-        self.rows = []
+        self.rows, self.texts, self.starts = [], [], []
 
     def pair(self, what, unit, ours, theirs, goal):
         row = {"what": what, "unit": unit, "larder": ours, "other": theirs, "goal": goal}
@@ -42,6 +46,11 @@ class Table:
         print(f"    {what}: {value:.4g} {unit}", file=sys.stderr, flush=True)
 
     def show(self):
+        """What was measured in Markdown; first the tables of those that make their own."""
+        for text in self.texts:
+            print(text + "\n")
+        if not self.rows:
+            return
         print("| what | Larder | other | ratio | goal |\n|---|---|---|---|---|")
         for row in self.rows:
             if "ratio" in row:
@@ -52,4 +61,4 @@ class Table:
 
     def save(self, path):
         with open(path, "w") as out:
-            json.dump({"kernel": platform.release(), "rows": self.rows}, out, indent=1)
+            json.dump({"kernel": platform.release(), "rows": self.rows, "starts": self.starts}, out, indent=1)
