@@ -20,6 +20,8 @@ COLUMNS = ("image", "chunk, KiB", "level", "size, MB", "against gzip", "conversi
 
 def run(args, images, shapes, drivers, work, kept):
     for image in images:
+        if why := grid.obstacle(args, work, image):
+            raise rig.RigError(why)
         for shape in shapes:
             Forms(args, work, image, drivers, kept).run(shape)
 

@@ -15,7 +15,8 @@ import rig
 import warm_trace
 
 IMAGES = ("python", "node", "nginx", "jvm", "postgres", "compiler", "wide200", "large", "ai")
-FREE_BYTES_MIN = 25 << 30  # what an image of 4 GB takes as layout, in the registry in two forms, and unpacked on a node
+FREE_BYTES_MIN = 25 << 30  # is left for others at any time
+COPIES = 5  # of an image that does not get smaller: in the registry in two forms, on a node pulled and unpacked, and one to spare
 WITH_PROFILE = "+profile"
 
 
@@ -76,8 +77,6 @@ class Grid:
         if not traces and not any(list(self.missing_starts(shape)) for shape in shapes):
             say(f"{self.image}: all of it is there")
             return
-        if shutil.disk_usage(self.work).free < FREE_BYTES_MIN:
-            raise rig.RigError(f"less than {FREE_BYTES_MIN >> 30} GiB are free below {self.work}: make room, or name other images")
         with published(self.args, self.work, self.layout, self.image) as (storage, link, reference):
             ready = ready_of(link, self.image)
             for row in traces:
@@ -151,10 +150,24 @@ def ready_of(link, image):
     return (config.get("config", {}).get("Labels") or {}).get("larder.ready", "")
 
 
+def obstacle(args, work, image):
+    """Why an image cannot be measured here, if so."""
+    layout = os.path.join(args.images, image)
+    if not os.path.isdir(layout):
+        return f"{image} is not there: scripts/images {image}"
+    size = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(layout) for name in names)
+    wanted = COPIES * size + FREE_BYTES_MIN
+    if shutil.disk_usage(work).free < wanted:
+        return f"{image} wants {wanted / 1e9:.0f} GB free below {work}"
+    return None
+
+
 def run(args, images, shapes, drivers, work, kept):
-    absent = [image for image in images if not os.path.isdir(os.path.join(args.images, image))]
+    left_out = []
     for image in images:
-        if image not in absent:
+        if why := obstacle(args, work, image):
+            left_out.append(why)
+        else:
             Grid(args, work, image, drivers, kept).run(shapes)
-    if absent:
-        raise rig.RigError(f"images that are not there were left out: scripts/images {' '.join(absent)}")
+    if left_out:
+        raise rig.RigError(f"left out: {'; '.join(left_out)}")

@@ -17,6 +17,8 @@ RATIO_MAX = 0.9
 
 def run(args, images, shapes, drivers, work, table):
     for image in images:
+        if why := grid.obstacle(args, work, image):
+            raise rig.RigError(why)
         with grid.published(args, work, os.path.join(args.images, image), image) as (storage, fast, _):
             fast.close()
             for shape in shapes:
