@@ -42,11 +42,11 @@ pub struct Chunk {
 impl Chunk {
     /// Where the chunk ends in the tar.
     pub fn end(&self) -> u64 {
-        self.offset + u64::from(self.len)
+        self.offset.saturating_add(self.len.into())
     }
 
     /// The bytes of the blob that hold its frame.
     pub fn stored_range(&self) -> std::ops::Range<u64> {
-        self.stored_offset..self.stored_offset + u64::from(self.stored_len)
+        self.stored_offset..self.stored_offset.saturating_add(self.stored_len.into())
     }
 }

@@ -315,6 +315,9 @@ fn fill_mixed(
         };
         let start = chunk.offset.max(part.device.start);
         let end = chunk.end().min(part.device.end);
+        if start >= end || !layer.index().is_in_place(row) {
+            return Err(io::Error::other("the index rots while it is mapped"));
+        }
         let place = |offset: u64, base: u64| usize::try_from(offset - base).unwrap_or(usize::MAX);
         let to = &mut bytes[place(start, part.device.start)..place(end, part.device.start)];
         match held.get(&row) {

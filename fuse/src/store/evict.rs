@@ -93,7 +93,9 @@ impl StoredLayer {
         self.presence.set_absent(row);
         self.begin_eviction(was_known);
         self.doubt_neighbours(row..row + 1);
+        // Where the table rots, it is not known what would be taken away.
         if !self.direct.is_set()
+            && self.index.is_in_place(row)
             && let Err(error) = self.device.clear(chunk.offset..chunk.end())
         {
             self.clear_failed(&error);

@@ -86,6 +86,10 @@ impl StoredLayer {
                 continue;
             };
             let (start, end) = (chunk.offset.max(range.start), chunk.end().min(range.end));
+            // An index that rots while it is mapped.
+            if start >= end || !self.index.is_in_place(row) {
+                return Ok(false);
+            }
             let part = &mut bytes[distance(range.start, start)..distance(range.start, end)];
             if self.read_in_memory(row, part, start)? {
                 continue;
@@ -149,7 +153,8 @@ impl StoredLayer {
                     continue;
                 };
                 // Any byte of it in that page. If it cannot be had, the chunk is marked.
-                let _ = self.read_in_memory(row, &mut [0], chunk.offset.max(beside.start));
+                let at = chunk.offset.clamp(beside.start, beside.end - 1);
+                let _ = self.read_in_memory(row, &mut [0], at);
             }
         }
     }

@@ -376,7 +376,7 @@ impl StoredLayer {
     ) -> Published {
         let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
         let ledger = &self.rules.ledger;
-        if self.is_shaky() {
+        if self.is_shaky() || !self.index.is_in_place(row) {
             return Published::NotStored;
         }
         if !self.rules.floor.has_room() {

@@ -96,8 +96,31 @@ impl<B: AsRef<[u8]>> Index<B> {
         self.chunks.len() / CHUNK_ROW_LEN
     }
 
-    /// The chunk in row `row`, if there is one.
+    /// The chunk in row `row`, if there is one. Its lengths were checked when the index was opened, and are held to
+    /// their limits all the same: a file that is mapped may rot.
     pub fn chunk(&self, row: usize) -> Option<Chunk> {
+        let mut chunk = self.chunk_as_written(row)?;
+        chunk.len = chunk.len.min(limits::CHUNK_BYTES_MAX);
+        chunk.stored_len = chunk.stored_len.min(limits::FRAME_BYTES_MAX);
+        Some(chunk)
+    }
+
+    /// Whether the chunk of row `row` begins where the one before it ends, and the next one where it does: so it was
+    /// when the index was opened, and is not where the table rots while it is mapped. Whoever writes or reads by
+    /// places of the table asks.
+    pub fn is_in_place(&self, row: usize) -> bool {
+        let Some(chunk) = self.chunk_as_written(row) else {
+            return false;
+        };
+        let before = row.checked_sub(1).map_or(Some(0), |before| {
+            self.chunk_as_written(before).map(|before| before.end())
+        });
+        let behind = self.chunk_as_written(row + 1);
+        let behind = behind.map_or(self.tar_len(), |behind| behind.offset);
+        before == Some(chunk.offset) && behind == chunk.end()
+    }
+
+    fn chunk_as_written(&self, row: usize) -> Option<Chunk> {
         let start = row.checked_mul(CHUNK_ROW_LEN)?;
         let rows = &self.bytes.as_ref()[self.chunks.clone()];
         let mut fields = Fields(rows.get(start..start.checked_add(CHUNK_ROW_LEN)?)?);
@@ -179,7 +202,8 @@ impl<B: AsRef<[u8]>> Index<B> {
             ));
         }
         let (mut offset, mut stored_offset) = (0_u64, 0_u64);
-        for (row, chunk) in self.chunks().enumerate() {
+        let written = (0..self.chunk_count()).map_while(|row| self.chunk_as_written(row));
+        for (row, chunk) in written.enumerate() {
             let refuse = |reason| Err(IndexError::Chunk { row, reason });
             if chunk.len == 0 || chunk.len > limits::CHUNK_BYTES_MAX {
                 return refuse("has a length outside 1..=CHUNK_BYTES_MAX");

@@ -102,3 +102,42 @@ fn what_is_brought_ahead_is_in_memory_and_verified() {
         assert_eq!(found.unwrap(), row != 1, "{row}");
     }
 }
+
+/// Promise: a table of chunks that rots while it is mapped costs no more memory than a chunk may have, and no panic.
+#[test]
+fn a_table_that_rots_while_it_is_mapped_is_bounded() {
+    let scratch = tempfile::tempdir().unwrap();
+    let fixture = fixture();
+    let (_root, layer) = layer(scratch.path(), &fixture, Arc::new(StdDisk));
+    let rows = 0..fixture.chunks.len();
+    rows.clone().for_each(|row| {
+        publish(&layer, &fixture, row);
+    });
+    let chunk = fixture.chunks[3];
+    let mut written = chunk.offset.to_le_bytes().to_vec();
+    written.extend(chunk.stored_offset.to_le_bytes());
+    let path = layer.directory().join("index");
+    let index = std::fs::read(&path).unwrap();
+    let at = index.windows(16).position(|all| all == written).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    for (place, bytes) in [
+        (at + 16, u64::MAX.to_le_bytes()),
+        (at, u64::MAX.to_le_bytes()),
+        (at, [0; 8]),
+    ] {
+        file.write_all_at(&bytes, place as u64).unwrap();
+        forget(&layer.directory().join("device"));
+        let seen = layer.index().chunk(3).unwrap();
+        assert_ne!(seen, chunk);
+        assert!(seen.len <= larder_proto::limits::CHUNK_BYTES_MAX);
+        let mut bytes = vec![0; 4096];
+        for row in rows.clone() {
+            let begin = fixture.chunks[row].offset;
+            let wanted = &fixture.tar[usize::try_from(begin).unwrap()..][..512];
+            match layer.read_verified(&mut bytes[..512], begin) {
+                Ok(true) => assert!(bytes[..512] == *wanted, "{row}"),
+                Ok(false) | Err(_) => {}
+            }
+        }
+    }
+}
