@@ -86,6 +86,8 @@ class Lost(world.Case):
             self.assertEqual(self.mounts(node), [])
             node.start_snapshotter()
             self.assertFalse(world.status(os.path.join(node.work, "larder"))["containers_lost"])
+            # Or its collector asks nobody, and not again.
+            rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", "larder", "ls"), "containerd to connect", node.log)
             node.ctr("images", "rm", "--sync", converted)
             self.gone(node.left_behind)
             log.rest()
