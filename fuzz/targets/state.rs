@@ -14,6 +14,8 @@ use larder_proto::digest::Algorithm;
 use larder_proto::profile::{LAYERS_MAX, Profile, READS_MAX};
 use libfuzzer_sys::fuzz_target;
 
+#[path = "../../fuse/src/store/bits.rs"]
+mod bits;
 #[path = "../../fuse/src/store/presence.rs"]
 #[expect(dead_code, reason = "its crate uses more of it")]
 mod presence;
