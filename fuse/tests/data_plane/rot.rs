@@ -1,12 +1,13 @@
 //! Disks that change bits while a container runs.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use larder_fuse::{DeviceReads, DriverChoice, ImpliedDirectory, Layer};
 use larder_test_support::layer::LayerFixture;
+use larder_test_support::rot::rot;
 use larder_test_support::tar::{Entry, TarBuilder};
 use larder_test_support::{on_both_drivers, on_erofs};
 use rustix::fs::{Advice, fadvise};
@@ -16,18 +17,6 @@ use crate::scene::{Memory, Mood, Scene, cold, eventually, layer_of, noise};
 fn device(scene: &Scene, layer: &Layer) -> PathBuf {
     let store = scene.plane().root().join("store");
     store.join(layer.id().0.hex()).join("device")
-}
-
-/// Flips a bit of a layer's device, behind the daemon's back.
-fn rot(path: &PathBuf, at: u64) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 4], at).unwrap();
 }
 
 /// Promise: bits that the disk changed after they were verified are found before the reply, and

@@ -6,4 +6,5 @@ pub mod kernel;
 pub mod layer;
 pub mod noise;
 pub mod registry;
+pub mod rot;
 pub mod tar;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use larder_test_support::rot;
 use rustix::fs::{Advice, fadvise};
 
 use super::super::disk::StdDisk;
@@ -16,14 +17,7 @@ const DISK: Duration = Duration::from_millis(100);
 
 /// Changes a byte on the disk, and makes the kernel forget the file.
 fn rot(path: &Path, at: u64) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+    rot::rot(path, at);
     forget(path);
 }
 
