@@ -58,6 +58,7 @@ pub use error::FetchError;
 pub(crate) use failing::Failed;
 use flight::{Flights, Pending, Urgency};
 pub(crate) use flight::{Landed, Landing};
+use lane::Lane;
 pub(crate) use lane::Lanes;
 pub(crate) use pace::Pace;
 pub(crate) use recent::Recent;
@@ -279,11 +280,23 @@ impl Fetcher {
     /// Bytes of the blob to ask for at a time, for nobody who waits: what keeps the link busy while the next
     /// request goes there.
     pub(crate) fn part_bytes(&self) -> u64 {
+        self.lane()
+            .map_or(0, |lane| lane.product())
+            .min(RUN_BYTES_MAX)
+    }
+
+    /// The same of what a start is known to read.
+    pub(crate) fn start_part_bytes(&self) -> u64 {
+        self.lane()
+            .map_or(0, |lane| lane.start_part())
+            .min(RUN_BYTES_MAX)
+    }
+
+    /// The link to the source that is asked first.
+    fn lane(&self) -> Option<Arc<Lane>> {
         let sources = self.sources.in_order();
-        let lane = sources
-            .first()
-            .map(|tracked| self.context.lanes.to(tracked.source.link()));
-        lane.map_or(0, |lane| lane.product()).min(RUN_BYTES_MAX)
+        let first = sources.first()?;
+        Some(self.context.lanes.to(first.source.link()))
     }
 
     /// The chunk `row`, and before it those whose failure may be its own, too: for a reader as far as

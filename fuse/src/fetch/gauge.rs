@@ -22,6 +22,17 @@ const PRODUCT_MIN: u64 = 64 << 10;
 /// Most bytes: 1 Gbit/s at 64 ms, and what may be in memory of them.
 const PRODUCT_MAX: u64 = 8 << 20;
 
+/// What a start is known to read may wait at the narrowest place of a link for so long. Registries take some
+/// milliseconds until they answer, by turns more and less: without bytes that wait, the link rests meanwhile. A reader
+/// of something else waits for as much longer.
+const WAITS: Duration = Duration::from_millis(20);
+
+/// How much of what a start is known to read is on its way before anything was measured, bytes: 200 Mbit/s at 20 ms.
+const START_FIRST: u64 = 512 << 10;
+
+/// Least bytes of that: a request of two chunks while the next one is written.
+const START_MIN: u64 = 128 << 10;
+
 /// The best of the latest figures.
 #[derive(Debug)]
 struct Latest<T>([Option<T>; KEPT], usize);
@@ -93,15 +104,38 @@ impl Gauge {
 
     /// Bandwidth by round trip, bytes.
     pub(super) fn product(&self) -> u64 {
-        let (Some(rate), Some(round_trip)) = (self.rates.all().max(), self.round_trips.all().min())
-        else {
+        let Some((rate, round_trip)) = self.best() else {
             return PRODUCT_FIRST;
         };
-        let product = u128::from(rate) * round_trip.as_micros() / 1_000_000;
-        u64::try_from(product)
-            .unwrap_or(u64::MAX)
-            .clamp(PRODUCT_MIN, PRODUCT_MAX)
+        bytes_in(rate, round_trip).clamp(PRODUCT_MIN, PRODUCT_MAX)
     }
+
+    /// What of a start's known reads is on its way at a time, bytes: twice the product, since a link that is asked for no
+    /// more than it was seen to carry is never seen to carry more, and what may wait.
+    pub(super) fn start_product(&self) -> u64 {
+        let Some((rate, round_trip)) = self.best() else {
+            return START_FIRST;
+        };
+        bytes_in(rate, 2 * round_trip + WAITS).clamp(START_MIN, PRODUCT_MAX)
+    }
+
+    /// Bytes of one request for what a start is known to read: what comes while something may wait.
+    pub(super) fn start_part(&self) -> u64 {
+        let Some((rate, _)) = self.best() else {
+            return START_FIRST / 2;
+        };
+        bytes_in(rate, WAITS).clamp(START_MIN, PRODUCT_MAX)
+    }
+
+    /// Bytes in a second, and the round trip.
+    fn best(&self) -> Option<(u64, Duration)> {
+        self.rates.all().max().zip(self.round_trips.all().min())
+    }
+}
+
+fn bytes_in(rate: u64, time: Duration) -> u64 {
+    let bytes = u128::from(rate) * time.as_micros() / 1_000_000;
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

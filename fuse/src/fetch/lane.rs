@@ -65,6 +65,11 @@ impl Lane {
         self.lock().gauge.product()
     }
 
+    /// Bytes of one request for what a start is known to read.
+    pub(super) fn start_part(&self) -> u64 {
+        self.lock().gauge.start_part()
+    }
+
     /// Notes that `bytes` are asked for now, by somebody who waits.
     pub(super) fn ask(self: &Arc<Self>) -> Asked {
         self.asked(0)
@@ -96,11 +101,20 @@ impl Lane {
 impl State {
     /// Calls whoever is next, if there is room.
     fn call(&self) {
-        if self.unawaited < self.gauge.product()
-            && let Some((_, next)) = self.waiting.first_key_value()
+        if let Some(((priority, _), next)) = self.waiting.first_key_value()
+            && self.has_room(*priority)
         {
             next.notify_one();
         }
+    }
+
+    /// A start is slower for each moment in which the link rests; nothing else is.
+    fn has_room(&self, priority: Priority) -> bool {
+        let most = match priority {
+            Priority::Demand | Priority::Profile => self.gauge.start_product(),
+            Priority::Readahead | Priority::Background => self.gauge.product(),
+        };
+        self.unawaited < most
     }
 }
 
@@ -127,7 +141,7 @@ impl<'a> Place<'a> {
     fn enter(&mut self, bytes: u64) -> bool {
         let mut state = self.lane.lock();
         let is_next = state.waiting.keys().next() == Some(&self.turn);
-        let enters = is_next && state.unawaited < state.gauge.product();
+        let enters = is_next && state.has_room(self.turn.0);
         if enters {
             state.unawaited += bytes;
         }

@@ -1,7 +1,7 @@
 //! What starts are known to read, in the order they read it, and nobody has asked for yet.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
@@ -18,15 +18,17 @@ use crate::sync::{Mutex, MutexGuard};
 /// readers.
 const WAITING_MAX: usize = 4 * ACCESSES_MAX;
 
-/// Requests at a time. The link lets through what keeps it busy; the others are those of other links.
-const REQUESTS_MAX: usize = 4;
+/// Requests at a time. The link lets through what keeps it busy: with 16 of two chunks it is at 200 Mbit/s and 50 ms, and
+/// what was taken out waits no longer for earlier reads of a layer that comes to be known than those take.
+const REQUESTS_MAX: usize = 16;
 
 /// How long one of them keeps its place: a registry that is slow does not hold up the others for longer.
 const PLACE_HELD_MAX: Duration = Duration::from_secs(5);
 
-/// How many of the following accesses are looked through for neighbours that go into the same request. A
-/// start comes back to the files around it soon, or much later.
-const LOOKED_THROUGH: usize = 32;
+/// How many of the following accesses are looked through for neighbours that go into the same request. A start of 400
+/// chunks takes 200 requests instead of 370 with 32: each costs a registry some milliseconds, and what comes so much
+/// earlier holds up the others by no more than a request's length.
+const LOOKED_THROUGH: usize = 256;
 
 /// The chunks that wait, by the time they are expected to be read at.
 #[derive(Debug)]
@@ -136,22 +138,30 @@ impl Replays {
 }
 
 impl Waiting {
-    /// Takes out what continues `row` in one request.
+    /// Takes out what lies around `row` and goes into one request with it.
     fn with_neighbours(&mut self, fetcher: &Arc<Fetcher>, row: usize) -> Range<usize> {
-        let bytes_max = fetcher.part_bytes();
-        let near: Vec<(Due, usize)> = self
+        let bytes_max = fetcher.start_part_bytes();
+        let near: HashMap<usize, Due> = self
             .by_time
             .iter()
             .take(LOOKED_THROUGH)
             .filter(|(_, (of, _))| std::ptr::eq(of.as_ptr(), Arc::as_ptr(fetcher)))
-            .map(|(due, (_, row))| (*due, *row))
+            .map(|(due, (_, row))| (*row, *due))
             .collect();
+        let fits = |rows: &Range<usize>| fetcher.batch_end(rows.start, bytes_max) >= rows.end;
         let mut rows = row..row + 1;
-        while let Some((due, _)) = near.iter().find(|(_, row)| *row == rows.end)
-            && fetcher.batch_end(rows.start, bytes_max) > rows.end
-        {
-            self.by_time.remove(due);
+        // What follows first: it is read soon more often than what lies before.
+        while near.contains_key(&rows.end) && fits(&(rows.start..rows.end + 1)) {
             rows.end += 1;
+        }
+        while rows.start > 0
+            && near.contains_key(&(rows.start - 1))
+            && fits(&(rows.start - 1..rows.end))
+        {
+            rows.start -= 1;
+        }
+        for due in rows.clone().filter_map(|row| near.get(&row)) {
+            self.by_time.remove(due);
         }
         rows
     }

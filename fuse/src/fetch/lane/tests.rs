@@ -18,8 +18,8 @@ async fn is_done<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
 #[tokio::test(start_paused = true)]
 async fn what_nobody_waits_for_keeps_the_link_just_busy() {
     let lane = Arc::new(Lane::default());
-    let first = lane.admit(Priority::Profile, CHUNK).await;
-    let mut second = Box::pin(lane.admit(Priority::Profile, CHUNK));
+    let first = lane.admit(Priority::Background, CHUNK).await;
+    let mut second = Box::pin(lane.admit(Priority::Background, CHUNK));
     assert!(is_done(&mut second).await.is_none());
     first.arrived(CHUNK / 2);
     assert!(is_done(&mut second).await.is_none(), "512 KiB are to come");
@@ -27,6 +27,21 @@ async fn what_nobody_waits_for_keeps_the_link_just_busy() {
     let second = is_done(&mut second).await.expect("room");
     drop((first, second));
     assert_eq!(lane.lock().unawaited, 0);
+}
+
+/// Promise: of what a start is known to read so much more is on its way that a registry's pauses let no link rest.
+#[tokio::test(start_paused = true)]
+async fn more_is_on_its_way_of_what_a_start_reads() {
+    let lane = Arc::new(Lane::default());
+    let known = lane.product();
+    let first = lane.admit(Priority::Profile, known).await;
+    let mut background = Box::pin(lane.admit(Priority::Background, 1));
+    assert!(is_done(&mut background).await.is_none());
+    let second = Box::pin(lane.admit(Priority::Profile, known)).await;
+    let mut third = Box::pin(lane.admit(Priority::Profile, known));
+    assert!(is_done(&mut third).await.is_none(), "twice as much is");
+    drop((first, second, third));
+    assert!(is_done(&mut background).await.is_some());
 }
 
 /// Promise: a reader never waits for the link.

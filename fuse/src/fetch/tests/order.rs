@@ -154,14 +154,14 @@ async fn a_reader_does_not_queue_behind_what_nobody_waits_for() {
         ask(*row, Priority::Background);
     }
     settle().await;
-    ask(rows[6], Priority::Profile);
-    ask(rows[8], Priority::Profile);
+    ask(rows[6], Priority::Readahead);
+    ask(rows[8], Priority::Readahead);
     settle().await;
     assert_eq!(source.asked_rows(&scene), rows[..4]);
     ask(rows[8], Priority::Demand);
     settle().await;
     assert_eq!(source.asked_rows(&scene)[4..], [rows[8]]);
-    // Of the others, what another start read goes before what nobody did.
+    // Of the others, what lies before a reader goes before what nobody reads.
     tokio::time::sleep(Duration::from_secs(9)).await;
     assert_eq!(source.asked_rows(&scene)[5..], [rows[6], rows[4]]);
 }
@@ -206,6 +206,23 @@ async fn a_profile_is_replayed_in_its_order() {
         let state = scene.fetcher.layer().presence().state(row);
         assert_eq!(state == ChunkState::Verified, *is_there, "{row}");
     }
+}
+
+/// Promise: what a start reads around a chunk soon after it comes in one request with it, whichever is read first: requests
+/// cost registries more than their bytes.
+#[tokio::test(start_paused = true)]
+async fn neighbours_before_and_behind_come_in_one_request() {
+    let scene = scene();
+    let source = Trickling::new(&scene, usize::MAX);
+    let replays = Arc::new(Replays::new());
+    tokio::spawn(replays.clone().run());
+    let accesses = [3, 6, 2, 4, 1].iter().zip(0..);
+    let accesses: Vec<_> = accesses
+        .map(|(&chunk, micros)| Access { micros, chunk })
+        .collect();
+    replays.add(&scene.fetcher, &accesses);
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(source.asked_rows(&scene), [1, 6]);
 }
 
 /// Regression: what was asked for together with a chunk that a reader waited for failed readers who came to it
