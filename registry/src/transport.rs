@@ -17,8 +17,9 @@ use crate::error::Cause;
 use crate::names::Resolver;
 use crate::proxies::Proxies;
 
-/// Idle connections kept for each host: as many as one start-up uses at once.
-const IDLE_CONNECTIONS_MAX: usize = 8;
+/// Idle connections kept for each host: as many as a start-up over a long way uses at once. To open one anew costs a round trip, and
+/// several until it is as fast.
+const IDLE_CONNECTIONS_MAX: usize = 32;
 
 /// How long an idle connection is kept: less than the 60 s after which common proxies drop theirs.
 const IDLE_SECONDS_MAX: u64 = 50;

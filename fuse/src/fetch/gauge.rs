@@ -27,8 +27,8 @@ const PRODUCT_MAX: u64 = 8 << 20;
 /// of something else waits for as much longer.
 const WAITS: Duration = Duration::from_millis(20);
 
-/// How much of what a start is known to read is on its way before anything was measured, bytes: 200 Mbit/s at 20 ms.
-const START_FIRST: u64 = 512 << 10;
+/// How much of what a start is known to read is on its way before anything was measured, bytes: 200 Mbit/s at 40 ms.
+const START_FIRST: u64 = 1 << 20;
 
 /// Least bytes of that: a request of two chunks while the next one is written.
 const START_MIN: u64 = 128 << 10;

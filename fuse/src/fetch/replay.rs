@@ -18,9 +18,9 @@ use crate::sync::{Mutex, MutexGuard};
 /// readers.
 const WAITING_MAX: usize = 4 * ACCESSES_MAX;
 
-/// Requests at a time. The link lets through what keeps it busy: with 16 of two chunks it is at 200 Mbit/s and 50 ms, and
+/// Requests at a time. The link lets through what keeps it busy: with 32 of two chunks it is at 200 Mbit/s and 100 ms, and
 /// what was taken out waits no longer for earlier reads of a layer that comes to be known than those take.
-const REQUESTS_MAX: usize = 16;
+const REQUESTS_MAX: usize = 32;
 
 /// How long one of them keeps its place: a registry that is slow does not hold up the others for longer.
 const PLACE_HELD_MAX: Duration = Duration::from_secs(5);
