@@ -61,3 +61,19 @@ class Siblings(world.Case):
             self.assertTrue(between.all_asked.is_set(), f"never asked for: {between.awaited}")
             states = {layer["state"] for layer in world.status(os.path.join(node.work, "larder"))["layers"]}
             self.assertLessEqual(states, {"lazy", "complete"})
+
+    @once_per(release=("1.7", "2"))
+    def test_a_registry_with_a_port_needs_no_list_of_ports(self, release):
+        """Regression: containerd's labels of manifests have no port, and what was fetched ahead by them replaced where the layer being
+        prepared comes from; its reads failed until the daemon was started anew.
+
+        Promise: each layer comes from the registry that the image was pulled from, also where the configuration has no `[hosts]`."""
+        _, converted = world.publish(IMAGE)
+        with self.node(release, lazy=True, ports=False, settings="complete_in_background = false\n") as node:
+            node.pull(converted)
+            layers = world.status(os.path.join(node.work, "larder"))["layers"]
+            self.assertGreater(len(layers), 4)
+            for layer in layers:
+                for source in layer["sources"]:
+                    self.assertTrue(source["name"].startswith(world.REGISTRY + "/"), source)
+            self.assertTrue(node.printed("run", "--rm", "--snapshotter", "larder", converted, "ports", "/bin/sha256sum", "/bin/busybox"))

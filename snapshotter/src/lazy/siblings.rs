@@ -13,7 +13,7 @@ use larder_proto::digest::Digest;
 use super::Lazy;
 use super::locate::{IMAGE_REF, MANIFEST_DIGEST};
 use crate::containerd::{Image, Key};
-use crate::plane::{Wanted, start_list};
+use crate::plane::{Wanted, start_list, with_port};
 use crate::snapshots::Labels;
 use crate::store::Origin;
 
@@ -81,6 +81,10 @@ impl Lazy {
         wanted: &Wanted,
         name: &str,
     ) {
+        let origins: Vec<Origin> = origins
+            .into_iter()
+            .map(|origin| with_port(origin, &wanted.origins))
+            .collect();
         let layers = pulled.layers.iter().map(|(_, layer)| layer);
         let unknown = layers.filter_map(|layer| {
             let index = layer.annotations.get(annotation::INDEX)?.parse().ok()?;
@@ -97,7 +101,8 @@ impl Lazy {
             .filter(|layer| self.plane.diff_id(&layer.index.digest).is_none())
             .collect();
         let mine = self.siblings.take(unknown.iter().map(|layer| layer.blob));
-        unknown.retain(|layer| mine.contains(&layer.blob));
+        // Who prepares it adds it, by what its own labels say.
+        unknown.retain(|layer| mine.contains(&layer.blob) && layer.blob != wanted.blob);
         let _gate = self.gate.read().await;
         let adding = stream::iter(unknown).map(|layer| async move {
             match self.plane.add(&layer).await {
