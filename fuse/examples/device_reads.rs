@@ -1,8 +1,9 @@
 //! Mounts the layer of a tar from memory and waits: what `docs/adr/0002-device-reads.md` measures.
 //!
 //! `device_reads ROOT TAR erofs|fuse|direct READ_AHEAD_KB [lazy]` mounts at `ROOT-at`, prints one
-//! line of JSON when it is ready, and another with the bytes and requests of the source at the end
-//! of its standard input. Without `lazy`, everything is in the store before the mount.
+//! line of JSON when it is ready, and another with the bytes and requests of the source and the reads
+//! of the kernel at the end of its standard input. Without `lazy`, everything is in the store before
+//! the first read.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -86,10 +87,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
         println!("{{\"mount_ms\": {:.2}}}", mounted.as_secs_f64() * 1e3);
         std::io::stdin().read_to_end(&mut Vec::new())?;
+        let counts = plane.counts();
         println!(
-            "{{\"bytes\": {}, \"requests\": {}}}",
+            "{{\"bytes\": {}, \"requests\": {}, \"reads\": {}}}",
             bytes.load(Ordering::Relaxed) - before.0,
-            requests.load(Ordering::Relaxed) - before.1
+            requests.load(Ordering::Relaxed) - before.1,
+            counts.hits().count() + counts.misses().count()
         );
         plane.unmount(&at).await?;
         plane.shutdown().await;
