@@ -10,7 +10,7 @@
 //!                            ◀─────   drop NAME
 //!                            ◀─────   alive + descriptor: closed when this daemon is killed
 //!                            ◀─────   serving: containers, that is, mounts
-//!                            ◀─────   ready: for containerd as well
+//!                            ◀─────   ready SENTENCE: for containerd as well; for systemd's status
 //!                            ◀─────   logs FORM: what the supervisor itself says is written so, too
 //!                            ◀─────   leaves: ends now, in order, for the next one
 //!   stop                     ─────▶     unmounts everything and ends
