@@ -41,6 +41,10 @@ const SUPERVISED: &str = "LARDER_SUPERVISED";
 /// The item by which a daemon knows that another served before it: it is handed over last.
 pub(crate) const MAIN_SESSION: &str = "fuse-main";
 
+/// Tells a process that looks at a configuration which one the supervisor is whose daemon is to be replaced, as
+/// systemd does at a reload.
+pub const MAIN_PROCESS: &str = "MAINPID";
+
 /// Whether this process is a daemon that a supervisor started.
 pub fn is_supervised() -> bool {
     std::env::var_os(SUPERVISED).is_some()

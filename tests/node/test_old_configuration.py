@@ -27,7 +27,7 @@ class OldConfiguration(world.Case):
     @once_per(driver=DRIVERS[:1])
     def test_a_broken_configuration_is_no_reason_for_mounts_to_wait(self, driver):
         """Regression: a mistake in the file, or in one that it names, kept each next daemon from starting, and every reader waited until an
-        operator came.
+        operator came; a root directory or an address that was changed in it was taken.
 
         Promise: whoever takes over goes on with the last configuration that could be used. Log, systemd, `status` and a metric say since when, and
         where the mistake is; a reload keeps what runs until it is mended. A full start is refused, with 64."""
@@ -78,7 +78,20 @@ class OldConfiguration(world.Case):
                 self.write(credentials, "{")
                 goes_on("key registry.authfile: ")
                 self.write(credentials, "{}")
-                self.write(settings, "rooot = 1\n" + good)
+                for key in ("root", "address"):
+                    line = next(line for line in good.splitlines() if line.startswith(key + " = "))
+                    there = line.split('"')[1]
+                    self.write(settings, good.replace(line, f'{key} = "{there}-other"', 1))
+                    said = f"key {key}: changed from {there} to {there}-other, which a reload cannot do"
+                    goes_on(said)
+                    node.daemon.send_signal(signal.SIGHUP)
+                    log.wait(said, node.daemon)
+                    # As systemd asks before it tells anybody.
+                    code, told = self.check(node, settings, MAINPID=str(node.daemon.pid))
+                    self.assertEqual((code, said in told), (64, True), told)
+                    self.assertEqual(self.check(node, settings)[0], 0)
+                self.assertFalse(os.path.exists(root + "-other"))
+
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(node.daemon.pid, signal.SIGKILL)
                 node.daemon.wait()
@@ -87,7 +100,7 @@ class OldConfiguration(world.Case):
                 node.daemon = node.background(command, "larder.log", pass_fds=descriptors)
                 log.wait("ready for containerd", node.daemon)
                 self.assertEqual(oracle.snapshot(place), expected)
-                self.assertIn("rooot = 1: ", world.status(root)["old_configuration"]["why"])
+                self.assertIn("key address: ", world.status(root)["old_configuration"]["why"])
 
                 self.write(settings, good)
                 self.reload(node, log)
@@ -136,6 +149,12 @@ class OldConfiguration(world.Case):
         node.daemon.send_signal(signal.SIGHUP)
         log.wait("ready for containerd", node.daemon)
         rig.wait_for(lambda: not rig.is_alive(before), "the one before to be gone")
+
+    def check(self, node, settings, **variables):
+        program = os.path.join(node.programs, "larder-snapshotter")
+        asked = subprocess.run([program, "run", "--check-config", "--config", settings], env=dict(os.environ, **variables),
+                               capture_output=True, text=True, timeout=rig.SOCKET_SECONDS_MAX, check=False)
+        return asked.returncode, asked.stdout + asked.stderr
 
     def last_status(self, keeper):
         """What systemd was told last, when a daemon was ready."""

@@ -78,7 +78,10 @@ fn log_json() {
 /// Looks at everything that a daemon looks at before it serves and that does not change anything.
 pub(super) fn check(args: &RunArgs) -> anyhow::Result<()> {
     let file = args.config.clone();
-    let config = Config::load(file.as_deref(), &args.overrides())?;
+    // Told by systemd and by the supervisor, at a reload: which supervisor that is.
+    let running = std::env::var(supervisor::MAIN_PROCESS).ok();
+    let running = running.and_then(|process| Kept::of_process(&process));
+    let config = Config::load_beside(file.as_deref(), &args.overrides(), running.as_ref())?;
     config.check_disk()?;
     block_on(async move {
         let registries = Registries::for_layers(&config.registry)?;

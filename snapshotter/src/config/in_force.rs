@@ -44,7 +44,7 @@ impl InForce {
         overrides: &Overrides,
         before: Option<Kept>,
     ) -> Result<Self, ConfigError> {
-        let refused = match usable(path, overrides) {
+        let refused = match usable(path, overrides, before.as_ref()) {
             Ok((config, text)) => {
                 return Ok(Self {
                     config,
@@ -76,11 +76,49 @@ impl InForce {
     }
 }
 
-/// What the file says, if it can be used.
-fn usable(path: Option<&Path>, overrides: &Overrides) -> Result<(Config, Text), ConfigError> {
+impl Config {
+    /// Reads `path`, or the default file if there is one, for a daemon that is to take the place of one that runs
+    /// with `running`.
+    pub fn load_beside(
+        path: Option<&Path>,
+        overrides: &Overrides,
+        running: Option<&Kept>,
+    ) -> Result<Self, ConfigError> {
+        usable(path, overrides, running).map(|(config, _)| config)
+    }
+}
+
+/// What the file says, if it is right by itself and beside what runs.
+fn usable(
+    path: Option<&Path>,
+    overrides: &Overrides,
+    running: Option<&Kept>,
+) -> Result<(Config, Text), ConfigError> {
     let text = Text::read(path)?;
     let config = text.config(overrides)?;
+    if let Some((running, _)) = running.and_then(|running| running.config(overrides).ok()) {
+        stays(&running, &config).map_err(|error| text.place(error, overrides))?;
+    }
     Ok((config, text))
+}
+
+/// Whether `next` could go on where `running` is: mounts lie below the one, containerd talks to the other.
+fn stays(running: &Config, next: &Config) -> Result<(), ConfigError> {
+    for (key, from, to) in [
+        ("root", &running.root, &next.root),
+        ("address", &running.address, &next.address),
+    ] {
+        if from != to {
+            let reason = format!(
+                "changed from {} to {}, which a reload cannot do: put it back, or drain the node, stop the \
+                 service and start it again",
+                from.display(),
+                to.display()
+            );
+            return Err(ConfigError::Value { key, reason });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -145,5 +183,39 @@ mod tests {
         assert_eq!(next.config.registry.authfile.as_deref(), Some(named.path()));
         let old = next.old.unwrap().to_string();
         assert!(old.contains("line 2, key registry.authfile: "), "{old}");
+    }
+
+    /// Regression: a root directory that was changed in the file was taken at the next reload.
+    ///
+    /// Promise: root and address stay as long as anybody runs with them, by a sentence that says what to do.
+    #[test]
+    fn root_and_address_stay_until_a_full_stop() {
+        let file = File::new("root = \"/x\"\n");
+        let before = file.load(None).unwrap().kept;
+        let (path, none) = (Some(file.0.path()), Overrides::default());
+        for (text, told) in [
+            ("root = \"/y\"\n", "line 1, key root: changed from /x to /y"),
+            (
+                "",
+                "configuration key root: changed from /x to /var/lib/larder",
+            ),
+            (
+                "root = \"/x\"\naddress = \"/a.sock\"\n",
+                "line 2, key address: changed from /run/larder/larder.sock to /a.sock",
+            ),
+        ] {
+            file.write(text);
+            let refused = Config::load_beside(path, &none, Some(&before)).unwrap_err();
+            assert!(refused.to_string().contains(told), "{refused}");
+            assert!(Config::load_beside(path, &none, None).is_ok());
+            let next = file.load(Some(before.clone())).unwrap();
+            assert_eq!(next.config.root, Path::new("/x"));
+            assert!(next.old.unwrap().why.contains(told));
+        }
+        // The command line decides, for both.
+        let root = Some("/z".into());
+        let fixed = Overrides { root, ..none };
+        file.write("root = \"/y\"\n");
+        Config::load_beside(path, &fixed, Some(&before)).unwrap();
     }
 }

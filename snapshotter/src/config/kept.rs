@@ -3,7 +3,7 @@
 //! It lies in memory that the supervisor holds, and so lives exactly as long as the mounts do that need it: no
 //! file, whose place would be a key of the configuration that cannot be read.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
@@ -16,7 +16,7 @@ use toml::{Table, Value};
 use super::text::{TEXT_BYTES_MAX, Text};
 use super::{Config, ConfigError, Overrides, Written};
 
-/// The memory's name.
+/// The memory's name: who looks at the supervisor finds it by that.
 const NAME: &str = "larder-configuration";
 
 /// Most bytes of it that are read: JSON writes a byte of text as six at the worst.
@@ -56,6 +56,19 @@ impl Kept {
         // Of its own, with a place of its own to read from.
         let path = format!("/proc/self/fd/{}", sealed.as_fd().as_raw_fd());
         Self::read(Path::new(&path))
+    }
+
+    /// What a supervisor holds, by the id of its process; nothing if it is none, or holds nothing.
+    pub fn of_process(id: &str) -> Option<Self> {
+        let id: u32 = id.parse().ok()?;
+        let held = fs::read_dir(format!("/proc/{id}/fd")).ok()?;
+        let ours = format!("/memfd:{NAME} (deleted)");
+        let ours = held.flatten().map(|entry| entry.path()).filter(|path| {
+            let link = fs::read_link(path);
+            link.is_ok_and(|link| link.as_os_str() == &*ours)
+        });
+        ours.filter_map(|path| Self::read(&path))
+            .max_by_key(|kept| kept.since)
     }
 
     fn read(path: &Path) -> Option<Self> {
@@ -150,7 +163,7 @@ mod tests {
         }
     }
 
-    /// Promise: what a daemon leaves is there for the next one;
+    /// Promise: what a daemon leaves is there for the next one, and for who looks at the process that holds it;
     /// nobody changes it, and what a later build adds is passed over.
     #[test]
     fn what_is_kept_is_found_and_cannot_be_changed() {
@@ -159,7 +172,10 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(Kept::open(&sealed), Some(before.clone()));
         }
+        let own = std::process::id().to_string();
+        assert_eq!(Kept::of_process(&own), Some(before));
         assert!(rustix::io::write(&sealed, b"x").is_err());
+        assert_eq!(Kept::of_process("1/../self"), None);
         let later = r#"{"text": "a = 1", "since": 3, "weather": "fine"}"#;
         let later: Kept = serde_json::from_str(later).unwrap();
         assert_eq!((&*later.text, later.since), ("a = 1", 3));
