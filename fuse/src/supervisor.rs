@@ -10,7 +10,7 @@
 //!                            ◀─────   drop NAME
 //!                            ◀─────   alive + descriptor: closed when this daemon is killed
 //!                            ◀─────   serving: containers, that is, mounts
-//!                            ◀─────   ready: for containerd as well
+//!                            ◀─────   ready SENTENCE: for containerd as well; for systemd's status
 //!                            ◀─────   logs FORM: what the supervisor itself says is written so, too
 //!                            ◀─────   leaves: ends now, in order, for the next one
 //!   stop                     ─────▶     unmounts everything and ends
@@ -40,6 +40,10 @@ const SUPERVISED: &str = "LARDER_SUPERVISED";
 
 /// The item by which a daemon knows that another served before it: it is handed over last.
 pub(crate) const MAIN_SESSION: &str = "fuse-main";
+
+/// Tells a process that looks at a configuration which one the supervisor is whose daemon is to be replaced, as
+/// systemd does at a reload.
+pub const MAIN_PROCESS: &str = "MAINPID";
 
 /// Whether this process is a daemon that a supervisor started.
 pub fn is_supervised() -> bool {

@@ -52,4 +52,5 @@ pub use proxies::Proxies;
 pub use reference::{Reference, ReferenceError};
 pub use retry::RetryPolicy;
 pub use secret::Secret;
+pub use transport::{PEM_BYTES_MAX, holds_authority};
 pub use upload::{FileSource, UploadSource};

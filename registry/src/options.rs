@@ -26,6 +26,8 @@ pub struct ClientOptions {
     pub hosts_dir: Option<PathBuf>,
     /// PEM files of certificate authorities to trust besides the system's.
     pub extra_ca: Vec<PathBuf>,
+    /// Make the client also where such a file cannot be used now: what needs it fails, until it can be used.
+    pub unchecked: bool,
     /// How failed requests are repeated.
     pub retry: RetryPolicy,
     /// How long to wait for what.
@@ -50,6 +52,7 @@ impl Default for ClientOptions {
             authfile: None,
             hosts_dir: None,
             extra_ca: Vec::new(),
+            unchecked: false,
             retry: RetryPolicy::default(),
             timeouts: Timeouts::default(),
             upload_piece: None,

@@ -186,15 +186,20 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// Files that hold certificates, read whole.
+/// Longest file of certificates, bytes, which is read whole.
 ///
 /// 1 MiB is five times the bundle of all public authorities.
-pub(crate) const PEM_BYTES_MAX: u64 = 1 << 20;
+pub const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Whether there is a certificate in the text of a PEM file.
+pub fn holds_authority(pem: &[u8]) -> bool {
+    CertificateDer::pem_slice_iter(pem).any(|found| found.is_ok())
+}
 
 /// Reads a PEM file of authorities. One without any would show as a certificate that nobody trusts.
 pub(crate) fn read_authorities(path: &Path) -> Result<Vec<u8>, String> {
     let pem = read_pem(path)?;
-    if CertificateDer::pem_slice_iter(&pem).any(|found| found.is_ok()) {
+    if holds_authority(&pem) {
         return Ok(pem);
     }
     Err(format!(

@@ -251,16 +251,15 @@ impl ContainerdArgs {
 }
 
 impl RunArgs {
-    fn load(self) -> Result<Config, ConfigError> {
-        let overrides = Overrides {
-            root: self.root,
-            address: self.address,
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            root: self.root.clone(),
+            address: self.address.clone(),
             fs_driver: self.fs_driver,
             log_level: self.log_level,
             log_format: self.log_format,
             ..Overrides::default()
-        };
-        Config::load(self.config.as_deref(), &overrides)
+        }
     }
 }
 
@@ -375,8 +374,8 @@ impl Cli {
 
     fn dispatch(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Run(args) if args.check_config => run::check(args),
-            Command::Run(args) => run::daemon(args),
+            Command::Run(args) if args.check_config => run::check(&args),
+            Command::Run(args) => run::daemon(&args),
             Command::Mount(args) => block_on(mount::mount(args)),
             Command::Umount { root, directory } => block_on(mount::umount(&root, &directory)),
             Command::Pull {

@@ -4,11 +4,13 @@
 
 mod bytes;
 mod disk;
+mod in_force;
+mod kept;
 mod registry;
 mod syntax;
+mod text;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +20,9 @@ use serde::Deserialize;
 use crate::metrics::MetricsAddress;
 use crate::socket;
 use bytes::Bytes;
+pub use in_force::{InForce, OldConfiguration};
+pub use kept::Kept;
+use text::Text;
 
 /// Where the daemon looks if no `--config` is given; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/larder/config.toml";
@@ -252,6 +257,8 @@ pub struct RegistryConfig {
     pub extra_ca: Vec<PathBuf>,
     /// containerd's labels name a registry without its port; this gives it back.
     pub ports: BTreeMap<String, String>,
+    /// Whether files that cannot be used now are for those to tell who need them.
+    pub unchecked: bool,
 }
 
 /// A configuration that cannot be used.
@@ -298,38 +305,10 @@ pub enum ConfigError {
 impl Config {
     /// Reads `path`, or the default file if there is one, and checks it.
     pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, ConfigError> {
-        let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => String::new(),
-            Err(source) => {
-                return Err(ConfigError::Read {
-                    path: path.to_owned(),
-                    source,
-                });
-            }
-        };
-        let parse = |error| ConfigError::Parse {
-            path: path.to_owned(),
-            what: syntax::in_words(&text, &error),
-        };
-        let config = Self::resolve(toml::from_str(&text).map_err(parse)?, overrides);
-        config.map_err(|error| match error {
-            ConfigError::Value { key, reason } if !overrides.has(key) => {
-                match syntax::line(&text, key) {
-                    Some(line) => ConfigError::Place {
-                        path: path.to_owned(),
-                        line,
-                        key,
-                        reason,
-                    },
-                    None => ConfigError::Value { key, reason },
-                }
-            }
-            other => other,
-        })
+        Text::read(path)?.config(overrides)
     }
 
+    /// What is meant, but for the files it names.
     fn resolve(written: Written, overrides: &Overrides) -> Result<Self, ConfigError> {
         let read_deadline = Duration::from_secs(written.read_deadline_seconds.unwrap_or(30));
         let pick = |flag: &Option<PathBuf>, key: Option<PathBuf>, default: &str| {
@@ -377,6 +356,7 @@ impl Config {
                 hosts_dir: written.registry.hosts_dir,
                 extra_ca: written.registry.extra_ca,
                 ports: written.hosts,
+                unchecked: false,
             },
         };
         config.check()?;

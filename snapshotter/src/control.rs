@@ -22,6 +22,7 @@ use larder_proto::grpc::control::{
 use larder_proto::profile::PROFILE_BYTES_MAX;
 use tonic::{Request, Response, Status};
 
+use crate::config::OldConfiguration;
 use crate::plane::{Plane, Progress};
 use crate::profiles::Profiles;
 use crate::snapshots::Snapshots;
@@ -37,12 +38,13 @@ const REQUEST_BYTES_MAX: usize = PROFILE_BYTES_MAX + (64 << 10);
 #[derive(Debug)]
 pub struct Control {
     snapshots: Snapshots,
+    old: Option<OldConfiguration>,
 }
 
 impl Control {
-    /// The service as tonic serves it.
-    pub fn server(snapshots: Snapshots) -> ControlServer<Self> {
-        ControlServer::new(Self { snapshots }).max_decoding_message_size(REQUEST_BYTES_MAX)
+    /// The service as tonic serves it, of a daemon that may run on a configuration of before.
+    pub fn server(snapshots: Snapshots, old: Option<OldConfiguration>) -> ControlServer<Self> {
+        ControlServer::new(Self { snapshots, old }).max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
     fn report(&self, disagreement: Option<Disagreement>) -> Result<StatusResponse, StoreError> {
@@ -59,6 +61,10 @@ impl Control {
         let mut status = StatusResponse {
             layers,
             disagreement: disagreement.map(disagreeing),
+            old_configuration: self.old.clone().map(|old| control::OldConfiguration {
+                since: old.since,
+                why: old.why,
+            }),
             ..process(plane, self.profiles())
         };
         if let Some(kept) = &mut status.store {

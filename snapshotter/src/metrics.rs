@@ -35,6 +35,7 @@ pub struct Metrics {
     requests: Arc<RequestCounts>,
     published: Arc<Published>,
     started: SystemTime,
+    old_configuration: bool,
 }
 
 /// How a page is written.
@@ -59,7 +60,15 @@ impl Metrics {
             requests,
             published,
             started: SystemTime::now(),
+            old_configuration: false,
         }
+    }
+
+    /// The same of a daemon whose configuration file cannot be used, if `is_old`.
+    #[must_use]
+    pub fn with_old_configuration(mut self, is_old: bool) -> Self {
+        self.old_configuration = is_old;
+        self
     }
 
     /// The page. Reads the database of snapshots: not for threads that must not wait.
@@ -156,6 +165,8 @@ impl Figures {
         page.gauges(&names::BUILD, [(labels, 1.0)])?;
         let started = self.metrics.started.duration_since(UNIX_EPOCH);
         page.gauge(&names::STARTED, started.unwrap_or_default().as_secs_f64())?;
+        let old = f64::from(u8::from(self.metrics.old_configuration));
+        page.gauge(&names::OLD_CONFIGURATION, old)?;
         let takeovers = self.plane().map(Plane::takeovers).unwrap_or_default();
         let takeovers = takeovers.all().map(|(cause, count)| (vec![cause], count));
         page.counters(&names::TAKEOVERS, takeovers)?;

@@ -13,6 +13,7 @@ import tempfile
 import time
 
 import load
+import oracle
 import systemd
 import test_observability
 import trees
@@ -454,3 +455,32 @@ class Takeover(world.Case):
         rig.wait_for(lambda: rig.listens(page), "metrics to be served")
         found = test_observability.scrape(page).items()
         return {cause: int(value) for name, value in found for cause in re.findall(r'^larder_takeovers_total{cause="(\w+)"}', name)}
+
+
+class Views(world.Case):
+    """What others bound elsewhere, of an image whose one layer is its tree."""
+
+    beside = True
+
+    @once_per(driver=DRIVERS)
+    def test_a_view_elsewhere_outlives_the_daemon(self, driver):
+        """Regression: a daemon that took over unmounted the view of an image of one layer, wherever somebody had mounted it, as what a killed
+        change had left.
+
+        Promise: what `ctr images mount` or a kubelet mounts is there and can be read after a kill and after a reload, and the image goes
+        with its last user."""
+        _, converted = world.publish("tools")
+        with self.node("2", lazy=True, driver=driver) as node:
+            log = load.Log(os.path.join(node.work, "larder.log"))
+            with trees.mounted_by_containerd(node, converted) as place:
+                expected = oracle.snapshot(place)
+                for end in (lambda daemon: os.kill(daemon, signal.SIGKILL), lambda _: node.daemon.send_signal(signal.SIGHUP)):
+                    rig.wait_for(lambda: len(rig.daemons(node.daemon.pid)) == 1, "one daemon")
+                    end(*rig.daemons(node.daemon.pid))
+                    log.wait("ready for containerd", node.daemon)
+                    self.assertTrue(os.path.ismount(place))
+                    rig.drop_caches()
+                    self.assertEqual(oracle.snapshot(place), expected)
+            node.ctr("snapshots", "--snapshotter", "larder", "rm", place)
+            node.ctr("images", "rm", "--sync", converted)
+            self.gone(node.left_behind)

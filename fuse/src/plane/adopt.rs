@@ -89,7 +89,8 @@ impl Plane {
     }
 
     /// Unmounts what nobody claimed: a change that was killed half way left it. The layers of `awaited` places
-    /// are lost, and will be claimed when they are back.
+    /// are lost, and will be claimed when they are back. What lies elsewhere is a view that somebody else bound there, of an
+    /// image of one layer, and is forgotten.
     pub(super) fn unmount_unclaimed(&self, awaited: &[PathBuf]) {
         let mut mounts = self.lock_mounts();
         let is_unclaimed =
@@ -97,6 +98,10 @@ impl Plane {
         let unclaimed = mounts.targets.iter().filter(is_unclaimed);
         let unclaimed: Vec<_> = unclaimed.map(|(target, _)| target.clone()).collect();
         for target in unclaimed {
+            if !target.starts_with(self.store.root()) {
+                self.forget(&mut mounts, &target);
+                continue;
+            }
             tracing::info!(target = %target.display(), "unmounting what a killed change left");
             if let Err(error) = self.unmount_known(&mut mounts, &target) {
                 tracing::warn!(%error, "a mount stays");

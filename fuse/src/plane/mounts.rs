@@ -202,13 +202,18 @@ impl Plane {
             }
             other => other?,
         }
+        self.forget(mounts, target);
+        Ok(())
+    }
+
+    /// There is no mount of ours at `target` any more.
+    pub(super) fn forget(&self, mounts: &mut Mounts, target: &Path) {
         if let Some(Target {
             base: Some(base), ..
         }) = mounts.targets.remove(target)
         {
             self.release_base(mounts, base);
         }
-        Ok(())
     }
 
     /// One place less that shows it.

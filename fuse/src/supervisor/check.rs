@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::death::came_to;
-use super::systemd;
+use super::{MAIN_PROCESS, systemd};
 
 /// How long a look may take. It reads a few files, a matter of milliseconds, or of seconds on a machine that
 /// is busy starting containers. What takes longer lies on a file system that does not answer.
@@ -50,6 +50,7 @@ impl Check {
         look.args(command).arg(flag).args(rest).process_group(0);
         look.stdin(Stdio::null()).stdout(Stdio::null());
         systemd::hide_from(&mut look);
+        look.env(MAIN_PROCESS, std::process::id().to_string());
         let child = look.stderr(theirs).spawn()?;
         Ok(Self {
             child,

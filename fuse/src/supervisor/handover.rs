@@ -153,11 +153,11 @@ impl Handover {
         self.say(word::SERVING, "", None);
     }
 
-    /// Tells that this daemon serves containerd, too.
-    pub fn ready(&self) {
+    /// Tells that this daemon serves containerd, too, and what `systemctl status` is to say of it.
+    pub fn ready(&self, status: &str) {
         self.alive.call_once(|| self.show_life());
         priority::calm_down();
-        self.say(word::READY, "", None);
+        self.say(word::READY, status, None);
     }
 
     /// Tells that this daemon's log has one JSON object per line: what the supervisor says lies between

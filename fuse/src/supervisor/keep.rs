@@ -95,7 +95,8 @@ pub fn supervise(
         arguments: arguments.to_owned(),
         flag: check,
         check: None,
-        has_served: !kept.is_empty(),
+        // A socket that systemd listens on is no mount that waits.
+        has_served: kept.iter().any(|(name, _)| name != systemd::ACTIVATED),
         items: kept.into_iter().collect(),
         signals,
         systemd: Systemd::find(),
@@ -226,7 +227,7 @@ impl Supervisor {
         let told = format!("the daemon (process {process}) {death}{again}{mounts}; {next}");
         self.voice.warn(&told);
         if death.served.is_none() {
-            self.systemd.tell(&format!("STATUS={told}"));
+            self.systemd.tell(&format!("STATUS={}", one_line(&told)));
         }
     }
 
@@ -361,7 +362,14 @@ impl Supervisor {
             (word::READY, _) => {
                 running.serves.get_or_insert_with(Instant::now);
                 self.has_served = true;
-                self.systemd.tell("READY=1\nSTATUS=serving");
+                // Daemons of earlier builds say nothing.
+                let status = if name.is_empty() {
+                    "serving"
+                } else {
+                    name.as_str()
+                };
+                self.systemd
+                    .tell(&format!("READY=1\nSTATUS={}", one_line(status)));
             }
             (word::LEAVES, _) => running.leaves = true,
             (word::LOGS, _) if name == JSON => self.voice.turn_json(),
@@ -424,7 +432,7 @@ impl Supervisor {
     fn refuse(&self, reason: &str) {
         let told = format!("not reloaded, the daemon that was there goes on: {reason}");
         self.voice.error(&told);
-        self.systemd.tell(&format!("STATUS={told}"));
+        self.systemd.tell(&format!("STATUS={}", one_line(&told)));
     }
 
     fn stop(&mut self, running: &mut Running) {
@@ -508,6 +516,11 @@ fn reap(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
         // The end of a child is a signal; this takes no notice of signals.
         std::thread::sleep(left.min(Duration::from_micros(200)));
     }
+}
+
+/// A sentence without what would end its line: to systemd, the next one is another word.
+fn one_line(told: &str) -> String {
+    told.replace(char::is_control, " ")
 }
 
 /// The exit code after a stop that was asked for.

@@ -91,7 +91,7 @@ async fn a_stalled_layer_does_not_delay_another(driver: DriverChoice) {
     let data = noise(5, 2_000_000);
     let local = scene.mounted(&layer_of(&data), "local").await;
     local.layer.fetch_all().await.unwrap();
-    stalled.source.set(Mood::Stalls);
+    stalled.source.set(Mood::Holds);
     let readers: Vec<_> = (0..1000)
         .map(|i| {
             let path = stalled.target.join(format!("f{i}"));

@@ -19,12 +19,15 @@ pub(crate) use larder_test_support::noise::noise;
 use larder_test_support::tar::{Entry, TarBuilder};
 use rustix::fs::{Advice, fadvise};
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 /// How a source behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
     Honest,
     Stalls,
+    /// Stalls until the mood is another one.
+    Holds,
     Lies,
     Fails,
 }
@@ -33,7 +36,7 @@ pub(crate) enum Mood {
 #[derive(Debug)]
 pub(crate) struct Memory {
     blob: Bytes,
-    mood: Mutex<Mood>,
+    mood: watch::Sender<Mood>,
     requests: Mutex<Vec<Range<u64>>>,
     pub(crate) bytes: AtomicU64,
 }
@@ -42,14 +45,14 @@ impl Memory {
     pub(crate) fn new(fixture: &LayerFixture) -> Arc<Self> {
         Arc::new(Self {
             blob: fixture.blob.clone(),
-            mood: Mutex::new(Mood::Honest),
+            mood: watch::Sender::new(Mood::Honest),
             requests: Mutex::default(),
             bytes: AtomicU64::new(0),
         })
     }
 
     pub(crate) fn set(&self, mood: Mood) {
-        *self.mood.lock().unwrap() = mood;
+        self.mood.send_replace(mood);
     }
 
     pub(crate) fn requests(&self) -> Vec<Range<u64>> {
@@ -65,7 +68,8 @@ impl Source for Memory {
     fn get<'a>(&'a self, range: Range<u64>, _: &'a dyn Arrivals) -> BoxFuture<'a, Answer> {
         Box::pin(async move {
             self.requests.lock().unwrap().push(range.clone());
-            let mood = *self.mood.lock().unwrap();
+            let mut moods = self.mood.subscribe();
+            let mood = *moods.wait_for(|mood| *mood != Mood::Holds).await.unwrap();
             let place = |at: u64| usize::try_from(at).unwrap();
             let bytes = self.blob.slice(place(range.start)..place(range.end));
             match mood {
@@ -79,7 +83,7 @@ impl Source for Memory {
                     kind: FailureKind::Passing,
                     retry_after: None,
                 }),
-                Mood::Stalls => std::future::pending().await,
+                Mood::Stalls | Mood::Holds => std::future::pending().await,
             }
         })
     }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use larder_fuse::supervisor::{self, Bidding, Handover, Note};
+use larder_proto::grpc::control::control_server::ControlServer;
+use larder_proto::moment::moment;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -15,7 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::{RunArgs, block_on, output};
-use crate::config::{self, Config, LogFormat, LogLevel};
+use crate::config::{self, Config, InForce, Kept, LogFormat, LogLevel, OldConfiguration};
 use crate::containerd::Containerd;
 use crate::control::Control;
 use crate::lazy::Lazy;
@@ -42,6 +44,9 @@ const LOOK: Duration = Duration::from_millis(10);
 /// What the supervisor calls the sockets.
 const GRPC: &str = "grpc";
 const CONTROL: &str = "control";
+
+/// What the supervisor calls the configuration of the latest daemon that served.
+const CONFIGURATION: &str = "configuration";
 
 /// The flag by which the supervisor asks the program that is installed now whether it could start. Builds
 /// before and after this one are asked the same: never another name.
@@ -71,9 +76,12 @@ fn log_json() {
 }
 
 /// Looks at everything that a daemon looks at before it serves and that does not change anything.
-pub(super) fn check(args: RunArgs) -> anyhow::Result<()> {
+pub(super) fn check(args: &RunArgs) -> anyhow::Result<()> {
     let file = args.config.clone();
-    let config = args.load()?;
+    // Told by systemd and by the supervisor, at a reload: which supervisor that is.
+    let running = std::env::var(supervisor::MAIN_PROCESS).ok();
+    let running = running.and_then(|process| Kept::of_process(&process));
+    let config = Config::load_beside(file.as_deref(), &args.overrides(), running.as_ref())?;
     config.check_disk()?;
     block_on(async move {
         let registries = Registries::for_layers(&config.registry)?;
@@ -94,10 +102,12 @@ pub(super) fn check(args: RunArgs) -> anyhow::Result<()> {
 }
 
 /// Serves until the supervisor or a signal ends it.
-pub(super) fn daemon(args: RunArgs) -> anyhow::Result<()> {
+pub(super) fn daemon(args: &RunArgs) -> anyhow::Result<()> {
     let handover = Handover::receive().context("hear from the supervisor")?;
     let handover = Arc::new(handover.context("the supervisor is gone")?);
-    let config = args.load()?;
+    let before = handover.take(CONFIGURATION).and_then(Kept::open);
+    let in_force = InForce::load(args.config.as_deref(), &args.overrides(), before)?;
+    let config = &in_force.config;
     log::start(config.log_level, config.log_format);
     abort_with_fuse_threads();
     if config.log_format == LogFormat::Json {
@@ -110,7 +120,14 @@ pub(super) fn daemon(args: RunArgs) -> anyhow::Result<()> {
             tracing::warn!("{text}");
         }
     }
-    let ended = block_on(run(config, Arc::clone(&handover)));
+    if let Some(OldConfiguration { since, why }) = &in_force.old {
+        tracing::error!(
+            since = moment(*since),
+            reason = why,
+            "the configuration cannot be used; going on with the last one that could: mend it and reload"
+        );
+    }
+    let ended = block_on(run(in_force, Arc::clone(&handover)));
     if ended.is_ok() {
         // The supervisor takes the end of the connection for that of the process.
         std::process::exit(0);
@@ -138,7 +155,8 @@ fn abort_with_fuse_threads() {
     }));
 }
 
-async fn run(config: Config, handover: Arc<Handover>) -> anyhow::Result<()> {
+async fn run(in_force: InForce, handover: Arc<Handover>) -> anyhow::Result<()> {
+    let InForce { config, kept, old } = in_force;
     // Before anything else, so that a signal during the start ends in order, too.
     let signals = Signals::new()?;
     let stop = bidding(Arc::clone(&handover));
@@ -175,9 +193,10 @@ async fn run(config: Config, handover: Arc<Handover>) -> anyhow::Result<()> {
     let metrics = config.metrics.clone().map(|address| {
         let published = Arc::clone(reporter.published());
         let figures = Metrics::new(snapshots.clone(), requests, published);
+        let figures = figures.with_old_configuration(old.is_some());
         tokio::spawn(metrics::serve(address, figures))
     });
-    handover.ready();
+    serves(&handover, &kept, old.as_ref());
     tracing::info!(
         address = %config.address.display(),
         root = %config.root.display(),
@@ -194,7 +213,8 @@ async fn run(config: Config, handover: Arc<Handover>) -> anyhow::Result<()> {
             _ = stop => End::Stop,
         }
     };
-    let (bound, end) = serve(snapshots, sockets, end).await?;
+    let control = Control::server(snapshots.clone(), old);
+    let (bound, end) = serve(snapshots, control, sockets, end).await?;
     metrics.inspect(tokio::task::JoinHandle::abort);
     match end {
         End::Stop => {
@@ -211,6 +231,16 @@ async fn run(config: Config, handover: Arc<Handover>) -> anyhow::Result<()> {
             std::process::exit(0);
         }
     }
+}
+
+/// Leaves what this daemon serves with to the next one, and says that it serves.
+fn serves(handover: &Handover, kept: &Kept, old: Option<&OldConfiguration>) {
+    match kept.seal() {
+        Ok(sealed) => handover.hold(CONFIGURATION, sealed),
+        Err(error) => tracing::warn!(%error, "cannot keep the configuration for the next daemon"),
+    }
+    let status = old.map_or("serving".to_owned(), |old| format!("serving {old}"));
+    handover.ready(&status);
 }
 
 /// How this daemon ends.
@@ -288,18 +318,19 @@ impl Sockets {
 /// Serves until `end`, and for what is under way then a little longer.
 async fn serve(
     snapshots: Snapshots,
+    control: ControlServer<Control>,
     sockets: Sockets,
     end: impl Future<Output = End>,
 ) -> anyhow::Result<(Vec<Bound>, End)> {
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let mut drained = stopped.clone();
     let serving = Server::builder()
-        .add_service(Service::server(snapshots.clone()))
+        .add_service(Service::server(snapshots))
         .serve_with_incoming_shutdown(UnixListenerStream::new(sockets.grpc), async move {
             drop(stopped.wait_for(|stop| *stop).await);
         });
     let control = Server::builder()
-        .add_service(Control::server(snapshots))
+        .add_service(control)
         .serve_with_incoming(UnixListenerStream::new(sockets.control));
     let control = tokio::spawn(control);
     let mut ends = End::Stop;

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 #[cfg(test)]
 use larder_proto::grpc::control::Disagreement;
 use larder_proto::grpc::control::{
-    Layer, Mounted, Profile, ProfileStart, Sender, Source, StatusResponse, Store,
+    Layer, Mounted, OldConfiguration, Profile, ProfileStart, Sender, Source, StatusResponse, Store,
 };
 use larder_proto::moment::moment;
 use serde_json::json;
@@ -69,6 +69,7 @@ fn in_words(status: &StatusResponse, in_full: usize) -> String {
         format!("larder-snapshotter {}", status.version),
         format!("driver: {} ({})", status.driver, status.driver_reason),
     ];
+    lines.extend(status.old_configuration.as_ref().map(old_configuration));
     if !status.caching_stopped.is_empty() {
         let since = moment(status.caching_stopped_since);
         lines.push(format!(
@@ -302,6 +303,16 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
+/// What a daemon runs with whose configuration file cannot be used.
+fn old_configuration(old: &OldConfiguration) -> String {
+    let (since, why) = (moment(old.since), &old.why);
+    format!("configuration: the one of {since}, until this is mended and reloaded: {why}")
+}
+
+fn old_object(old: &OldConfiguration) -> serde_json::Value {
+    json!({"since": moment(old.since), "why": old.why})
+}
+
 fn object(status: &StatusResponse) -> serde_json::Value {
     let sender =
         |sender: &Sender| json!({"host": sender.host, "bytes_fetched": sender.bytes_fetched});
@@ -346,6 +357,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
         "version": status.version,
         "driver": status.driver,
         "driver_reason": status.driver_reason,
+        "old_configuration": status.old_configuration.as_ref().map(old_object),
         "caching_stopped": caching_stopped,
         "containers_lost": lost,
         "store": status.store.as_ref().map(|store| json!({
@@ -412,6 +424,25 @@ mod tests {
         let stopped = &object(&status)["caching_stopped"];
         assert_eq!(stopped["why"], "the disk is full: free some");
         assert_eq!(stopped["since"], "2027-01-15T08:00:00Z");
+    }
+
+    /// Promise: that a daemon runs with an old configuration is told with the reason, to people and programs; and
+    /// nothing of it otherwise.
+    #[test]
+    fn an_old_configuration_is_told_with_what_is_wrong_with_the_new_one() {
+        let mut status = StatusResponse::default();
+        assert!(!text(&status).contains("configuration:"));
+        assert!(object(&status)["old_configuration"].is_null());
+        status.old_configuration = Some(OldConfiguration {
+            since: 1_800_000_000,
+            why: "configuration /x, line 2: a mistake".into(),
+        });
+        let said = "configuration: the one of 2027-01-15T08:00:00Z, until this is mended and reloaded: \
+                    configuration /x, line 2: a mistake\n";
+        assert!(text(&status).contains(said), "{}", text(&status));
+        let old = &object(&status)["old_configuration"];
+        assert_eq!(old["since"], "2027-01-15T08:00:00Z");
+        assert_eq!(old["why"], "configuration /x, line 2: a mistake");
     }
 
     /// Promise: that containers have to be restarted is told with the moment, to people and programs;
@@ -505,6 +536,7 @@ mod tests {
             caching_stopped: "the disk is full".into(),
             store: Some(Store::default()),
             disagreement: Some(Disagreement::default()),
+            old_configuration: Some(OldConfiguration::default()),
             mounted: vec![Mounted::default()],
             profiles: vec![Profile {
                 latest_start: Some(ProfileStart::default()),

@@ -4,15 +4,12 @@
 use std::fs;
 use std::path::Path;
 
-use larder_registry::Reference;
+use larder_registry::{PEM_BYTES_MAX, Reference, holds_authority};
 
 use super::{ConfigError, RegistryConfig};
 
-/// Largest credential or certificate file read, bytes: a thousand entries with tokens of 4 KiB.
-const FILE_BYTES_MAX: u64 = 4 << 20;
-
-/// How every certificate in a PEM file begins.
-const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+/// Largest file of credentials read, bytes: a thousand entries with tokens of 4 KiB.
+const CREDENTIALS_BYTES_MAX: u64 = 4 << 20;
 
 pub(super) fn check(config: &RegistryConfig) -> Result<(), ConfigError> {
     for name in &config.plain_http {
@@ -29,6 +26,11 @@ pub(super) fn check(config: &RegistryConfig) -> Result<(), ConfigError> {
         }
         check_name("hosts", with)?;
     }
+    Ok(())
+}
+
+/// Looks at the files that are named.
+pub(super) fn check_files(config: &RegistryConfig) -> Result<(), ConfigError> {
     if let Some(file) = &config.authfile {
         check_credentials(file)?;
     }
@@ -60,7 +62,7 @@ fn check_name(key: &'static str, name: &str) -> Result<(), ConfigError> {
 /// Credentials, never repeated: only whether they can be read.
 fn check_credentials(path: &Path) -> Result<(), ConfigError> {
     const KEY: &str = "registry.authfile";
-    let text = read(KEY, path)?;
+    let text = read(KEY, path, CREDENTIALS_BYTES_MAX)?;
     // Docker, too, takes an empty file for one without entries.
     if text.trim_ascii().is_empty() {
         return Ok(());
@@ -74,18 +76,16 @@ fn check_credentials(path: &Path) -> Result<(), ConfigError> {
 
 fn check_authority(path: &Path) -> Result<(), ConfigError> {
     const KEY: &str = "registry.extra_ca";
-    let text = read(KEY, path)?;
-    let mut windows = text.windows(CERTIFICATE.len());
-    if windows.any(|window| window == CERTIFICATE.as_bytes()) {
+    if holds_authority(&read(KEY, path, PEM_BYTES_MAX)?) {
         Ok(())
     } else {
         Err(refused(KEY, path, &"holds no certificate in PEM"))
     }
 }
 
-fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+fn read(key: &'static str, path: &Path, max: u64) -> Result<Vec<u8>, ConfigError> {
     let wrong = |error| refused(key, path, &format!("cannot be read: {error}"));
-    if fs::metadata(path).map_err(wrong)?.len() > FILE_BYTES_MAX {
+    if fs::metadata(path).map_err(wrong)?.len() > max {
         return Err(refused(key, path, &"is too large"));
     }
     fs::read(path).map_err(wrong)
@@ -144,6 +144,7 @@ mod tests {
     /// not do; their content is not repeated.
     #[test]
     fn files_that_cannot_be_used_are_refused() {
+        const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
         let files = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = files.path().join(name);
@@ -151,12 +152,16 @@ mod tests {
             path.display().to_string()
         };
         let none = files.path().join("none").display().to_string();
+        let half = write("half", &format!("{BEGIN}\nAAAA"));
         let (bad, good) = (
             write("bad", "{\"auths\": secret"),
             write("good", "{\"auths\": {}}"),
         );
         let (pem, empty) = (
-            write("pem", &format!("{CERTIFICATE}\n")),
+            write(
+                "pem",
+                &format!("{BEGIN}\nAAAA\n-----END CERTIFICATE-----\n"),
+            ),
             write("empty", "\n"),
         );
         for (key, file) in [
@@ -166,6 +171,7 @@ mod tests {
             ("hosts_dir", &good),
             ("extra_ca", &none),
             ("extra_ca", &good),
+            ("extra_ca", &half),
         ] {
             let value = if key == "extra_ca" {
                 format!("[{file:?}]")

@@ -1,5 +1,7 @@
 //! The configuration against a table.
 
+use std::fs;
+
 use super::*;
 
 fn load(text: &str, overrides: &Overrides) -> Result<Config, ConfigError> {

@@ -72,6 +72,11 @@ pub(super) const STARTED: Name = Name::gauge(
 )
 .in_unit(Unit::Seconds);
 
+pub(super) const OLD_CONFIGURATION: Name = Name::gauge(
+    "larder_old_configuration",
+    "1 while the configuration file cannot be used and the process runs with the last one that could.",
+);
+
 pub(super) const TAKEOVERS: Name = Name::counter(
     "larder_takeovers",
     "Daemons that went on with what one before served, by how that had ended: killed, failed, \
@@ -282,6 +287,7 @@ pub(super) const TOKEN_REQUESTS: Name = Name::counter(
 pub(super) const ALL: &[&Name] = &[
     &BUILD,
     &STARTED,
+    &OLD_CONFIGURATION,
     &TAKEOVERS,
     &LOGGED,
     &SNAPSHOTS,
