@@ -28,7 +28,7 @@ const PRODUCT_MAX: u64 = 8 << 20;
 const WAITS: Duration = Duration::from_millis(20);
 
 /// How much of what a start is known to read is on its way before anything was measured, bytes: 200 Mbit/s at 40 ms.
-const START_FIRST: u64 = 1 << 20;
+pub(super) const START_FIRST: u64 = 1 << 20;
 
 /// Least bytes of that: a request of two chunks while the next one is written.
 const START_MIN: u64 = 128 << 10;
