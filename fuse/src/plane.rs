@@ -191,6 +191,13 @@ impl DataPlane {
         self.0.told.takeovers
     }
 
+    /// Ends a round as the clock does every ten seconds. For tests.
+    #[doc(hidden)]
+    pub async fn end_round(&self) {
+        let plane = self.0.clone();
+        let _ = tokio::task::spawn_blocking(move || plane.end_round()).await;
+    }
+
     /// Writes down what is in the store, and leaves all mounts to the next daemon. The caller ends the
     /// process: until then, reads are answered.
     pub async fn hand_over(self) {
@@ -222,6 +229,22 @@ impl Plane {
             }
         }
         written
+    }
+
+    /// What is done every now and then with what was fetched and read.
+    fn end_round(&self) {
+        self.sync();
+        self.give_back_pages();
+    }
+
+    /// Gives back the pages of what the kernel was given and nobody asked for since: it has them twice. After a
+    /// [`Plane::sync`], since what is not on the disk stays in memory.
+    fn give_back_pages(&self) {
+        let layers: Vec<_> = self.lock_layers().values().cloned().collect();
+        for layer in layers {
+            let given = layer.stored().give_back_pages();
+            self.session.give_back_pages(layer.0.slot, given);
+        }
     }
 
     fn leave(&self) {
