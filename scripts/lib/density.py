@@ -25,6 +25,7 @@ FILES = 2_000
 REST_SECONDS = 12  # one round of writing down what is there
 QUIET_SECONDS = 25  # two such rounds: after one in which nobody asked for it, a byte is in memory once
 CHUNKS = 1024  # 256 MiB
+UNREAD_BYTES = 16 << 20  # at the beginning of a file, so that its layer is not complete and hence not mounted directly
 CONTAINERS = 20
 TRIES = 8  # of what takes a minute or two
 PROVEN_SECONDS_MAX = 120  # a proof waits until nobody reads
@@ -75,8 +76,8 @@ def copies_of(args, driver, work, table, published):
     daemon = Daemon(args.programs, work, driver, link.address, settings=miss.SETTINGS)
     try:
         path = os.path.join(daemon.prepare(image, "keep"), random_layout.NAME)
-        read(path).close()
-        both(table, f"a byte read from the store, {driver}", path, daemon.root)
+        read(path, UNREAD_BYTES).close()
+        both(table, f"a byte read from the store, {driver}", path, daemon.root, UNREAD_BYTES)
     finally:
         daemon.close()
     daemon = Daemon(args.programs, work, driver, link.address)
@@ -90,14 +91,14 @@ def copies_of(args, driver, work, table, published):
         daemon.close()
 
 
-def both(table, label, path, root):
-    """The copies of a file's bytes when it was just read, and at rest."""
+def both(table, label, path, root, unread=0):
+    """The copies of a file's bytes when it was just read, and at rest. The first bytes of it stay `unread`."""
     def measure():
         forget([path, *devices(root)])
-        with read(path) as file:
-            at_once = held(file, root)
+        with read(path, unread) as file:
+            at_once = held(file, root, unread)
             time.sleep(QUIET_SECONDS)
-            return at_once, held(file, root)
+            return at_once, held(file, root, unread)
     at_once, at_rest = undisturbed(measure, label)
     table.single(f"copies in the page cache of {label}", "copies", at_once, "")
     table.single(f"copies in the page cache of {label}, at rest", "copies", at_rest, f"≤ {COPIES_MAX}")
@@ -138,9 +139,10 @@ def devices(root):
         yield os.path.join(root, "larder", "session", "dev", str(record["slot"]))
 
 
-def read(path):
-    """Reads a file, and keeps it open: another mount may take the place of this one."""
+def read(path, unread=0):
+    """Reads a file from a place on, and keeps it open: another mount may take the place of this one."""
     file = open(path, "rb", buffering=0)
+    file.seek(unread)
     while file.read(1 << 20):
         pass
     return file
@@ -155,14 +157,14 @@ def forget(paths):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def held(file, root):
+def held(file, root, unread):
     """How often a file is in the page cache: as itself, in the store, and as the layer's device of our session. Counted
     for these files alone, so that what else the machine reads counts for nothing."""
     found = pages(file)
     for device in devices(root):
         with open(device, "rb", buffering=0) as other:
             found += pages(other)
-    return found * PAGE / os.fstat(file.fileno()).st_size
+    return found * PAGE / (os.fstat(file.fileno()).st_size - unread)
 
 
 def pages(file):
