@@ -32,6 +32,7 @@ use crate::mount::unmount_left;
 use crate::session::{Sessions, Slots, Told};
 use crate::store::{CachingStopped, PinError, StoreRoot};
 use crate::supervisor::Takeovers;
+use crate::sys::give_back_memory;
 
 pub use add::AddLayerError;
 use complete::Completion;
@@ -235,6 +236,7 @@ impl Plane {
     fn end_round(&self) {
         self.sync();
         self.give_back_pages();
+        give_back_memory();
     }
 
     /// Gives back the pages of what the kernel was given and nobody asked for since: it has them twice. After a
