@@ -32,6 +32,7 @@ use crate::mount::unmount_left;
 use crate::session::{Sessions, Slots, Told};
 use crate::store::{CachingStopped, PinError, StoreRoot};
 use crate::supervisor::Takeovers;
+use crate::sys::give_back_memory;
 
 pub use add::AddLayerError;
 use complete::Completion;
@@ -191,6 +192,13 @@ impl DataPlane {
         self.0.told.takeovers
     }
 
+    /// Ends a round as the clock does every ten seconds. For tests.
+    #[doc(hidden)]
+    pub async fn end_round(&self) {
+        let plane = self.0.clone();
+        let _ = tokio::task::spawn_blocking(move || plane.end_round()).await;
+    }
+
     /// Writes down what is in the store, and leaves all mounts to the next daemon. The caller ends the
     /// process: until then, reads are answered.
     pub async fn hand_over(self) {
@@ -222,6 +230,23 @@ impl Plane {
             }
         }
         written
+    }
+
+    /// What is done every now and then with what was fetched and read.
+    fn end_round(&self) {
+        self.sync();
+        self.give_back_pages();
+        give_back_memory();
+    }
+
+    /// Gives back the pages of what the kernel was given and nobody asked for since: it has them twice. After a
+    /// [`Plane::sync`], since what is not on the disk stays in memory.
+    fn give_back_pages(&self) {
+        let layers: Vec<_> = self.lock_layers().values().cloned().collect();
+        for layer in layers {
+            let given = layer.stored().give_back_pages();
+            self.session.give_back_pages(layer.0.slot, given);
+        }
     }
 
     fn leave(&self) {

@@ -22,6 +22,7 @@ mod inode;
 mod journal;
 mod mountpoint;
 mod notices;
+mod pages;
 mod reads;
 mod replay;
 mod slots;

@@ -27,6 +27,7 @@ mod direct;
 mod disk;
 mod evict;
 mod floor;
+mod handed;
 mod intact;
 mod ledger;
 mod lies;

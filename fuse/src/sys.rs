@@ -10,6 +10,7 @@ mod page;
 mod priority;
 mod replace;
 mod shared;
+mod trim;
 
 pub(crate) use descriptors::{leave_descriptors, spawn_with_only};
 pub(crate) use inherited::inherited;
@@ -20,3 +21,4 @@ pub(crate) use page::page_size;
 pub(crate) use priority::lower_this_thread;
 pub(crate) use replace::replace;
 pub(crate) use shared::SharedNumbers;
+pub(crate) use trim::give_back_memory;

@@ -511,6 +511,6 @@ async fn sync_now_and_then(plane: Weak<Plane>) {
     loop {
         tokio::time::sleep(SYNC_EVERY).await;
         let Some(plane) = plane.upgrade() else { return };
-        let _ = tokio::task::spawn_blocking(move || plane.sync()).await;
+        let _ = tokio::task::spawn_blocking(move || plane.end_round()).await;
     }
 }

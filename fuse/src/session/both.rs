@@ -1,6 +1,7 @@
 //! The session of devices and trees, and the one of trees without extended attributes.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -240,6 +241,11 @@ impl Sessions {
     /// Asks the kernel to forget the names of a slot that goes away. Not for FUSE threads.
     pub(crate) fn forget(&self, slot: u32) {
         self.each(|session| session.forget(slot));
+    }
+
+    /// Asks the kernel to give back pages of the device in a slot, which EROFS has as its own where it read them.
+    pub(crate) fn give_back_pages(&self, slot: u32, ranges: Vec<Range<u64>>) {
+        self.main.give_back_pages(slot, ranges);
     }
 
     /// Takes the mounts away from the name space; whoever has files open keeps them.

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use super::greeting::{Exchange, resend};
 use super::inode::Node;
 use super::journal::{Begun, Entry, Journal};
 use super::notices::Notices;
+use super::pages::Pages;
 use super::reads::READ_BYTES_MAX;
 use super::replay::replay;
 use super::{Manner, Slots};
@@ -37,6 +39,8 @@ pub(crate) struct FuseMount {
     left: Mutex<Vec<(Begun, Entry)>>,
     greeted: Mutex<Option<(Session<LarderFs>, Asked)>>,
     serving: OnceLock<(BackgroundSession, Notices)>,
+    /// For sessions whose devices EROFS reads.
+    pages: OnceLock<Pages>,
 }
 
 impl FuseMount {
@@ -76,6 +80,7 @@ impl FuseMount {
                 left: Mutex::default(),
                 greeted: Mutex::new(Some((session, asked))),
                 serving: OnceLock::new(),
+                pages: OnceLock::new(),
             };
             mount.serve()?;
             Ok(mount)
@@ -119,6 +124,7 @@ impl FuseMount {
             left: Mutex::new(left),
             greeted: Mutex::new(Some((session, asked))),
             serving: OnceLock::new(),
+            pages: OnceLock::new(),
         })
     }
 
@@ -138,6 +144,9 @@ impl FuseMount {
             let notices = Notices::to(self.device.try_clone()?)?;
             asked.serve(&self.path, self.slots.clone(), notices.clone())?;
             let _ = self.serving.set((session, notices));
+            if !self.manner.without_opens {
+                let _ = self.pages.set(Pages::of(self.device.try_clone()?)?);
+            }
             let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
             let left = std::mem::take(&mut *left);
             let filesystem = LarderFs::new(self.slots.clone(), self.manner, None, None);
@@ -177,6 +186,13 @@ impl FuseMount {
         };
         for directory in [Node::Devices, Node::Trees] {
             notices.forget(directory.number(), slot.to_string());
+        }
+    }
+
+    /// Asks the kernel to give back pages of the device in a slot, if it is one of those that EROFS reads.
+    pub(crate) fn give_back_pages(&self, slot: u32, ranges: Vec<Range<u64>>) {
+        if let Some(pages) = self.pages.get() {
+            pages.give_back(slot, ranges);
         }
     }
 

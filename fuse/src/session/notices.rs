@@ -5,7 +5,8 @@
 //! thread of its own tells it, which holds nothing but the device.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use crate::sys::spawn_with_only;
@@ -14,6 +15,7 @@ use crate::sys::spawn_with_only;
 const WAITING_MAX: usize = 1;
 
 /// Kinds of notices, by the numbers of the protocol.
+const INVAL_INODE: i32 = 2;
 const INVAL_ENTRY: i32 = 3;
 const STORE: i32 = 4;
 
@@ -62,7 +64,6 @@ impl Notices {
 }
 
 fn tell(device: &OwnedFd, notice: &Notice) -> io::Result<()> {
-    use std::os::fd::AsFd;
     let device = device.as_fd();
     match notice {
         Notice::Store { node, bytes } => {
@@ -82,6 +83,14 @@ fn tell(device: &OwnedFd, notice: &Notice) -> io::Result<()> {
             write(device, INVAL_ENTRY, &about, &name)
         }
     }
+}
+
+/// Has the kernel give back the pages of a file in `range`. It waits for those that are being read.
+pub(super) fn forget_pages(device: &OwnedFd, node: u64, range: &Range<u64>) -> io::Result<()> {
+    let mut about = node.to_ne_bytes().to_vec();
+    about.extend(range.start.to_ne_bytes());
+    about.extend((range.end - range.start).to_ne_bytes());
+    write(device.as_fd(), INVAL_INODE, &about, b"")
 }
 
 /// A header, in which a kind stands where a reply has its error, and 0 for the request; then the rest.

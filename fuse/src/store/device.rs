@@ -111,10 +111,13 @@ impl Device {
         self.disk.read_at(&self.file(), bytes, offset)
     }
 
-    /// Asks the kernel to read `range` from the disk the next time.
+    /// Asks the kernel to read `range` from the disk the next time. Pages at its ends that hold something else, too, and
+    /// what is not on the disk yet stay.
     pub(crate) fn forget_cached(&self, range: Range<u64>) {
-        let len = NonZeroU64::new(range.end - range.start);
-        let _ = fadvise(self.file(), range.start, len, Advice::DontNeed);
+        // No length would mean all that follows.
+        if let Some(len) = NonZeroU64::new(range.end.saturating_sub(range.start)) {
+            let _ = fadvise(self.file(), range.start, Some(len), Advice::DontNeed);
+        }
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {

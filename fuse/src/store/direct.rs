@@ -5,10 +5,14 @@
 //! would read as zeros. So the file is marked before it is mounted, and what is marked is never
 //! punched; it is evicted by putting an empty file in its place. No mount outlives the kernel, so a
 //! mark of another boot is void.
+//!
+//! When the kernel reads it, it notes the time at the file. That is the only thing we see of it: the time is set
+//! to one that is none, and looked at later. On a file system mounted with `noatime` nobody ever seems to read.
 
-use std::fs::File;
+use std::fs::{File, FileTimes};
 use std::io;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use super::disk::Disk;
 use super::stored::StoredLayer;
@@ -20,7 +24,11 @@ const NAME: &str = "direct";
 
 /// Whether the device file was mounted in this boot.
 #[derive(Debug)]
-pub(crate) struct DirectMark(AtomicBool);
+pub(crate) struct DirectMark {
+    is_set: AtomicBool,
+    /// Whether it was read, and its pages are still in memory.
+    was_read: AtomicBool,
+}
 
 impl DirectMark {
     /// What a former run left in `directory`.
@@ -34,20 +42,33 @@ impl DirectMark {
         if !is_set && path.exists() {
             let _ = disk.remove_file(&path);
         }
-        Self(AtomicBool::new(is_set))
+        Self {
+            is_set: AtomicBool::new(is_set),
+            was_read: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.is_set.load(Ordering::SeqCst)
     }
 
     /// Marks the file, first on the disk.
     pub(super) fn set(&self, directory: &Path, disk: &dyn Disk) -> io::Result<()> {
         if !self.is_set() {
             disk.replace(&directory.join(NAME), &boot_id().unwrap_or_default())?;
-            self.0.store(true, Ordering::SeqCst);
+            self.is_set.store(true, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    /// What was read of it is in memory.
+    pub(super) fn note_read(&self) {
+        self.was_read.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was read; from here on it was not.
+    pub(super) fn take_read(&self) -> bool {
+        self.was_read.swap(false, Ordering::Relaxed)
     }
 
     /// The file is another one now.
@@ -61,7 +82,7 @@ impl DirectMark {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         };
         if is_gone {
-            self.0.store(false, Ordering::SeqCst);
+            self.is_set.store(false, Ordering::SeqCst);
         }
     }
 }
@@ -88,6 +109,16 @@ fn is_held(device: &File) -> bool {
         tracing::debug!(%error, "the file system does not tell whether a device is mounted");
         false
     })
+}
+
+/// Whether anybody read a marked file since this was last asked. A reader in the moment between the two steps is
+/// seen when it is read again.
+pub(super) fn was_read_lately(device: &File) -> io::Result<bool> {
+    let was_read = device.metadata()?.accessed()? != UNIX_EPOCH;
+    if was_read {
+        device.set_times(FileTimes::new().set_accessed(UNIX_EPOCH))?;
+    }
+    Ok(was_read)
 }
 
 /// Names this run of the kernel.

@@ -66,6 +66,7 @@ impl StoredLayer {
                 return Ok(false);
             }
             self.uses.touch(row);
+            self.handed.note(row);
         }
         self.uses.used();
         let mut there = There {
@@ -271,7 +272,7 @@ fn with_chunk<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 }
 
 /// What the kernel reads from the disk for `range`.
-fn whole_pages(range: Range<u64>) -> Range<u64> {
+pub(super) fn whole_pages(range: Range<u64>) -> Range<u64> {
     let page = page_size();
     range.start / page * page..range.end.next_multiple_of(page)
 }

@@ -14,9 +14,10 @@ use larder_proto::limits;
 use larder_proto::verified::Verified;
 
 use super::device::{Device, Published};
-use super::direct::DirectMark;
+use super::direct::{DirectMark, was_read_lately};
 use super::disk::Disk;
 use super::floor::Floor;
+use super::handed::Handed;
 use super::intact::{open_meta, write_over};
 use super::ledger::Ledger;
 use super::noted::{Before, Noted};
@@ -51,6 +52,7 @@ pub(crate) struct StoredLayer {
     /// Counts how often chunks were taken away: who read meanwhile reads again.
     pub(super) evictions: AtomicU64,
     pub(super) uses: Uses,
+    pub(super) handed: Handed,
     pub(super) direct: DirectMark,
     pub(super) occupied: Occupied,
     /// When the disk last failed to give bytes back.
@@ -274,6 +276,7 @@ impl StoredLayer {
             writing: RwLock::default(),
             evictions: AtomicU64::new(0),
             uses: Uses::new(index.chunk_count(), last.unwrap_or(SystemTime::UNIX_EPOCH)),
+            handed: Handed::new(index.chunk_count()),
             direct: DirectMark::found(&directory, &*disk),
             occupied: Occupied::new(rules.ledger.clone()),
             presence,
@@ -501,6 +504,10 @@ impl StoredLayer {
     }
 
     pub(super) fn mark_direct(&self) -> bool {
+        if !self.is_direct() {
+            // What was read until now, by the proof, is nobody's second copy.
+            let _ = was_read_lately(&self.device.file());
+        }
         let marked = self.direct.set(&self.directory(), &*self.disk);
         if let Err(error) = &marked {
             tracing::warn!(layer = %self.directory().display(), %error,

@@ -11,6 +11,7 @@ mod faults;
 mod hostile;
 mod merged;
 mod observing;
+mod pages;
 mod proof;
 mod reading;
 mod recording;

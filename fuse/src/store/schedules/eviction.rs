@@ -110,7 +110,7 @@ fn write(scene: &Prepared, layer: &StoredLayer, row: usize) {
     }
 }
 
-/// Promise: however readers, writers and who evicts the same chunks meet, nobody takes the bytes of a
+/// Promise: however readers, writers, who evicts the same chunks and who gives back their pages meet, nobody takes the bytes of a
 /// hole, or of a chunk half written, for a chunk's; what is said to be there at the end is there.
 #[test]
 fn no_read_sees_a_hole() {
@@ -146,6 +146,12 @@ fn no_read_sees_a_hole() {
                 }
                 if thread_rng().gen_bool(0.5) {
                     drop(layer.evict_all().unwrap());
+                }
+            }),
+            start(|_, layer, _| {
+                for _ in 0..3 {
+                    layer.give_back_pages();
+                    thread::yield_now();
                 }
             }),
         ];
