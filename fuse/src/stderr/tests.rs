@@ -89,6 +89,7 @@ fn what_cannot_be_written_is_counted() {
             lines.push(line(number));
         }
         lines.flush(SOON);
-        assert_eq!((lines.lock().lost, lines.lock().bytes), (3, 0));
+        let queue = lines.lock();
+        assert_eq!((queue.lost, queue.bytes), (3, 0));
     }
 }
