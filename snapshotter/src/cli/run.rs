@@ -133,8 +133,7 @@ pub(super) fn daemon(args: &RunArgs) -> anyhow::Result<()> {
     }
     let ended = block_on(run(in_force, Arc::clone(&handover)));
     if ended.is_ok() {
-        stderr::flush(stderr::FAREWELL_MAX);
-        std::process::exit(0);
+        leave();
     }
     if handover.takes_over() {
         // What is left is for the next daemon; an orderly end would answer requests with errors.
@@ -145,6 +144,12 @@ pub(super) fn daemon(args: &RunArgs) -> anyhow::Result<()> {
         std::process::exit(1);
     }
     ended
+}
+
+/// Ends this process at once, in order, with everything logged if somebody reads it.
+fn leave() -> ! {
+    stderr::flush(stderr::FAREWELL_MAX);
+    std::process::exit(0);
 }
 
 /// Has the whole process end when a FUSE thread does: the next daemon answers what nobody here would.
@@ -233,8 +238,7 @@ async fn run(in_force: InForce, handover: Arc<Handover>) -> anyhow::Result<()> {
             plane.hand_over().await;
             tracing::info!("leaving everything to the next daemon");
             handover.leaves();
-            stderr::flush(stderr::FAREWELL_MAX);
-            std::process::exit(0);
+            leave();
         }
     }
 }
