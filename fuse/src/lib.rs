@@ -9,6 +9,7 @@
 //! Only `session` and `sys` know FUSE; `store` does not know `fetch`; `sys` holds the unsafe code.
 
 pub mod mount;
+pub mod stderr;
 pub mod supervisor;
 
 mod apart;

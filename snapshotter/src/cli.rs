@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use larder_fuse::{stderr, supervisor};
 use larder_registry::{ClientError, Reference};
 
 use crate::config::{Config, ConfigError, Driver, LogFormat, LogLevel, Overrides};
@@ -304,7 +305,11 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            drop(error.print());
+            if supervisor::is_supervised() {
+                last_words(&error.to_string());
+            } else {
+                drop(error.print());
+            }
             return if error.use_stderr() {
                 EX_USAGE.into()
             } else {
@@ -319,11 +324,18 @@ pub fn main() -> ExitCode {
         return code;
     }
     let json = cli.wants_json();
-    match cli.dispatch() {
+    let done = cli.dispatch();
+    // What was logged comes before what is said now.
+    stderr::flush(stderr::LAST_WORDS_MAX);
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let words = in_words(&error);
-            eprintln!("larder-snapshotter: {words}");
+            if supervisor::is_supervised() {
+                last_words(&words);
+            } else {
+                eprintln!("larder-snapshotter: {words}");
+            }
             if json && !error.is::<doctor::Failed>() {
                 drop(output::print_json(&serde_json::json!({ "error": words })));
             }
@@ -337,6 +349,12 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Says why this daemon ends. Mounts may wait for the next one, and so nobody waits for whoever reads this.
+fn last_words(words: &str) {
+    stderr::say(words);
+    stderr::flush(stderr::LAST_WORDS_MAX);
 }
 
 /// An error with its causes, leaving out those that an error before already repeats.

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use larder_fuse::stderr::{self, Stderr};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -32,9 +33,10 @@ impl<S: Subscriber> Layer<S> for Counting {
     }
 }
 
-/// Logs to standard error from now on. Libraries are heard only when something is wrong with them.
+/// Logs to standard error from now on, and waits for nobody who reads it. Libraries are heard only when something is wrong with them.
 pub(crate) fn start(level: LogLevel, format: LogFormat) {
-    subscriber(level, format, io::stderr).init();
+    subscriber(level, format, || Stderr).init();
+    stderr::tell_losses_by(|lines| tracing::warn!(lines, "{}", stderr::lost_words(lines)));
 }
 
 fn subscriber<W>(level: LogLevel, format: LogFormat, out: W) -> Box<dyn Subscriber + Send + Sync>

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::Instant;
 
 use nix::sys::signal::SigSet;
@@ -15,6 +15,10 @@ use super::channel::Channel;
 use super::endings::Takeovers;
 use super::{MAIN_SESSION, is_supervised, priority, systemd, word};
 use crate::sys::spawn_with_only;
+
+/// The connection, until the very end of this process: to the supervisor its end is the process's, and it kills
+/// what may be left, which has then not yet said why it ends, and by which code.
+static UNTIL_THE_END: OnceLock<OwnedFd> = OnceLock::new();
 
 /// What the supervisor wants, or that it is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,8 @@ impl Handover {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // Out of the way of standard input, which programs this one runs get, too.
         let socket = rustix::io::fcntl_dupfd_cloexec(&input, 3)?;
+        let too = rustix::io::fcntl_dupfd_cloexec(&socket, 3)?;
+        UNTIL_THE_END.get_or_init(|| too);
         rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
         Self::hear(Channel::of(socket), began).map(Some)
     }

@@ -24,6 +24,7 @@ use super::restarts::{Pause, Restarts};
 use super::systemd::{self, Systemd};
 use super::voice::Voice;
 use super::{ITEMS_MAX, JSON, SUPERVISED, word};
+use crate::stderr;
 
 /// How long a daemon may take to unmount everything. systemd waits 30 s by our unit.
 const STOP_MAX: Duration = Duration::from_secs(25);
@@ -36,9 +37,16 @@ const REAP_MAX: Duration = Duration::from_millis(5);
 /// the last one.
 const REAP_UNHURRIED: Duration = Duration::from_secs(2);
 
+/// The same for a daemon that never served: no thread of it waits for an answer, and why it ended is what an
+/// operator has to know. Builds before this one close their socket before they say it.
+const REAP_EARLY: Duration = Duration::from_millis(200);
+
 /// How long threads of a dead daemon may hold its socket open. A thread that waits for an answer in
 /// the kernel does until the next daemon gives that answer.
 const STUCK_MAX: Duration = Duration::from_millis(200);
+
+/// Notes for the next daemon: while none can be run at all, each attempt leaves one.
+const NOTES_MAX: usize = 32;
 
 /// `PIDFD_THREAD`: tells of the end of the first thread, whatever the others do. Since 6.9; later kernels
 /// keep it back until the others have ended, too.
@@ -76,8 +84,6 @@ pub fn supervise(
     check: &'static str,
     start_json: fn(),
 ) -> Result<u8, SuperviseError> {
-    let kept = systemd::kept();
-    priority::hurry();
     let mut mask = SigSet::empty();
     for signal in [
         Signal::SIGTERM,
@@ -88,6 +94,8 @@ pub fn supervise(
         mask.add(signal);
     }
     mask.thread_block().map_err(io::Error::from)?;
+    let kept = systemd::kept();
+    priority::hurry();
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&mask, flags).map_err(io::Error::from)?;
     let mut supervisor = Supervisor {
@@ -107,7 +115,10 @@ pub fn supervise(
         endings: Takeovers::default(),
         wants_end: false,
     };
-    supervisor.run()
+    let ended = supervisor.run();
+    supervisor.systemd.settle();
+    stderr::flush(stderr::LAST_WORDS_MAX);
+    ended
 }
 
 struct Supervisor {
@@ -153,9 +164,19 @@ struct Running {
 impl Supervisor {
     fn run(&mut self) -> Result<u8, SuperviseError> {
         loop {
-            let mut running = self.start()?;
+            let mut running = match self.start() {
+                Ok(running) => running,
+                // Mounts are worth waiting for memory, or for a process that may be had.
+                Err(error) if self.has_served => {
+                    if self.failed(&error)? {
+                        return Ok(0);
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             self.attend(&mut running)?;
-            let status = self.end(&mut running.child);
+            let status = self.end(&mut running);
             let now = Instant::now();
             let death = Death {
                 status,
@@ -192,8 +213,15 @@ impl Supervisor {
     }
 
     /// Has a daemon that is about to end do so; how it ended, if that is known in time.
-    fn end(&self, daemon: &mut Child) -> Option<ExitStatus> {
+    fn end(&self, running: &mut Running) -> Option<ExitStatus> {
+        let (is_early, daemon) = (running.serves.is_none(), &mut running.child);
         if self.has_served && !self.wants_end {
+            if is_early
+                && running.deadline.is_none()
+                && let Some(status) = reap(daemon, REAP_EARLY)
+            {
+                return Some(status);
+            }
             // Threads that are left wait for the next daemon's answers, and then die.
             drop(daemon.kill());
             return reap(daemon, REAP_MAX);
@@ -205,15 +233,35 @@ impl Supervisor {
         })
     }
 
+    /// Tells that no daemon can be started, and waits until the next attempt; whether the end was asked for
+    /// meanwhile.
+    fn failed(&mut self, error: &SuperviseError) -> io::Result<bool> {
+        let pause = self.restarts.died(Instant::now(), None, true);
+        let told = format!(
+            "no daemon can be started: {error}; mounts wait; the next attempt is in {} s",
+            pause.length.as_secs_f64()
+        );
+        self.voice.error(&told);
+        self.systemd.tell(&format!("STATUS={}", one_line(&told)));
+        self.sleep(pause.length)
+    }
+
+    /// Keeps a sentence for the log of the next daemon.
+    fn note(&mut self, word: &'static str, told: String) {
+        if self.notes.len() < NOTES_MAX {
+            self.notes.push((word, told));
+        }
+    }
+
     /// Tells how a daemon ended: the next one's log, and unless all went as it should, at once, since
     /// there may be no next one that gets as far.
     fn tell(&mut self, death: &Death, process: u32, pause: Pause) {
         let note = format!("the daemon before {death}");
         if death.is_orderly() {
-            self.notes.push((word::ORDERLY, note));
+            self.note(word::ORDERLY, note);
             return;
         }
-        self.notes.push((word::NOTE, note));
+        self.note(word::NOTE, note);
         let again = if pause.is_loop {
             ", again and again"
         } else {
@@ -260,7 +308,7 @@ impl Supervisor {
                     self.program.display()
                 );
                 self.voice.warn(&told);
-                self.notes.push((word::NOTE, told));
+                self.note(word::NOTE, told);
                 let failed = |error| SuperviseError::Spawn {
                     program: self.program.clone(),
                     error,
@@ -311,6 +359,7 @@ impl Supervisor {
         loop {
             self.replace_if_possible(running);
             let looked = self.check.as_ref().and_then(Check::deadline);
+            let looked = looked.into_iter().chain(self.systemd.pay()).min();
             let (said, signalled, ended) = wait(running, looked, &self.signals)?;
             if said && !self.listen(running) {
                 return Ok(());
@@ -429,7 +478,7 @@ impl Supervisor {
     }
 
     /// Tells that everything stays as it is.
-    fn refuse(&self, reason: &str) {
+    fn refuse(&mut self, reason: &str) {
         let told = format!("not reloaded, the daemon that was there goes on: {reason}");
         self.voice.error(&told);
         self.systemd.tell(&format!("STATUS={}", one_line(&told)));
@@ -457,21 +506,24 @@ impl Supervisor {
                     _ => {}
                 }
             }
+            let again = self.systemd.pay();
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(false);
             }
+            let again = again.map(|again| again.saturating_duration_since(Instant::now()));
+            let left = again.into_iter().chain([left]).min();
             let signals = PollFd::new(&self.signals, PollFlags::IN);
-            ready(&mut [signals], Some(left))?;
+            ready(&mut [signals], left)?;
         }
     }
 }
 
 /// Waits until the daemon says something, a signal comes, the daemon's first thread ends, or its
-/// time is over, or that of a look.
+/// time is over, or that of something else.
 fn wait(
     running: &Running,
-    looked: Option<Instant>,
+    other: Option<Instant>,
     signals: &SignalFd,
 ) -> io::Result<(bool, bool, bool)> {
     let mut sources = vec![
@@ -481,7 +533,7 @@ fn wait(
     if let Some(first_thread) = &running.first_thread {
         sources.push(PollFd::new(first_thread, PollFlags::IN));
     }
-    let first = running.deadline.into_iter().chain(looked).min();
+    let first = running.deadline.into_iter().chain(other).min();
     let left = first.map(|end| end.saturating_duration_since(Instant::now()));
     ready(&mut sources, left)?;
     let is_ready = |source: Option<&PollFd<'_>>| source.is_some_and(|s| !s.revents().is_empty());

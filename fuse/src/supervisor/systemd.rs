@@ -1,5 +1,6 @@
 //! systemd: readiness, its store of descriptors, and sockets it listens on for us.
 
+use std::collections::VecDeque;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
@@ -9,10 +10,13 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
 
-use super::voice;
+use super::ITEMS_MAX;
+use crate::stderr;
 use crate::sys::inherited;
 
 /// The first descriptor systemd hands over.
@@ -24,38 +28,98 @@ const COUNT_MAX: i32 = 128;
 /// What a socket is called that systemd listens on for us, whatever its unit calls it.
 pub(super) const ACTIVATED: &str = "activated";
 
-/// The socket systemd hears us on.
+/// Messages that systemd is owed while it does not listen: everything that is held, taken out and put in, and as
+/// much again of other words.
+const OWED_MAX: usize = 4 * ITEMS_MAX;
+
+/// How soon it is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How long that goes on at the end of the supervisor.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+
+/// The socket systemd hears us on. Nobody waits for it: what it does not take now is sent later.
 #[derive(Debug)]
-pub(super) struct Systemd(Option<OsString>);
+pub(super) struct Systemd {
+    socket: Option<OsString>,
+    owed: VecDeque<(String, Option<OwnedFd>)>,
+}
 
 impl Systemd {
     /// By the environment; without systemd nothing is told.
     pub(super) fn find() -> Self {
-        Self(env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()))
+        Self::at(env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()))
+    }
+
+    fn at(socket: Option<OsString>) -> Self {
+        Self {
+            socket,
+            owed: VecDeque::new(),
+        }
     }
 
     /// Tells `state`, such as `READY=1`.
-    pub(super) fn tell(&self, state: &str) {
+    pub(super) fn tell(&mut self, state: &str) {
         self.send(state, None);
     }
 
     /// Puts a descriptor into the store, in place of one of the same name.
-    pub(super) fn store(&self, name: &str, descriptor: BorrowedFd<'_>) {
+    pub(super) fn store(&mut self, name: &str, descriptor: BorrowedFd<'_>) {
         self.remove(name);
         self.send(&format!("FDSTORE=1\nFDNAME={name}"), Some(descriptor));
     }
 
     /// Takes what has this name out of the store.
-    pub(super) fn remove(&self, name: &str) {
+    pub(super) fn remove(&mut self, name: &str) {
         self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
     }
 
-    fn send(&self, state: &str, descriptor: Option<BorrowedFd<'_>>) {
-        let Some(socket) = &self.0 else { return };
-        if let Err(error) = send(socket, state, descriptor) {
-            let first = state.lines().next().unwrap_or_default();
-            voice::plain(&format!("cannot tell systemd {first}: {error}"));
+    fn send(&mut self, state: &str, descriptor: Option<BorrowedFd<'_>>) {
+        let Some(socket) = &self.socket else { return };
+        // What came before must be heard before.
+        if self.owed.is_empty() {
+            match send(socket, state, descriptor) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return told(state, done),
+            }
         }
+        let copy = descriptor.map(|descriptor| descriptor.try_clone_to_owned());
+        match copy.transpose() {
+            Ok(copy) if self.owed.len() < OWED_MAX => self.owed.push_back((state.to_owned(), copy)),
+            Ok(_) => told(state, Err(io::ErrorKind::WouldBlock.into())),
+            Err(error) => told(state, Err(error)),
+        }
+    }
+
+    /// Sends what it did not take before; when to try again.
+    pub(super) fn pay(&mut self) -> Option<Instant> {
+        let socket = self.socket.as_ref()?;
+        while let Some((state, descriptor)) = self.owed.front() {
+            match send(socket, state, descriptor.as_ref().map(AsFd::as_fd)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Some(Instant::now() + AGAIN);
+                }
+                done => told(state, done),
+            }
+            self.owed.pop_front();
+        }
+        None
+    }
+
+    /// The same before the end, when nobody waits for anything else: what is left in its store would be taken for
+    /// mounts at the next start.
+    pub(super) fn settle(&mut self) {
+        let until = Instant::now() + SETTLE_MAX;
+        while self.pay().is_some() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn told(state: &str, done: io::Result<()>) {
+    if let Err(error) = done {
+        let first = state.lines().next().unwrap_or_default();
+        stderr::say(&format!("cannot tell systemd {first}: {error}"));
     }
 }
 
@@ -85,7 +149,8 @@ fn send(socket: &OsStr, state: &str, descriptor: Option<BorrowedFd<'_>>) -> io::
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
     let text = [IoSlice::new(state.as_bytes())];
-    sendmsg(from.as_fd(), &text, &mut control, SendFlags::NOSIGNAL)?;
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(from.as_fd(), &text, &mut control, flags)?;
     Ok(())
 }
 
@@ -105,7 +170,7 @@ pub(super) fn kept() -> Vec<(String, OwnedFd)> {
         let name = names.next().unwrap_or_default().to_owned();
         match inherited(raw) {
             Ok(descriptor) => kept.push((named(name, &descriptor), descriptor)),
-            Err(error) => voice::plain(&format!("descriptor {raw} of systemd: {error}")),
+            Err(error) => stderr::say(&format!("descriptor {raw} of systemd: {error}")),
         }
     }
     kept
@@ -139,11 +204,41 @@ mod tests {
                 format!("@{name}").into(),
             ),
         ] {
-            Systemd(Some(target)).tell("READY=1");
+            Systemd::at(Some(target)).tell("READY=1");
             let mut message = [0; 16];
             let len = receiver.recv(&mut message).unwrap();
             assert_eq!(&message[..len], b"READY=1");
         }
+    }
+
+    /// Promise: a systemd that does not listen keeps nobody waiting, and hears everything in order once it does.
+    #[test]
+    fn a_systemd_that_does_not_listen_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let receiver = UnixDatagram::bind(&path).unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        let mut systemd = Systemd::at(Some(path.into_os_string()));
+        let file = tempfile::tempfile().unwrap();
+        // Its queue is as long as net.unix.max_dgram_qlen, which is 512 with systemd.
+        let mut sent = Vec::new();
+        while systemd.owed.len() < 3 {
+            let state = format!("STATUS={}", sent.len());
+            systemd.tell(&state);
+            sent.push(state);
+        }
+        systemd.store("lock", file.as_fd());
+        sent.extend(["FDSTOREREMOVE=1\nFDNAME=lock", "FDSTORE=1\nFDNAME=lock"].map(String::from));
+        assert!(systemd.pay().is_some());
+        let (mut heard, mut into) = (Vec::new(), [0; 64]);
+        while heard.len() < sent.len() {
+            match receiver.recv(&mut into) {
+                Ok(length) => heard.push(String::from_utf8_lossy(&into[..length]).into_owned()),
+                Err(_) => drop(systemd.pay()),
+            }
+        }
+        assert_eq!(heard, sent);
+        assert!(systemd.pay().is_none() && systemd.owed.is_empty());
     }
 
     #[test]

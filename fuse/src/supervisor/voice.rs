@@ -1,6 +1,6 @@
-//! What the supervisor itself says, on standard error beside the log of its daemon.
+//! What the supervisor itself says, on standard error beside the log of its daemon: it never waits for its reader.
 
-use std::io::{self, Write};
+use crate::stderr;
 
 /// Says things in the form that the daemon's log has.
 pub(super) struct Voice {
@@ -30,7 +30,7 @@ impl Voice {
         if self.is_json {
             tracing::error!("{text}");
         } else {
-            plain(&format!("ERROR {text}"));
+            stderr::say(&format!("ERROR {text}"));
         }
     }
 
@@ -38,13 +38,7 @@ impl Voice {
         if self.is_json {
             tracing::warn!("{text}");
         } else {
-            plain(text);
+            stderr::say(text);
         }
     }
-}
-
-/// One line. A standard error that cannot be written, as on a full disk, must not end who holds all
-/// mounts, which `eprintln!` would.
-pub(super) fn plain(text: &str) {
-    let _ = writeln!(io::stderr(), "larder-snapshotter: {text}");
 }

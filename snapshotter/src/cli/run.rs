@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use larder_fuse::stderr;
 use larder_fuse::supervisor::{self, Bidding, Handover, Note};
 use larder_proto::grpc::control::control_server::ControlServer;
 use larder_proto::moment::moment;
@@ -57,6 +58,7 @@ pub(super) fn supervise() -> Option<ExitCode> {
     if supervisor::is_supervised() {
         return None;
     }
+    stderr::tell_panics();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let supervised = std::env::current_exe()
         .map_err(supervisor::SuperviseError::from)
@@ -64,7 +66,8 @@ pub(super) fn supervise() -> Option<ExitCode> {
     Some(match supervised {
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("larder-snapshotter: {error}");
+            stderr::say(&error.to_string());
+            stderr::flush(stderr::LAST_WORDS_MAX);
             ExitCode::FAILURE
         }
     })
@@ -103,6 +106,7 @@ pub(super) fn check(args: &RunArgs) -> anyhow::Result<()> {
 
 /// Serves until the supervisor or a signal ends it.
 pub(super) fn daemon(args: &RunArgs) -> anyhow::Result<()> {
+    stderr::tell_panics();
     let handover = Handover::receive().context("hear from the supervisor")?;
     let handover = Arc::new(handover.context("the supervisor is gone")?);
     let before = handover.take(CONFIGURATION).and_then(Kept::open);
@@ -129,17 +133,23 @@ pub(super) fn daemon(args: &RunArgs) -> anyhow::Result<()> {
     }
     let ended = block_on(run(in_force, Arc::clone(&handover)));
     if ended.is_ok() {
-        // The supervisor takes the end of the connection for that of the process.
-        std::process::exit(0);
+        leave();
     }
     if handover.takes_over() {
         // What is left is for the next daemon; an orderly end would answer requests with errors.
         if let Err(error) = &ended {
             tracing::error!("{error:#}");
         }
+        stderr::flush(stderr::LAST_WORDS_MAX);
         std::process::exit(1);
     }
     ended
+}
+
+/// Ends this process at once, in order, with everything logged if somebody reads it.
+fn leave() -> ! {
+    stderr::flush(stderr::FAREWELL_MAX);
+    std::process::exit(0);
 }
 
 /// Has the whole process end when a FUSE thread does: the next daemon answers what nobody here would.
@@ -228,7 +238,7 @@ async fn run(in_force: InForce, handover: Arc<Handover>) -> anyhow::Result<()> {
             plane.hand_over().await;
             tracing::info!("leaving everything to the next daemon");
             handover.leaves();
-            std::process::exit(0);
+            leave();
         }
     }
 }
