@@ -34,7 +34,8 @@ pub(super) async fn complete(
         let ask =
             async |mut control: ControlClient<Channel>| control.complete(request.clone()).await;
         let answer = asked(&config.root, ask).await;
-        let answer = answer.map_err(|status| super::status::refused(&config.root, &status))?;
+        let answer = answer
+            .map_err(|status| super::status::refused_by(&config.root, &status, "--config"))?;
         if lazy > 0 && answer.layers.is_empty() {
             bail!(
                 "{image} is pulled, and the daemon of {} knows none of its layers: --config names another \
