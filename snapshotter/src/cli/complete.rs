@@ -82,3 +82,26 @@ pub(super) async fn complete(
         sleep(LOOK).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    /// Promise: where no daemon answers, only flags that the command has are named.
+    #[tokio::test]
+    async fn only_flags_that_there_are_are_named() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("config.toml");
+        std::fs::write(&file, "").unwrap();
+        let overrides = Overrides {
+            root: Some(scratch.path().to_owned()),
+            ..Overrides::default()
+        };
+        let config = Config::load(Some(&file), &overrides).unwrap();
+        let refused = complete(&config, "r.test/app:1", vec![], 0).await;
+        let told = refused.unwrap_err().to_string();
+        assert!(told.contains("Name another with --config"), "{told}");
+        assert!(!told.contains("--root"), "{told}");
+    }
+}
