@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use larder_proto::annotation::{IndexLocation, StartList};
 use larder_proto::digest::Digest;
+use larder_registry::bounded;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::LayerOptions;
@@ -19,6 +20,9 @@ use crate::spool;
 /// Repositories remembered per layer: where a registry may mount it from. They are asked one after
 /// the other, so at 50 ms each all of them cost less than half a second.
 const PLACES_MAX: usize = 8;
+
+/// Longest entry read, bytes: start lists go into a manifest, which has at most so many.
+const ENTRY_BYTES_MAX: u64 = larder_registry::MANIFEST_BYTES_MAX;
 
 /// The cache; without a directory it remembers nothing.
 #[derive(Debug, Clone)]
@@ -84,7 +88,7 @@ impl Cache {
 
     /// What is known of a layer whose tar has digest `diff_id`.
     pub fn get(&self, layer: &Digest, diff_id: &Digest) -> Option<Entry> {
-        let bytes = fs::read(self.path(layer)?).ok()?;
+        let bytes = bounded::read(&self.path(layer)?, ENTRY_BYTES_MAX).ok()?;
         let found: Remembered = serde_json::from_slice(&bytes).ok()?;
         (found.diff_id == diff_id.to_string()).then_some(found.entry)
     }
@@ -109,7 +113,7 @@ impl Cache {
 
     /// The start lists remembered by `key`.
     pub fn start_lists(&self, key: &Digest) -> Option<Vec<Option<String>>> {
-        let bytes = fs::read(self.path(key)?).ok()?;
+        let bytes = bounded::read(&self.path(key)?, ENTRY_BYTES_MAX).ok()?;
         let found: Vec<Option<String>> = serde_json::from_slice(&bytes).ok()?;
         let is_list = |text: &String| text.parse::<StartList>().is_ok();
         found.iter().flatten().all(is_list).then_some(found)

@@ -15,7 +15,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use larder_registry::{Client, ClientError, ClientOptions, HOSTS_DIR};
+use larder_registry::{
+    CREDENTIALS_BYTES_MAX, Client, ClientError, ClientOptions, HOSTS_DIR, bounded,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::access::Access;
@@ -163,7 +165,8 @@ impl AccessArguments {
         if let Some(file) = &self.authfile {
             let refuse =
                 |reason: &dyn std::fmt::Display| format!("--authfile {}: {reason}", file.display());
-            let text = std::fs::read(file).map_err(|error| refuse(&error))?;
+            let text =
+                bounded::read(file, CREDENTIALS_BYTES_MAX).map_err(|error| refuse(&error))?;
             serde_json::from_slice::<serde::de::IgnoredAny>(&text)
                 .map_err(|error| refuse(&format_args!("it is not JSON: {error}")))?;
         }

@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use larder_registry::bounded;
+
 pub use archive::ArchiveError;
 
 /// A run of bytes in an open file, readable from any place and at any time.
@@ -132,9 +134,9 @@ impl Files {
                 if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
                     return Ok(None);
                 }
-                match File::open(dir.join(name)) {
-                    Ok(file) if file.metadata()?.is_file() => Window::whole(file).map(Some),
-                    Ok(_) => Ok(None),
+                match bounded::open(&dir.join(name)) {
+                    Ok(file) => Window::whole(file).map(Some),
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(None),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                     Err(error) => Err(error),
                 }

@@ -10,6 +10,7 @@ mod file;
 mod program;
 
 use file::AuthFile;
+pub use file::CREDENTIALS_BYTES_MAX;
 
 /// The key under which Docker stores the credentials of Docker Hub.
 const HUB_KEY: &str = "https://index.docker.io/v1/";

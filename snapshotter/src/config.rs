@@ -6,6 +6,7 @@ mod bytes;
 mod disk;
 mod in_force;
 mod kept;
+mod places;
 mod registry;
 mod syntax;
 mod text;

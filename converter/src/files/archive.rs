@@ -4,10 +4,11 @@
 //! short ASCII names, so of the tar extensions only what changes a name or a size is read.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Seek as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use larder_registry::bounded;
 
 use super::Window;
 use crate::decode::{Encoding, decode};
@@ -81,7 +82,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Window>, ArchiveError
 
 /// The archive as a seekable file; a compressed one is unpacked into a nameless file first.
 fn open(path: &Path) -> io::Result<Window> {
-    let mut file = File::open(path)?;
+    let mut file = bounded::open(path)?;
     let plain = {
         let decoder = decode(&mut file)?;
         if decoder.encoding() == Encoding::Plain {

@@ -14,7 +14,7 @@ use crate::bounded;
 use crate::secret::Secret;
 
 /// Largest credential file, bytes: a thousand entries with tokens of 4 KiB.
-const FILE_BYTES_MAX: u64 = 4 << 20;
+pub const CREDENTIALS_BYTES_MAX: u64 = 4 << 20;
 
 /// Standard base64, with or without padding: both are found in the wild.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -55,7 +55,8 @@ impl AuthFile {
             reason,
         };
         let file = path.to_path_buf();
-        let read = tokio::task::spawn_blocking(move || bounded::read(&file, FILE_BYTES_MAX)).await;
+        let read =
+            tokio::task::spawn_blocking(move || bounded::read(&file, CREDENTIALS_BYTES_MAX)).await;
         let text = match read.map_err(|e| wrong(e.to_string()))? {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound && !required => return Ok(None),

@@ -34,7 +34,8 @@ pub(super) async fn complete(
         let ask =
             async |mut control: ControlClient<Channel>| control.complete(request.clone()).await;
         let answer = asked(&config.root, ask).await;
-        let answer = answer.map_err(|status| super::status::refused(&config.root, &status))?;
+        let answer = answer
+            .map_err(|status| super::status::refused_by(&config.root, &status, "--config"))?;
         if lazy > 0 && answer.layers.is_empty() {
             bail!(
                 "{image} is pulled, and the daemon of {} knows none of its layers: --config names another \
@@ -79,5 +80,28 @@ pub(super) async fn complete(
             );
         }
         sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    /// Promise: where no daemon answers, only flags that the command has are named.
+    #[tokio::test]
+    async fn only_flags_that_there_are_are_named() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("config.toml");
+        std::fs::write(&file, "").unwrap();
+        let overrides = Overrides {
+            root: Some(scratch.path().to_owned()),
+            ..Overrides::default()
+        };
+        let config = Config::load(Some(&file), &overrides).unwrap();
+        let refused = complete(&config, "r.test/app:1", vec![], 0).await;
+        let told = refused.unwrap_err().to_string();
+        assert!(told.contains("Name another with --config"), "{told}");
+        assert!(!told.contains("--root"), "{told}");
     }
 }

@@ -44,6 +44,11 @@ pub(super) async fn ask(root: &Path) -> Result<StatusResponse, Status> {
 
 /// What the daemon's refusal, or its absence, means.
 pub(super) fn refused(root: &Path, status: &Status) -> anyhow::Error {
+    refused_by(root, status, "--root or --config")
+}
+
+/// The same of a command that another root can be named to by `flags`.
+pub(super) fn refused_by(root: &Path, status: &Status, flags: &str) -> anyhow::Error {
     let (socket, said) = (Config::control(root), status.message());
     if let Some(unserved) = asked::unserved(status) {
         return anyhow!(unserved);
@@ -51,7 +56,7 @@ pub(super) fn refused(root: &Path, status: &Status) -> anyhow::Error {
     if status.code() == Code::Unavailable {
         return anyhow!(
             "no daemon answers at {} ({said}): is it running, and is {} its root? Name another with \
-             --root or --config",
+             {flags}",
             socket.display(),
             root.display()
         );

@@ -6,8 +6,9 @@ use std::path::Path;
 use super::{Config, ConfigError};
 
 /// File systems that cannot hold a container's upper directory, or not serve the images below an
-/// EROFS mount, by the numbers statfs(2) gives (linux/magic.h).
-const UNFIT: [(u32, &str); 7] = [
+/// EROFS mount, by the numbers statfs(2) gives (linux/magic.h); those of the kernel, which hold no files of
+/// anybody; and those that are read only. tmpfs can: all that is lost with it is what was fetched.
+const UNFIT: [(u32, &str); 23] = [
     (0x794c_7630, "overlayfs"),
     (0x6573_5546, "FUSE"),
     (0x0000_6969, "NFS"),
@@ -15,6 +16,22 @@ const UNFIT: [(u32, &str); 7] = [
     (0xff53_4d42, "CIFS"),
     (0xfe53_4d42, "SMB"),
     (0x0102_1997, "9P"),
+    (0x0000_9fa0, "proc"),
+    (0x6265_6572, "sysfs"),
+    (0x0027_e0eb, "cgroup"),
+    (0x6367_7270, "cgroup2"),
+    (0x6462_6720, "debugfs"),
+    (0x7472_6163, "tracefs"),
+    (0x7363_6673, "securityfs"),
+    (0x6265_6570, "configfs"),
+    (0x0000_1cd1, "devpts"),
+    (0x1980_0202, "mqueue"),
+    (0xcafe_4a11, "bpf"),
+    (0x6165_676c, "pstore"),
+    (0xde5e_81e4, "efivarfs"),
+    (0xe0f5_e1e2, "EROFS"),
+    (0x7371_7368, "squashfs"),
+    (0x0000_9660, "ISO 9660"),
 ];
 
 impl Config {
@@ -23,6 +40,16 @@ impl Config {
     pub fn check_disk(&self) -> Result<(), ConfigError> {
         // The directory itself is made at the first start.
         let there = self.root.ancestors().find(|path| path.exists());
+        if let Some(path) = there.filter(|path| !path.is_dir()) {
+            let reason = format!(
+                "{} is no directory: choose another place with --root",
+                path.display()
+            );
+            return Err(ConfigError::Value {
+                key: "root",
+                reason,
+            });
+        }
         let found = there.and_then(|path| rustix::fs::statfs(path).ok());
         let found = found.and_then(|found| u32::try_from(found.f_type & 0xffff_ffff).ok());
         match found.and_then(unfit) {
@@ -73,14 +100,26 @@ mod tests {
 
     #[test]
     fn a_root_that_is_not_there_yet_is_judged_by_what_is() {
-        // Not in the list, whatever this machine's disks are.
-        let root = Some("/proc/none/such/root".into());
-        let overrides = Overrides {
-            root,
-            ..Overrides::default()
-        };
         let file = tempfile::NamedTempFile::new().unwrap();
-        let config = Config::load(Some(file.path()), &overrides).unwrap();
-        config.check_disk().unwrap();
+        let on_a_file = file.path().join("root");
+        for (root, words) in [
+            (
+                Path::new("/proc/none/such/root"),
+                "is on proc, which cannot hold it",
+            ),
+            (Path::new("/sys/x"), "is on sysfs, which cannot hold it"),
+            (&on_a_file, "is no directory"),
+        ] {
+            let overrides = Overrides {
+                root: Some(root.to_owned()),
+                ..Overrides::default()
+            };
+            let config = Config::load(Some(file.path()), &overrides).unwrap();
+            let told = config.check_disk().unwrap_err().to_string();
+            assert!(
+                told.contains("key root: ") && told.contains(words),
+                "{told}"
+            );
+        }
     }
 }

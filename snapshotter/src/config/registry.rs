@@ -1,17 +1,22 @@
 //! The values of `[registry]` and `[hosts]`: a mistake in them would show as layers that are not
 //! lazy, much later.
 
-use std::fs;
 use std::path::Path;
 
-use larder_registry::{PEM_BYTES_MAX, Reference, holds_authority};
+use larder_registry::{CREDENTIALS_BYTES_MAX, PEM_BYTES_MAX, Reference, bounded, holds_authority};
 
 use super::{ConfigError, RegistryConfig};
 
-/// Largest file of credentials read, bytes: a thousand entries with tokens of 4 KiB.
-const CREDENTIALS_BYTES_MAX: u64 = 4 << 20;
+/// Files of authorities at most, each of which stays in memory: more than anybody has authorities.
+const EXTRA_CA_MAX: usize = 64;
 
 pub(super) fn check(config: &RegistryConfig) -> Result<(), ConfigError> {
+    if config.extra_ca.len() > EXTRA_CA_MAX {
+        return Err(ConfigError::Value {
+            key: "registry.extra_ca",
+            reason: format!("names more than {EXTRA_CA_MAX} files: join them, one may hold many"),
+        });
+    }
     for name in &config.plain_http {
         check_name("registry.plain_http", name)?;
     }
@@ -85,10 +90,7 @@ fn check_authority(path: &Path) -> Result<(), ConfigError> {
 
 fn read(key: &'static str, path: &Path, max: u64) -> Result<Vec<u8>, ConfigError> {
     let wrong = |error| refused(key, path, &format!("cannot be read: {error}"));
-    if fs::metadata(path).map_err(wrong)?.len() > max {
-        return Err(refused(key, path, &"is too large"));
-    }
-    fs::read(path).map_err(wrong)
+    bounded::read(path, max).map_err(wrong)
 }
 
 fn refused(key: &'static str, path: &Path, why: &dyn std::fmt::Display) -> ConfigError {
@@ -100,6 +102,8 @@ fn refused(key: &'static str, path: &Path, why: &dyn std::fmt::Display) -> Confi
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::config::{Config, Overrides};
 
@@ -138,6 +142,49 @@ mod tests {
                 .to_string();
             assert!(told.contains("key hosts") && told.contains(value), "{told}");
         }
+    }
+
+    /// Promise: what has no end, or waits for somebody, is refused by its kind, and what is too long by the
+    /// limit: at once, and whatever it was named for.
+    #[test]
+    fn what_is_no_file_or_too_long_is_refused_at_once() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (pipe, long) = (scratch.path().join("pipe"), scratch.path().join("long"));
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+        let file = fs::File::create(&long).unwrap();
+        file.set_len(CREDENTIALS_BYTES_MAX + 1).unwrap();
+        for (path, words) in [
+            (
+                Path::new("/dev/zero"),
+                "it is a device, where a file is expected",
+            ),
+            (&pipe, "it is a pipe, where a file is expected"),
+            (
+                scratch.path(),
+                "it is a directory, where a file is expected",
+            ),
+            (&long, "it has more than "),
+        ] {
+            for text in [
+                format!("[registry]\nauthfile = {path:?}"),
+                format!("[registry]\nextra_ca = [{path:?}]"),
+            ] {
+                let told = load(&text).unwrap_err().to_string();
+                assert!(told.contains(words), "{told}");
+                assert!(told.contains(path.to_str().unwrap()), "{told}");
+            }
+        }
+        load("[registry]\nauthfile = \"/dev/null\"").unwrap();
+    }
+
+    /// Promise: files that stay in memory are few, however often one is named.
+    #[test]
+    fn more_authorities_than_anybody_has_are_refused() {
+        let names = vec!["/none"; EXTRA_CA_MAX + 1];
+        let told = load(&format!("[registry]\nextra_ca = {names:?}"));
+        let told = told.unwrap_err().to_string();
+        assert!(told.contains("names more than 64 files"), "{told}");
     }
 
     /// Promise: files that were named are looked at before anything starts, and named if they will

@@ -1,8 +1,9 @@
 //! What a configuration file says, and the same checked, with the places of its mistakes.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
+
+use larder_registry::bounded;
 
 use super::{Config, ConfigError, DEFAULT_PATH, Overrides, registry, syntax};
 
@@ -20,7 +21,7 @@ impl Text {
     /// Reads `path`, or the default file if there is one.
     pub(super) fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
         let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
-        let text = match read(path) {
+        let text = match bounded::read_text(path, TEXT_BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !required => String::new(),
             Err(source) => {
@@ -43,6 +44,7 @@ impl Text {
             what: syntax::in_words(&self.text, &error),
         })?;
         let config = Config::resolve(written, overrides).and_then(|config| {
+            config.check_places()?;
             registry::check_files(&config.registry)?;
             Ok(config)
         });
@@ -72,29 +74,27 @@ impl Text {
     }
 }
 
-/// Reads a file that may have been put there by mistake.
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let length = File::open(path)?
-        .take(TEXT_BYTES_MAX + 1)
-        .read_to_string(&mut text)?;
-    if length as u64 > TEXT_BYTES_MAX {
-        let told = format!("it has more than {TEXT_BYTES_MAX} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, told));
-    }
-    Ok(text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Promise: what is no configuration at all costs neither memory nor time without bound.
     #[test]
-    fn a_file_without_an_end_is_refused() {
-        let endless = Text::read(Some(Path::new("/dev/zero"))).unwrap_err();
-        let told = endless.to_string();
-        assert!(told.starts_with("read configuration /dev/zero: "), "{told}");
+    fn what_is_no_file_is_refused() {
+        let told = |path| Text::read(Some(Path::new(path))).unwrap_err().to_string();
+        assert_eq!(
+            told("/dev/zero"),
+            "read configuration /dev/zero: it is a device, where a file is expected"
+        );
+        assert!(told("/dev").contains("is a directory"));
+    }
+
+    /// Promise: a file longer than any configuration is refused by the limit.
+    #[test]
+    fn a_file_that_is_too_long_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(TEXT_BYTES_MAX + 1).unwrap();
+        let told = Text::read(Some(file.path())).unwrap_err().to_string();
         assert!(told.contains("more than 1048576 bytes"), "{told}");
     }
 }

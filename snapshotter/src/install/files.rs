@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use larder_proto::digest::Digest;
+use larder_registry::bounded;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -13,7 +14,7 @@ use super::undo::undo;
 use super::{InstallError, Wish, edit, imported};
 
 /// Longest configuration that is read, bytes: `containerd config dump` gives about 20 KiB.
-const CONFIG_BYTES_MAX: u64 = 4 << 20;
+pub(super) const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
 /// First line of a fragment of ours; one without it is left alone.
 const FRAGMENT: &str = "# Written by `larder-snapshotter install`; `uninstall` removes it.\n";
@@ -297,17 +298,11 @@ impl Files {
 }
 
 fn read(path: &Path) -> Result<Option<String>, InstallError> {
-    let metadata = match fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(InstallError::io("read", path)(error)),
-    };
-    if metadata.len() > CONFIG_BYTES_MAX {
-        let error = std::io::Error::other("too long for a configuration");
-        return Err(InstallError::io("read", path)(error));
+    match bounded::read_text(path, CONFIG_BYTES_MAX) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(InstallError::io("read", path)(error)),
     }
-    let text = fs::read_to_string(path).map_err(InstallError::io("read", path))?;
-    Ok(Some(text))
 }
 
 /// Replaces a file as a whole, with mode and owner of `like`, or for root alone.

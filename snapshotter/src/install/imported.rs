@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use larder_registry::bounded;
 use toml::Table;
+
+use super::files::CONFIG_BYTES_MAX;
 
 /// Files read at most, against files that import each other. Directories of fragments hold a few.
 const FILES_MAX: usize = 64;
@@ -27,7 +30,8 @@ pub(crate) fn read_without(file: &Path, left_out: Option<&Path>) -> Result<Table
             continue;
         }
         let wrong = |error: &dyn std::fmt::Display| format!("read {}: {error}", file.display());
-        let text = fs::read_to_string(&file).map_err(|error| wrong(&error))?;
+        let text = bounded::read_text(&file, CONFIG_BYTES_MAX);
+        let text = text.map_err(|error| wrong(&error))?;
         let table: Table = text.parse().map_err(|error| wrong(&error))?;
         let folder = file.parent().unwrap_or(Path::new("/"));
         let names = table.get("imports").and_then(toml::Value::as_array);

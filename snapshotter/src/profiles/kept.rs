@@ -235,7 +235,7 @@ fn load(path: &Path) -> Result<(Profile, Kept), String> {
             "it is no file of at most {PROFILE_BYTES_MAX} bytes"
         ));
     }
-    let bytes = fs::read(path).map_err(said)?;
+    let bytes = larder_registry::bounded::read(path, PROFILE_BYTES_MAX as u64).map_err(said)?;
     let profile = Profile::decode(&bytes).map_err(|error| error.to_string())?;
     let used = known.modified().unwrap_or(SystemTime::UNIX_EPOCH);
     let kept = Kept::of(&profile, bytes.len() as u64, used);

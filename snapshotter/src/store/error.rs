@@ -56,7 +56,10 @@ pub enum StoreError {
     },
     /// The file is no database, or none any more.
     #[error(
-        "the snapshot database {path} cannot be used: {why}. It says which containers and images have which          directory, and is not made anew over directories that are there: put it back from a copy, or drain the          node, move the root directory away, and remove the images that were pulled through it and pull them again"
+        "the snapshot database {path} cannot be used: {why}. It says which containers and images have which \
+         directory, and is not made anew over directories that are there: put it back from a copy, or drain the \
+         node, move the root directory away, and remove the images that were pulled through it and pull them \
+         again"
     )]
     Unusable {
         /// The file.

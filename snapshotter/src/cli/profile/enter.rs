@@ -15,6 +15,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use larder_registry::bounded;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags};
@@ -216,9 +217,12 @@ fn identity(text: &str) -> anyhow::Result<(u32, u32)> {
     Ok((known, group))
 }
 
+/// Longest list of users or groups that is read, bytes: forty thousand of them.
+const USERS_BYTES_MAX: u64 = 4 << 20;
+
 /// The line of a name in a file such as /etc/passwd, by its fields.
 fn entry(file: &str, name: &str) -> Option<Vec<String>> {
-    let text = fs::read_to_string(file).ok()?;
+    let text = bounded::read_text(Path::new(file), USERS_BYTES_MAX).ok()?;
     let mut lines = text
         .lines()
         .map(|line| line.split(':').map(str::to_owned).collect());
