@@ -307,8 +307,16 @@ pub(super) mod tests {
         let device = layer.device.file();
         for row in [1, 2] {
             publish(&layer, &fixture, row);
-            layer.presence().set_claimed(row);
         }
+        // As the next daemon finds them.
+        let presence = layer.presence();
+        let present = presence.encode();
+        let known = presence.encode_known(&present);
+        for row in [1, 2] {
+            presence.set_absent(row);
+            presence.claim(row);
+        }
+        assert!(presence.know(&known, &present));
         let [hole, rotten] = [1, 2].map(|row| &fixture.chunks[row]);
         // Whole blocks, as evictions leave them.
         StdDisk.punch(&device, hole.offset..hole.end()).unwrap();

@@ -3,10 +3,11 @@
 //! What the kernel has of a device file in memory was verified when it came there: it was written here, or
 //! read here and verified. Nothing else reads the file but EROFS where it is mounted directly, and the kernel
 //! reads nothing ahead in it. So bytes that are in memory are answered with as they are, and the chunk of those
-//! that are not is read whole and verified: in the time since it was written a disk may have changed it.
+//! that are not is read whole and verified: in the time since it was written a disk may have changed it, or
+//! somebody else have made a hole of it, which the kernel would answer with zeros at once.
 //!
-//! What may bring a page from the disk, and asking whether it is in memory may, marks its chunks first: they are verified
-//! before anybody reads them by memory again.
+//! What may bring a page from the disk, and a read by memory may if the page goes at that moment, marks its chunks first:
+//! they are verified before anybody reads them by memory again.
 
 use std::cell::RefCell;
 use std::io;
@@ -112,7 +113,7 @@ impl StoredLayer {
 
     /// Reads bytes of one chunk if it is verified and the kernel has them in memory.
     ///
-    /// Who asks for what is not there makes the kernel fetch it from the disk, and the next to ask might find it
+    /// Who reads what went since he asked makes the kernel fetch it from the disk, and the next one might find it
     /// before it is verified: so one asks at a time, and marks all chunks of those pages before the next one does.
     fn read_in_memory(&self, row: usize, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
         // EROFS reads a direct device without us, and verifies nothing.
@@ -221,8 +222,10 @@ impl StoredLayer {
         if again != Checked::Damaged {
             return again;
         }
-        // A disk damages what was written; what is a hole was taken away, and that could not be noted.
-        let was_evicted = self.device.is_hole(&(chunk.offset..chunk.end()));
+        // A disk damages what was written; what is a hole was taken away, and that could not be noted. Not so what
+        // was verified in this boot: an eviction clears that first, so somebody else made the hole.
+        let is_hole = self.device.is_hole(&(chunk.offset..chunk.end()));
+        let was_evicted = is_hole && !self.presence.was_verified(row);
         let is_guessed = self.presence.is_guessed(row);
         self.forget(row, chunk);
         match (was_evicted, is_guessed) {

@@ -389,8 +389,13 @@ impl StoredLayer {
         let Some(_room) = ledger.reserve(chunk.len.into(), is_awaited) else {
             return Published::NotStored;
         };
+        if self.device.is_cut() {
+            // Before it is longer: then the rest of the page in which it was cut is zeros in memory.
+            self.presence.expire();
+        }
         self.doubt_neighbours(row..row + 1);
-        let written = self.device.write(chunk, content);
+        let written = self.device.restore_length();
+        let written = written.and_then(|()| self.device.write(chunk, content));
         self.occupied.measure_device(&self.device.file());
         match written {
             Ok(()) => {

@@ -1,6 +1,6 @@
 //! Disks that change bits while a container runs.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,6 +70,33 @@ async fn rot_is_found_when_the_disk_is_read(driver: DriverChoice) {
         assert!(cold(path.clone()).await.unwrap() == data);
         let all = mounted.source.requests();
         assert_eq!(all.len(), asked, "{all:?}");
+    }
+}
+
+/// Promise: where somebody makes a hole of a device file below the daemon that serves it, readers wait for what was there
+/// to be fetched again, get it, and it is counted as damage; none gets zeros.
+async fn a_hole_that_somebody_made_is_fetched_again(driver: DriverChoice) {
+    let scene = Scene::with(driver, |config| config.device_reads = DeviceReads::Direct).await;
+    let data = noise(1, 500_000);
+    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    let path = mounted.target.join("data");
+    assert!(cold(path.clone()).await.unwrap() == data);
+    let place = device(&scene, &mounted.layer);
+    let device = OpenOptions::new().write(true).open(place).unwrap();
+    let len = device.metadata().unwrap().len();
+    for is_long_enough in [false, true] {
+        let (asked, told) = (
+            mounted.source.requests().len(),
+            scene.plane().counts().damaged(),
+        );
+        device.set_len(0).unwrap();
+        if is_long_enough {
+            device.set_len(len).unwrap();
+        }
+        assert!(cold(path.clone()).await.unwrap() == data);
+        assert!(mounted.source.requests().len() > asked);
+        assert!(scene.plane().counts().damaged() > told);
+        assert!(cold(path.clone()).await.unwrap() == data);
     }
 }
 
@@ -186,6 +213,7 @@ fn inode(path: &PathBuf) -> u64 {
 on_both_drivers!(
     rot_is_found_before_the_reply_and_fetched_again,
     rot_is_found_when_the_disk_is_read,
+    a_hole_that_somebody_made_is_fetched_again,
     rot_in_metadata_is_mended_in_place,
     rot_in_patched_metadata_is_mended_in_place,
     rot_in_the_index_of_a_mounted_layer_is_mended,

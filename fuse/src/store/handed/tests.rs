@@ -23,7 +23,7 @@ fn whole(root: &Path, fixture: &LayerFixture) -> (StoreRoot, StoredLayer) {
     (root, layer)
 }
 
-/// Whether a page in the middle of a chunk is in memory. Asking brings it.
+/// Whether a page in the middle of a chunk is in memory.
 fn is_in_memory(layer: &StoredLayer, fixture: &LayerFixture, row: usize) -> bool {
     let at = fixture.chunks[row].offset + 16_384;
     layer.device.read_cached(&mut [0; 8], at).unwrap()
