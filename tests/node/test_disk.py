@@ -161,6 +161,8 @@ class FullDisk(world.Case):
                 self.assertEqual(os.statvfs(root).f_bavail, 0)
                 node.start_snapshotter()
                 self.assertEqual(world.status(root)["driver"], used, way)
+                with open("/proc/mounts") as table:
+                    self.assertEqual(f"larder {root}/erofs tmpfs" in table.read(), used.startswith("erofs"), way)
                 rig.drop_caches()
                 self.assertEqual(self.shown(root), before, way)
                 for turn in range(3):
