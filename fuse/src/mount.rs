@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::UnmountFlags;
 
-pub(crate) use attach::{Erofs, bind, mount_erofs, replace};
+pub(crate) use attach::{Erofs, bind, mount_erofs, mount_memory, open_erofs, replace};
 pub use mountinfo::{Mount, mounts};
 pub use overlay::{Overlay, mount_overlay};
 pub use owner::refuse_foreign;

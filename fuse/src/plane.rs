@@ -7,6 +7,7 @@ mod decoding;
 mod evict;
 mod merged;
 mod mounts;
+mod places;
 mod remove;
 mod renew;
 mod replay;

@@ -62,6 +62,6 @@ pub(crate) use record::{Proof, Record};
 pub(crate) use reread::There;
 pub(crate) use room::Room;
 pub use root::OpenStoreError;
-pub(crate) use root::{Limits, StoreRoot};
+pub(crate) use root::{Limits, SELF_TEST_SLOTS, StoreRoot};
 pub(crate) use stored::{Checked, LayerStoreError, NewLayer, StoredLayer};
 pub(crate) use vouched::Vouched;

@@ -5,6 +5,7 @@ import contextlib
 import glob
 import os
 import secrets
+import signal
 import subprocess
 import time
 import unittest
@@ -131,6 +132,45 @@ class FullDisk(world.Case):
             self.assertTrue(self.answered(node, "prepare", "after", ""))
             node.ctr("tasks", "rm", "-f", name)
             node.ctr("containers", "rm", name)
+
+    def shown(self, root):
+        """What the layers on this node show: the digest of each file, by its layer's directory."""
+        command = f"cd {root}/snapshots && find . -xdev -path './*/fs' -prune -print | sort | while read -r at; do " \
+                  'echo "$at"; (cd "$at" && find . -type f -exec sha256sum {} + | sort); done'
+        return rig.run("sh", "-c", command)
+
+    @once_per(driver=DRIVERS)
+    def test_a_start_on_a_full_disk_serves_what_is_complete(self, driver):
+        """Promise: supervisor and daemon are killed, and there is not a byte left for store, database and log: the next start is
+        ready and shows every file that is there, complete. Space returns, and everything is as usual, without a restart."""
+        _, converted = world.publish("tools-layers")
+        with self.node_on_a_small_disk(driver) as (node, root):
+            node.pull(converted)
+            before, filler = self.shown(root), os.path.join(root, "filler")
+            self.assertIn("motd", before)
+            world.snapshotter("pull", "--complete", "--config", os.path.join(node.work, "larder.toml"), "--address", node.socket, converted)
+            self.assertEqual({layer["state"] for layer in world.status(root)["layers"]}, {"complete"})
+            used = world.status(root)["driver"]
+            for way in ("killed", "killed", "stopped"):  # what is left, also of a start on a full disk, and what an orderly end took away
+                if way == "killed":
+                    node.kill_snapshotter(signal.SIGKILL)
+                else:
+                    rig.stop(node.daemon)
+                for turn in range(3):  # what one piece leaves of a block, the next takes
+                    self.fill(f"{filler}{turn}")
+                self.assertEqual(os.statvfs(root).f_bavail, 0)
+                node.start_snapshotter()
+                self.assertEqual(world.status(root)["driver"], used, way)
+                with open("/proc/mounts") as table:
+                    self.assertEqual(table.read().count(f"larder {root}/erofs tmpfs"), used.startswith("erofs"), way)
+                rig.drop_caches()
+                self.assertEqual(self.shown(root), before, way)
+                for turn in range(3):
+                    os.remove(f"{filler}{turn}")
+            rig.wait_for(lambda: not world.status(root)["caching_stopped"], "caching to resume", node.log)
+            rig.wait_for(lambda: node.ctr_ok("snapshots", "--snapshotter", "larder", "ls"), "containerd to connect", node.log)
+            self.assertIn("/etc/motd", node.printed("run", "--rm", "--net-host", "--snapshotter", "larder", converted,
+                                                    "after-" + secrets.token_hex(4), *READ_ALL))
 
     def test_a_pull_that_the_disk_has_no_room_for_is_refused(self):
         """Promise: with less than half of `min_free_percent` left, a pull fails with the reason instead of unpacking, and takes

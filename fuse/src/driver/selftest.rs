@@ -2,32 +2,37 @@
 //!
 //! Some kernels turn a device read that ends early into zeros (CVE-2026-31514), and programs would
 //! run on them. So a tiny file is read whose one page lies half in readable bytes of a device and
-//! half in bytes that fail: only an error is a right answer.
+//! half in bytes that fail: only an error is a right answer. The session serves both the image and the
+//! device, and the mount has no place: the test needs no room on the disk.
 
-use std::io;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use larder_proto::erofs;
 use larder_proto::tree::{Extent, Kind, Node, ROOT, Tree};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use crate::mount::{Erofs, Unmount, mount_erofs, unmount};
+use crate::mount::{Erofs, open_erofs};
 use crate::session::Faulty;
 use crate::sys::page_size;
 
 /// Where the test's file begins on the device: its first page ends in the device's second.
 const FILE_OFFSET: u64 = 512;
 
-const NAME: &[u8] = b"half";
+/// Pages of the device: one that can be read, and one that cannot.
+const PAGES: usize = 2;
+
+const NAME: &str = "half";
 
 /// The parts of the test.
 #[derive(Debug)]
-pub(crate) struct SelfTest {
-    image: Vec<u8>,
-}
+pub(crate) struct SelfTest;
 
 impl SelfTest {
-    pub(crate) fn new() -> Result<Self, String> {
+    /// The image to serve.
+    pub(crate) fn image() -> Result<Faulty, String> {
         let page = page_size();
         let mut tree = Tree::new();
         let file = tree.add(Node {
@@ -42,47 +47,35 @@ impl SelfTest {
             ..Node::directory()
         });
         if let Kind::Directory(entries) = &mut tree.node_mut(ROOT).kind {
-            entries.insert(NAME.to_vec(), file);
+            entries.insert(NAME.into(), file);
         }
-        let image = erofs::write(&tree, 2 * page).map_err(|error| error.to_string())?;
-        Ok(Self { image })
+        let bytes = erofs::write(&tree, 2 * page).map_err(|error| error.to_string())?;
+        Ok(Faulty { bytes, fails: 0..0 })
     }
 
     /// The device to serve. FUSE reads it, hence fails, by pages.
     pub(crate) fn device() -> Faulty {
         let page = page_size();
         Faulty {
-            len: 2 * page,
+            bytes: vec![0; PAGES * usize::try_from(page).unwrap_or_default()],
             fails: page..2 * page,
         }
     }
 }
 
-/// Mounts the test's image, with the faulty device at `device`, in the empty directory `scratch`,
-/// and reads. `Err` says what makes EROFS unusable here.
-pub(crate) fn kernel_is_safe(test: &SelfTest, device: &Path, scratch: &Path) -> Result<(), String> {
-    let (image, target) = (scratch.join("image"), scratch.join("mount"));
-    let prepared = crate::create_private(&target)
-        .and_then(|()| std::fs::write(&image, &test.image))
-        .map_err(|error| {
-            format!(
-                "the self-test cannot write to {}: {error}",
-                scratch.display()
-            )
-        });
-    let read = prepared.and_then(|()| {
-        let erofs = Erofs {
-            image: &image,
-            devices: &[device.to_owned()],
-        };
-        mount_erofs(erofs, &target).map_err(|error| format!("EROFS does not work: {error}"))?;
-        let name = target.join(String::from_utf8_lossy(NAME).as_ref());
-        let read = std::fs::read(name);
-        let _ = unmount(&target, Unmount::Lazy);
-        Ok(read)
-    });
-    let _ = std::fs::remove_dir_all(scratch);
-    judge(read?)
+/// Mounts the test's image at `image`, with the faulty device at `device`, where nobody sees it, and
+/// reads. `Err` says what makes EROFS unusable here.
+pub(crate) fn kernel_is_safe(image: &Path, device: PathBuf) -> Result<(), String> {
+    let erofs = Erofs {
+        image,
+        devices: &[device],
+    };
+    let root = open_erofs(erofs).map_err(|error| format!("EROFS does not work: {error}"))?;
+    let mut bytes = Vec::new();
+    let read = openat(&root, NAME, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(|file| File::from(file).read_to_end(&mut bytes));
+    judge(read.map(|_| bytes))
 }
 
 /// What reading the file says about the kernel. The device fails with EIO: another error comes from
@@ -115,16 +108,13 @@ mod tests {
     /// fail looks the same.
     fn the_self_test_refuses_what_reads_on() {
         let scratch = tempfile::tempdir().unwrap();
-        let device = scratch.path().join("device");
-        let test = SelfTest::new().unwrap();
-        let at = scratch.path().join("at");
-        let missing = kernel_is_safe(&test, &device, &at).unwrap_err();
+        let [image, device] = ["image", "device"].map(|name| scratch.path().join(name));
+        std::fs::write(&image, SelfTest::image().unwrap().bytes).unwrap();
+        let missing = kernel_is_safe(&image, device.clone()).unwrap_err();
         assert!(missing.contains("EROFS does not work"), "{missing}");
-        let len = usize::try_from(SelfTest::device().len).unwrap();
-        std::fs::write(&device, vec![0; len]).unwrap();
-        let refused = kernel_is_safe(&test, &device, &at).unwrap_err();
+        std::fs::write(&device, SelfTest::device().bytes).unwrap();
+        let refused = kernel_is_safe(&image, device).unwrap_err();
         assert!(refused.contains("zeros"), "{refused}");
-        assert!(!at.exists(), "the test leaves nothing");
     }
 
     on_erofs_blocking!(the_self_test_refuses_what_reads_on);

@@ -10,7 +10,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::{MountFailed, Unmount, unmount};
+use super::{MountFailed, SOURCE, Unmount, unmount};
 
 /// Longest message taken from the kernel's log of one mount, bytes. It hands out one at a time, and those
 /// of EROFS and overlayfs are single lines, of paths at most a few hundred.
@@ -25,6 +25,27 @@ pub(crate) struct Erofs<'a> {
 
 /// Mounts an EROFS image that is a plain file, without a loop device.
 pub(crate) fn mount_erofs(erofs: Erofs<'_>, target: &Path) -> Result<(), MountFailed> {
+    let context = create_erofs(erofs, target)?;
+    attach(&context, MountAttrFlags::MOUNT_ATTR_RDONLY, target)
+}
+
+/// The root directory of an EROFS image that is mounted nowhere, and gone when this is closed.
+pub(crate) fn open_erofs(erofs: Erofs<'_>) -> Result<OwnedFd, MountFailed> {
+    let context = create_erofs(erofs, erofs.image)?;
+    make(&context, MountAttrFlags::MOUNT_ATTR_RDONLY, erofs.image)
+}
+
+/// Mounts a file system in memory at `target`, for mount points alone.
+pub(crate) fn mount_memory(target: &Path) -> Result<(), MountFailed> {
+    let context = open_context("tmpfs", target)?;
+    let made = fsconfig_set_string(&context, "source", SOURCE)
+        .and_then(|()| fsconfig_set_string(&context, "mode", "0700"))
+        .and_then(|()| fsconfig_create(&context));
+    made.map_err(|error| refused("mount memory at", target, &context, error))?;
+    attach(&context, MountAttrFlags::empty(), target)
+}
+
+fn create_erofs(erofs: Erofs<'_>, target: &Path) -> Result<OwnedFd, MountFailed> {
     let context = open_context("erofs", target)?;
     let made = fsconfig_set_string(&context, "source", erofs.image)
         .and_then(|()| {
@@ -34,7 +55,7 @@ pub(crate) fn mount_erofs(erofs: Erofs<'_>, target: &Path) -> Result<(), MountFa
         .and_then(|()| fsconfig_set_flag(&context, "ro"))
         .and_then(|()| fsconfig_create(&context));
     made.map_err(|error| refused("mount EROFS at", target, &context, error))?;
-    attach(&context, MountAttrFlags::MOUNT_ATTR_RDONLY, target)
+    Ok(context)
 }
 
 /// Makes the mount, or the directory, at `from` appear at `to` as well.
@@ -68,9 +89,16 @@ pub(super) fn attach(
     attributes: MountAttrFlags,
     target: &Path,
 ) -> Result<(), MountFailed> {
-    let mount = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(|error| refused("mount at", target, context, error))?;
-    place(&mount, target)
+    place(&make(context, attributes, target)?, target)
+}
+
+fn make(
+    context: &OwnedFd,
+    attributes: MountAttrFlags,
+    target: &Path,
+) -> Result<OwnedFd, MountFailed> {
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(|error| refused("mount at", target, context, error))
 }
 
 /// What the kernel says about a failed configuration, with the error.

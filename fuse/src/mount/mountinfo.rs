@@ -32,6 +32,7 @@ impl Mount {
         }
         match self.kind.as_str() {
             "fuse" | "overlay" => self.source == SOURCE,
+            "tmpfs" => self.source == SOURCE && self.target.parent() == Some(root),
             "erofs" => Path::new(&self.source).starts_with(root),
             _ => false,
         }
@@ -166,6 +167,8 @@ mod tests {
         let root = Path::new("/r");
         assert!(mount("/r/session", "fuse", "larder").is_ours(root));
         assert!(mount("/r/x", "erofs", "/r/store/a/meta").is_ours(root));
+        assert!(mount("/r/erofs", "tmpfs", "larder").is_ours(root));
+        assert!(!mount("/r/snapshots/1/fs/tmp", "tmpfs", "larder").is_ours(root));
         assert!(!mount("/r/store", "ext4", "/dev/sdb").is_ours(root));
         assert!(!mount("/r/x", "fuse", "sshfs").is_ours(root));
         assert!(!mount("/r2/x", "fuse", "larder").is_ours(root));

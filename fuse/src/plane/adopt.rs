@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::Plane;
 use super::mounts::{Base, Mounts, Target, slots};
+use super::{Plane, places};
 use crate::layer::LayerId;
 use crate::mount::{Mount, SOURCE, Unmount, unmount};
 
@@ -116,7 +116,7 @@ impl Plane {
 
 /// The EROFS file systems of a plane, by the number of the file system.
 fn bases<'a>(table: &'a [Mount], root: &Path) -> HashMap<&'a str, Base> {
-    let place = root.join("erofs");
+    let place = places::erofs(root);
     let is_base = |mount: &&Mount| mount.kind == "erofs" && mount.target.parent() == Some(&place);
     let bases = table.iter().filter(is_base).filter_map(|mount| {
         let base = Base::of_name(mount.target.file_name()?.to_str()?)?;
@@ -139,7 +139,7 @@ fn images(table: &[Mount], root: &Path) -> Vec<Found> {
         .filter(is_session)
         .map(|m| &*m.device)
         .collect();
-    let place = root.join("erofs");
+    let place = places::erofs(root);
     let found = table.iter().filter_map(|mount| {
         if let Some(&base) = bases.get(&*mount.device) {
             return (mount.target.parent() != Some(&place)).then(|| Found {

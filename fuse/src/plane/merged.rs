@@ -8,7 +8,7 @@ use larder_proto::erofs::{self, MergeError};
 
 use super::mounts::Mounts;
 use super::start::device_path;
-use super::{DataPlane, Plane};
+use super::{DataPlane, Plane, places};
 use crate::apart::apart;
 use crate::driver::Driver;
 use crate::layer::{ImpliedDirectory, Layer, LayerId, MountError, View, patch_key};
@@ -125,7 +125,7 @@ impl DataPlane {
 
 impl Plane {
     fn merged_place(&self, name: &str) -> PathBuf {
-        let places = self.store.root().join("erofs");
+        let places = places::erofs(self.store.root());
         places.join(format!("{PREFIX}{name}"))
     }
 

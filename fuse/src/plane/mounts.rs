@@ -5,9 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
-use super::Plane;
 use super::merged::Merged;
 use super::start::device_path;
+use super::{Plane, places};
 use crate::apart::apart;
 use crate::driver::Driver;
 use crate::layer::{ImpliedDirectory, Layer, LayerId, MountError, View};
@@ -257,7 +257,7 @@ impl Plane {
     }
 
     pub(super) fn base_path(&self, base: Base) -> PathBuf {
-        self.store.root().join("erofs").join(base.name())
+        places::erofs(self.store.root()).join(base.name())
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Plane;
 use super::mounts::slots;
+use super::{Plane, places};
 use crate::layer::{Layer, LayerId};
 use crate::mount::MountFailed;
 
@@ -76,7 +76,7 @@ impl Plane {
                 target: target.clone(),
             });
         }
-        if let Some(target) = mounts.merged_of(id, &self.store.root().join("erofs")) {
+        if let Some(target) = mounts.merged_of(id, &places::erofs(self.store.root())) {
             return Err(RemoveLayerError::Mounted { layer: *id, target });
         }
         let Some(layer) = self.lock_layers().remove(id) else {

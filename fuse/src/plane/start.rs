@@ -16,6 +16,7 @@ use super::complete::{Completion, complete};
 use super::decoding::Decoding;
 use super::evict::keep_room;
 use super::mounts::Mounts;
+use super::places::make_places;
 use super::retired::free_retired;
 use super::scrub::{expire_now_and_then, scrub_now_and_then};
 use crate::config::DataPlaneConfig;
@@ -30,7 +31,9 @@ use crate::session::{
     keeps_verified,
 };
 use crate::source::{Elsewhere, Source};
-use crate::store::{Lies, Limits, OpenStoreError, Record, StoreRoot, StoredLayer, Vouched};
+use crate::store::{
+    Lies, Limits, OpenStoreError, Record, SELF_TEST_SLOTS, StoreRoot, StoredLayer, Vouched,
+};
 use crate::supervisor::Handover;
 use crate::sys::raise_open_files;
 
@@ -395,6 +398,7 @@ fn begin(config: &DataPlaneConfig, store: &StoreRoot) -> Result<Begun, StartErro
     };
     let slots = Arc::new(Slots::new().map_err(failed)?);
     let (session, driver) = open_session(config, store, &slots)?;
+    make_places(store.root(), driver.driver);
     info!(driver = %driver.driver, reason = driver.reason, "serving layers");
     Ok(Begun {
         slots,
@@ -464,7 +468,7 @@ fn open_session(
         return Ok((of_trees()?, report));
     }
     let session = of_devices()?;
-    match driver::after_self_test(config.driver, self_test(&session, store, slots)) {
+    match driver::after_self_test(config.driver, self_test(&session, slots)) {
         Ok(report) if report.driver == Driver::Erofs => Ok((Sessions::of_devices(session), report)),
         otherwise => {
             session.detach();
@@ -474,15 +478,16 @@ fn open_session(
     }
 }
 
-fn self_test(session: &FuseMount, store: &StoreRoot, slots: &Slots) -> Result<(), String> {
-    let slot = store
-        .new_slot()
-        .map_err(|error| format!("no slot for the self-test: {error}"))?;
-    let test = SelfTest::new()?;
-    slots.put(slot, Content::Faulty(SelfTest::device()));
-    let device = device_path(session.path(), slot);
-    let safe = kernel_is_safe(&test, &device, &store.root().join("selftest"));
-    slots.retire(slot);
+fn self_test(session: &FuseMount, slots: &Slots) -> Result<(), String> {
+    let files = [SelfTest::image()?, SelfTest::device()];
+    for (slot, file) in SELF_TEST_SLOTS.into_iter().zip(files) {
+        slots.put(slot, Content::Faulty(file));
+    }
+    let [image, device] = SELF_TEST_SLOTS.map(|slot| device_path(session.path(), slot));
+    let safe = kernel_is_safe(&image, device);
+    for slot in SELF_TEST_SLOTS {
+        slots.retire(slot);
+    }
     safe
 }
 

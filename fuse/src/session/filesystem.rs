@@ -133,7 +133,7 @@ impl LarderFs {
                 Content::Layer { fetcher, .. } => {
                     Some(tree::device_file(node, fetcher.layer().device_len()))
                 }
-                Content::Faulty(faulty) => Some(tree::device_file(node, faulty.len)),
+                Content::Faulty(faulty) => Some(tree::device_file(node, faulty.len())),
             },
             Node::File(slot, nid) => {
                 let slot = self.slots.get(slot)?;
@@ -205,17 +205,10 @@ impl LarderFs {
                 wanted.add(0, offset..end);
                 answer(fetcher, wanted, |bytes| send(bytes, reply));
             }
-            Content::Faulty(faulty) => {
-                let end = faulty.len.min(offset.saturating_add(size.into()));
-                if offset < faulty.fails.end && faulty.fails.start < end {
-                    return reply.error(Errno::EIO);
-                }
-                reply.data(&vec![
-                    0;
-                    usize::try_from(end.saturating_sub(offset))
-                        .unwrap_or(0)
-                ]);
-            }
+            Content::Faulty(faulty) => match faulty.read(offset, size) {
+                Some(bytes) => reply.data(bytes),
+                None => reply.error(Errno::EIO),
+            },
         }
     }
 }

@@ -30,15 +30,31 @@ pub(crate) enum Content {
         fetcher: Arc<Fetcher>,
         image: Arc<Image<Mapping>>,
     },
-    /// The device of the start-up self-test.
+    /// A file of the start-up self-test.
     Faulty(Faulty),
 }
 
-/// A device of zeros of which a part cannot be read.
+/// A file in memory of which a part, or nothing, cannot be read.
 #[derive(Debug)]
 pub(crate) struct Faulty {
-    pub(crate) len: u64,
+    pub(crate) bytes: Vec<u8>,
     pub(crate) fails: Range<u64>,
+}
+
+impl Faulty {
+    pub(super) fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// At most `size` bytes at `offset`; `None` if some of them cannot be read.
+    pub(super) fn read(&self, offset: u64, size: u32) -> Option<&[u8]> {
+        let end = self.len().min(offset.saturating_add(size.into()));
+        if offset < self.fails.end && self.fails.start < end {
+            return None;
+        }
+        let range = usize::try_from(offset).ok()?..usize::try_from(end).ok()?;
+        Some(self.bytes.get(range).unwrap_or_default())
+    }
 }
 
 /// A layer of a daemon before that is opened when it is first asked for: containers wait for those they
@@ -336,7 +352,7 @@ mod tests {
 
     fn device() -> Content {
         Content::Faulty(Faulty {
-            len: 0,
+            bytes: Vec::new(),
             fails: 0..0,
         })
     }

@@ -30,6 +30,10 @@ const VERSION: u32 = 1;
 /// Slots taken at once, so that the counter's file is not rewritten for every layer.
 const SLOTS_RESERVED: u32 = 64;
 
+/// Slots of the files of the start-up self-test. No layer gets them, and a session serves them once:
+/// a start on a full disk could not write down that it took others.
+pub(crate) const SELF_TEST_SLOTS: [u32; 2] = [u32::MAX - 1, u32::MAX];
+
 /// How long the lock may still be held by what is left of a daemon that ended: the descriptors of a thread
 /// that was just begun, or of a process between fork and exec. Both are gone within milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -223,6 +227,7 @@ impl StoreRoot {
             let reserved = slots
                 .reserved
                 .checked_add(SLOTS_RESERVED)
+                .filter(|reserved| *reserved <= SELF_TEST_SLOTS[0])
                 .ok_or_else(|| io::Error::other("all slots were used; use a new root directory"))?;
             let state = State {
                 version: VERSION,

@@ -30,7 +30,10 @@ pub(super) fn install(args: &InstallArgs, cri: bool, fragments: bool) -> anyhow:
 /// Takes it out again.
 pub(super) fn uninstall(args: &InstallArgs) -> anyhow::Result<()> {
     let files = Files::new(&args.containerd_config, true);
-    let change = install::uninstall(&files, &args.snapshotter)?;
+    // A configuration that cannot be read is no reason to stay installed.
+    let config = Config::load(args.config.as_deref(), &Overrides::default()).ok();
+    let address = config.as_ref().map(|config| config.address.as_path());
+    let change = install::uninstall(&files, &args.snapshotter, address)?;
     if args.dry_run {
         return print(&shown(&change));
     }

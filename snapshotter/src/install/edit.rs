@@ -50,25 +50,13 @@ fn proxy(document: &mut DocumentMut, wish: &Wish) -> Result<(), String> {
     let keys = ["proxy_plugins", &wish.name];
     let plugin = make(document, &keys)?;
     let place = keys.join(".");
-    let kind = plugin.get("type").and_then(Item::as_str);
-    if kind.is_some_and(|kind| kind != "snapshot") {
-        return Err(format!(
-            "[{place}] is a plugin of another type: choose another name with --snapshotter"
-        ));
-    }
+    let address = text(&wish.address)?;
+    refuse_foreign(plugin, &place, Some(address))?;
     let capabilities = plugin.get("capabilities").and_then(Item::as_array);
     if capabilities.is_some_and(|all| all.iter().any(|one| one.as_str() == Some("rebase"))) {
         return Err(format!(
             "[{place}] has the capability \"rebase\", with which pulled images lose layers: remove \
              it"
-        ));
-    }
-    let address = text(&wish.address)?;
-    let owner = plugin.get("address").and_then(Item::as_str);
-    if let Some(other) = owner.filter(|other| *other != address && !other.contains("larder")) {
-        return Err(format!(
-            "[{place}] has the address {other}, which is not ours: choose another name with \
-             --snapshotter"
         ));
     }
     put(plugin, "type", "snapshot");
@@ -78,6 +66,28 @@ fn proxy(document: &mut DocumentMut, wish: &Wish) -> Result<(), String> {
     // A string, for containerd.
     put(exports, "enable_remote_snapshot_annotations", "true");
     Ok(())
+}
+
+/// Fails unless `plugin`, the table at `place`, can be the snapshotter that listens at `address`.
+pub(super) fn refuse_foreign(
+    plugin: &dyn TableLike,
+    place: &str,
+    address: Option<&str>,
+) -> Result<(), String> {
+    let kind = plugin.get("type").and_then(Item::as_str);
+    if kind.is_some_and(|kind| kind != "snapshot") {
+        return Err(format!(
+            "[{place}] is a plugin of another type: choose another name with --snapshotter"
+        ));
+    }
+    let owner = plugin.get("address").and_then(Item::as_str);
+    match owner.filter(|owner| Some(*owner) != address && !owner.contains("larder")) {
+        Some(other) => Err(format!(
+            "[{place}] has the address {other}, which is not ours: choose another name with \
+             --snapshotter"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The transfer service unpacks only with the snapshotters it lists; listing one takes the default

@@ -10,7 +10,7 @@ use larder_registry::bounded;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::undo::undo;
+use super::undo::{Owner, undo};
 use super::{InstallError, Wish, edit, imported};
 
 /// Longest configuration that is read, bytes: `containerd config dump` gives about 20 KiB.
@@ -198,8 +198,14 @@ fn edited(path: &Path, text: &str, wish: &Wish) -> Result<super::Edited, Install
     })
 }
 
-/// What uninstalling would change.
-pub fn uninstall(files: &Files, name: &str) -> Result<Change, InstallError> {
+/// What uninstalling would change. `address` is our socket's, if that is known: a plugin of the same name that
+/// somebody else wrote stays.
+pub fn uninstall(
+    files: &Files,
+    name: &str,
+    address: Option<&Path>,
+) -> Result<Change, InstallError> {
+    let owner = Owner::At(address.and_then(Path::to_str));
     let config = &files.config;
     let before = read(config)?;
     let text = before.clone().unwrap_or_default();
@@ -225,7 +231,7 @@ pub fn uninstall(files: &Files, name: &str) -> Result<Change, InstallError> {
     let Some(record) = files.known()?.filter(|record| record.name == name) else {
         // Written by hand, perhaps: what stood there before is not known.
         let after = match before {
-            Some(text) if mentions(&text, name) => Some(undone(config, &text, "", name)?),
+            Some(text) if mentions(&text, name) => Some(undone(config, &text, "", name, owner)?),
             other => other,
         };
         return Ok(Change { after, ..unchanged });
@@ -234,7 +240,10 @@ pub fn uninstall(files: &Files, name: &str) -> Result<Change, InstallError> {
     let after = if record.written == Some(Digest::of(text.as_bytes()).to_string()) {
         first
     } else {
-        Some(undone(config, &text, &first.unwrap_or_default(), name)?)
+        // Without our address, that it was installed has to do.
+        let owner = address.map_or(Owner::Known, |_| owner);
+        let first = first.unwrap_or_default();
+        Some(undone(config, &text, &first, name, owner)?)
     };
     Ok(Change { after, ..unchanged })
 }
@@ -246,8 +255,14 @@ fn mentions(text: &str, name: &str) -> bool {
     plugins.is_some_and(|plugins| plugins.get(name).is_some())
 }
 
-fn undone(path: &Path, text: &str, before: &str, name: &str) -> Result<String, InstallError> {
-    undo(text, before, name).map_err(|why| InstallError::Refused {
+fn undone(
+    path: &Path,
+    text: &str,
+    before: &str,
+    name: &str,
+    owner: Owner<'_>,
+) -> Result<String, InstallError> {
+    undo(text, before, name, owner).map_err(|why| InstallError::Refused {
         path: path.to_owned(),
         why,
     })

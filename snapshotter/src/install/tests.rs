@@ -270,7 +270,7 @@ impl Place {
 
     fn uninstall(&self) -> Change {
         let files = self.files();
-        let change = uninstall(&files, "larder").unwrap();
+        let change = uninstall(&files, "larder", Some(&wish().address)).unwrap();
         files.write_uninstalled(&change).unwrap();
         change
     }
@@ -391,6 +391,39 @@ fn lines_written_by_hand_are_taken_out() {
     let place = Place::new(Some(DEBIAN));
     assert!(place.uninstall().is_none());
     assert_eq!(place.text(), DEBIAN);
+}
+
+/// Promise: a plugin of the name that somebody else wrote is refused as `install` refuses it, and stays.
+#[test]
+fn a_plugin_of_somebody_else_is_not_taken_out() {
+    let theirs = "version = 2\n[proxy_plugins.larder]\naddress = \"/other.sock\"\n";
+    let content = "version = 2\n[proxy_plugins.larder]\ntype = \"content\"\n";
+    for (text, said) in [(theirs, "not ours"), (content, "another type")] {
+        let place = Place::new(Some(text));
+        let installing = install(&place.files(), &wish()).unwrap_err().to_string();
+        for address in [None, Some(wish().address)] {
+            let refused = uninstall(&place.files(), "larder", address.as_deref());
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains(said), "{refused}");
+            assert_eq!(refused, installing);
+        }
+        assert_eq!(place.text(), text);
+    }
+    // Ours after all, by the configuration of the snapshotter.
+    let place = Place::new(Some(theirs));
+    let ours = uninstall(&place.files(), "larder", Some("/other.sock".as_ref())).unwrap();
+    assert!(!ours.after.unwrap().contains("larder"));
+    // Installed by us, and given away since.
+    let place = Place::new(Some(DEBIAN));
+    place.install();
+    let address = wish().address.to_string_lossy().into_owned();
+    fs::write(
+        place.config(),
+        place.text().replace(&address, "/other.sock"),
+    )
+    .unwrap();
+    let refused = uninstall(&place.files(), "larder", Some(&wish().address)).unwrap_err();
+    assert!(refused.to_string().contains("not ours"), "{refused}");
 }
 
 /// Promise: where containerd imports a directory and nothing of ours is set elsewhere, ours is a

@@ -3,16 +3,35 @@
 use toml_edit::{Array, DocumentMut, Item, TableLike};
 
 use super::document::{TRANSFER, Version, at, make, plugin, remove};
-use super::edit::entries;
+use super::edit::{entries, refuse_foreign};
+
+/// By what a plugin is known to be ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner<'a> {
+    /// `install` wrote it.
+    Known,
+    /// It listens here, or its address says so.
+    At(Option<&'a str>),
+}
 
 /// Takes the snapshotter `name` out of the configuration `text`. What was said before it, in
-/// `before`, is said again.
-pub(super) fn undo(text: &str, before: &str, name: &str) -> Result<String, String> {
+/// `before`, is said again. The plugin of that name has to be `owner`'s.
+pub(super) fn undo(
+    text: &str,
+    before: &str,
+    name: &str,
+    owner: Owner<'_>,
+) -> Result<String, String> {
     let parse = |text: &str| {
         text.parse::<DocumentMut>()
             .map_err(|error| error.to_string())
     };
     let (mut document, before) = (parse(text)?, parse(before)?);
+    if let Owner::At(address) = owner
+        && let Some(plugin) = at(&document, &["proxy_plugins", name])
+    {
+        refuse_foreign(plugin, &format!("proxy_plugins.{name}"), address)?;
+    }
     let version = Version::of(&document)?.ok_or("it has no version any more")?;
     remove(&mut document, &["proxy_plugins"], name);
     transfer(&mut document, &before, name);
