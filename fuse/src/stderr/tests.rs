@@ -42,7 +42,7 @@ fn stall(out: impl Into<OwnedFd>, mut read: impl FnMut(&mut [u8]) -> usize) {
     let lost = lines.lock().lost;
     assert!(lost > 0 && lines.lock().bytes <= WAITING_MAX);
     let kept = pushed - usize::try_from(lost).unwrap();
-    let (mut all, mut into) = (Vec::new(), [0; 65536]);
+    let (mut all, mut into) = (Vec::new(), vec![0; 65536]);
     while all.len() < kept * 1024 {
         let length = read(&mut into);
         all.extend_from_slice(&into[..length]);
