@@ -113,7 +113,7 @@ class ContainerdTransport(world.Case):
             told = json.loads(self.larder(node, "inspect", "--json", f"containerd:{CONVERTED}"))
             self.assertIn(told["digest"], self.content(node))
             archive = os.path.join(self.folder(), "out.tar")
-            node.ctr("images", "export", archive, CONVERTED)
+            node.export(archive, CONVERTED)
             world.larder("check", f"oci-archive:{archive}:{CONVERTED}", "--against", f"oci:{images.layout('tools')}:latest")
             self.larder(node, "ls", f"containerd:{CONVERTED}", "/")
             with tempfile.TemporaryDirectory(dir=world.work()) as mounted:

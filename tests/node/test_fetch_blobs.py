@@ -94,7 +94,7 @@ class FetchBlobs(world.Case):
     def check_complete(self, node, reference):
         """By what containerd exports."""
         archive = os.path.join(self.folder(), "image.tar")
-        node.ctr("images", "export", archive, reference)
+        node.export(archive, reference)
         world.larder("check", f"oci-archive:{archive}:{reference}", "--against", f"oci:{images.layout(IMAGE)}:latest")
 
     @once_per(release=RELEASES)
