@@ -34,8 +34,12 @@ class Walk(world.Case):
             walk = subprocess.Popen(["sh", "-c", chance.choice(WALKS), place], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(chance.random() * 0.3)
             os.kill(owner, signal.SIGKILL)
-            rig.wait_for(lambda: not os.path.exists(f"/proc/{owner}"), f"process {owner} to end")
-            walk.wait(timeout=rig.SOCKET_SECONDS_MAX)
+            try:
+                rig.wait_for(lambda: not os.path.exists(f"/proc/{owner}"), f"process {owner} to end")
+                walk.wait(timeout=rig.SOCKET_SECONDS_MAX)
+            except (rig.RigError, subprocess.TimeoutExpired):
+                self.abort(root)
+                raise
             world.snapshotter("umount", "--root", root, place)
         # The next start cleans up after the last one that was killed, and an orderly end leaves nothing.
         place = self.folder()
@@ -45,6 +49,17 @@ class Walk(world.Case):
         world.snapshotter("umount", "--root", root, place)
         rig.wait_for(lambda: not os.path.exists(f"/proc/{owner}"), f"process {owner} to end")
         self.assertEqual(mounts_below(root), [])
+
+    def abort(self, root):
+        """Has the kernel give up the sessions of a dead owner: what waits for them cannot be killed, and nobody's name space ends."""
+        control = self.folder()
+        rig.run("mount", "-t", "fusectl", "none", control)
+        with open("/proc/self/mountinfo") as mounts:
+            devices = {words[2] for words in map(str.split, mounts) if words[4].startswith(root) and " fuse" in " ".join(words[6:])}
+        for device in devices:
+            with open(os.path.join(control, device.partition(":")[2], "abort"), "w") as abort:
+                abort.write("1")
+        rig.run("umount", control)
 
     def fill(self, root, converted):
         """Brings everything into the store, since only what is there is read ahead."""
