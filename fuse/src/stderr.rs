@@ -121,11 +121,11 @@ impl<T: AsFd + Send + Sync + 'static> Lines<T> {
 
     fn push(&'static self, line: Vec<u8>) {
         let mut queue = self.lock();
-        if queue.bytes + line.len() > WAITING_MAX {
+        if queue.bytes + taken(&line) > WAITING_MAX {
             queue.lost += 1;
             return;
         }
-        queue.bytes += line.len();
+        queue.bytes += taken(&line);
         queue.lines.push_back(line);
         if !queue.has_thread {
             // Where there is none to be had now, with the next line.
@@ -163,7 +163,7 @@ impl<T: AsFd + Send + Sync + 'static> Lines<T> {
         let mut queue = self.lock();
         loop {
             if let Some(line) = queue.lines.pop_front() {
-                queue.bytes -= line.len();
+                queue.bytes -= taken(&line);
                 queue.is_writing = true;
                 return line;
             }
@@ -180,6 +180,11 @@ impl<T: AsFd + Send + Sync + 'static> Lines<T> {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Memory of a line that waits, so that short ones have a limit, too.
+const fn taken(line: &[u8]) -> usize {
+    line.len() + size_of::<Vec<u8>>()
 }
 
 /// Writes a whole line, however long it takes: one write where it fits, since others write to the same place.
