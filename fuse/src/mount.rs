@@ -77,9 +77,13 @@ fn abort(session: &Mount, root: &Path) {
         && session.target.parent() == Some(root);
     let minor = session.device.split_once(':').map(|(_, minor)| minor);
     if let (true, Some(minor)) = (is_session, minor) {
-        // Where that is not mounted, or the session has ended, there is nothing to do.
+        // Where the session has ended, there is nothing to do.
         let path = Path::new("/sys/fs/fuse/connections").join(minor);
-        let _ = std::fs::write(path.join("abort"), "1");
+        if std::fs::write(path.join("abort"), "1").is_err() {
+            // Where that is not mounted. The kernel ends the session first, and then says that it is in use.
+            let flags = UnmountFlags::FORCE | UnmountFlags::NOFOLLOW;
+            let _ = rustix::mount::unmount(&session.target, flags);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 """Walks of a tree through the FUSE driver, which lists directories ahead of them from inside its own session."""
 
+import ctypes
 import os
 import random
 import signal
@@ -11,6 +12,8 @@ import world
 from world import rig
 
 ROUNDS = 20
+PIDFD_GETFD = 438
+libc = ctypes.CDLL(None, use_errno=True)
 
 # Both make the process enter its own session: directories are listed ahead, and small files put into the page cache.
 WALKS = ('find "$0" -xdev -printf "%s %T@\\n"', 'tar -C "$0" --one-file-system -cf - . | cat')
@@ -50,6 +53,28 @@ class Walk(world.Case):
         rig.wait_for(lambda: not os.path.exists(f"/proc/{owner}"), f"process {owner} to end")
         self.assertEqual(mounts_below(root), [])
 
+    def test_a_session_that_outlives_its_owner_is_ended_by_the_next_one(self):
+        """Regression: where fusectl is not mounted, readers hung for ever: a thread of a dead owner that waits in the kernel keeps
+        the session.
+
+        Promise: the next owner of the root ends what somebody still holds of the last one's, and with it the reads that wait for it."""
+        _, converted = world.publish("tools")
+        root, place = self.folder(), self.folder()
+        mount = ("mount", "--root", root, "--fs-driver", "fuse", "--detach", converted, place)
+        world.snapshotter(*mount)
+        owner = owner_of(root)
+        held = descriptors(owner, "/dev/fuse")
+        self.addCleanup(lambda: [os.close(one) for one in held])
+        self.assertTrue(held)
+        os.kill(owner, signal.SIGKILL)
+        reader = subprocess.Popen(["find", place], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(reader.kill)
+        time.sleep(0.5)
+        self.assertIsNone(reader.poll(), "it waits")
+        world.snapshotter(*mount)
+        self.assertNotEqual(reader.wait(timeout=rig.SOCKET_SECONDS_MAX), 0)
+        world.snapshotter("umount", "--root", root, place)
+
     def abort(self, root):
         """Has the kernel give up the sessions of a dead owner: what waits for them cannot be killed, and nobody's name space ends."""
         control = self.folder()
@@ -77,6 +102,15 @@ def owner_of(root):
         if ("--root", root) in zip(words, words[1:]):
             return pid
     raise AssertionError(f"no process owns {root}")
+
+
+def descriptors(pid, path):
+    """Ours of what a process has open of a file, also when it is gone."""
+    process = os.pidfd_open(pid)
+    numbers = [int(one) for one in os.listdir(f"/proc/{pid}/fd") if os.readlink(f"/proc/{pid}/fd/{one}") == path]
+    found = [libc.syscall(PIDFD_GETFD, process, number, 0) for number in numbers]
+    os.close(process)
+    return [one for one in found if one >= 0]
 
 
 def mounts_below(root):
