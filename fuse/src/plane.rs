@@ -237,6 +237,7 @@ impl Plane {
     fn end_round(&self) {
         self.sync();
         self.give_back_pages();
+        self.store.rules().kept.rest();
         give_back_memory();
     }
 

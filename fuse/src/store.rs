@@ -29,6 +29,7 @@ mod evict;
 mod floor;
 mod handed;
 mod intact;
+mod kept;
 mod ledger;
 mod lies;
 mod merged;

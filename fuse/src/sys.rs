@@ -9,7 +9,6 @@ mod open_files;
 mod page;
 mod priority;
 mod replace;
-mod residency;
 mod shared;
 mod trim;
 
@@ -21,6 +20,5 @@ pub(crate) use open_files::raise_open_files;
 pub(crate) use page::page_size;
 pub(crate) use priority::lower_this_thread;
 pub(crate) use replace::replace;
-pub(crate) use residency::Residency;
 pub(crate) use shared::SharedNumbers;
 pub(crate) use trim::give_back_memory;

@@ -328,9 +328,13 @@ impl Run {
         let is_awaited = self.urgency.is_awaited();
         let opened = spawn_blocking(move || {
             let queued = begun.elapsed();
-            let content = open_frame(&chunk, bytes)?;
+            let content = Arc::new(open_frame(&chunk, bytes)?);
             let verified = begun.elapsed().saturating_sub(queued);
             let published = layer.publish(row, &chunk, &content, is_awaited);
+            if published == Published::Stored && is_awaited {
+                // Or they would read and verify once more what is here.
+                layer.keep(row, content.clone());
+            }
             Ok::<_, String>((published, content, [queued, verified]))
         });
         let host = origin.as_ref().map(Origin::host);
@@ -348,7 +352,7 @@ impl Run {
                 self.fetcher.sources.outage.end();
                 let landed = match published {
                     Published::Stored => Landed::Stored,
-                    Published::NotStored => Landed::Held(Arc::new(content)),
+                    Published::NotStored => Landed::Held(content),
                 };
                 self.land(row, landed);
             }

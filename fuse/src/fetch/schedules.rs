@@ -127,7 +127,10 @@ impl Prepared {
         let expected = self.content(row);
         let mut found = vec![0; expected.len()];
         let at = self.fixture.chunks[row].offset;
-        let read = |there: &mut crate::store::There<'_>| there.read(&mut found, at);
+        let read = |there: &mut crate::store::There<'_>| {
+            there.read(&mut found, at);
+            Ok(())
+        };
         let is_there = fetcher.layer().read_there(std::iter::once(row), read);
         let is_there = is_there.unwrap();
         assert!(

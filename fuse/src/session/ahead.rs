@@ -170,7 +170,10 @@ fn store(slot: &Arc<Slot>, number: u32, file: Nid, notices: &Notices) -> io::Res
     }
     let rows = layer.index().rows(extent.tar_offset..end);
     let mut bytes = vec![0; usize::try_from(extent.len).map_err(io::Error::other)?];
-    let is_there = layer.read_there(rows, |device| device.read(&mut bytes, extent.tar_offset))?;
+    let is_there = layer.read_there(rows, |device| {
+        device.read(&mut bytes, extent.tar_offset);
+        Ok(())
+    })?;
     if is_there {
         // As what the kernel itself reads ahead.
         fetcher

@@ -292,7 +292,7 @@ fn fill(
             let len = usize::try_from(len).map_err(io::Error::other)?;
             let bytes = &mut buffer[part.at..part.at + len];
             if held.is_empty() {
-                there.read(bytes, part.device.start)?;
+                there.read(bytes, part.device.start);
             } else {
                 fill_mixed(layer, there, part, held, bytes)?;
             }
@@ -324,7 +324,7 @@ fn fill_mixed(
             Some(content) => to.copy_from_slice(
                 &content.as_slice()[place(start, chunk.offset)..place(end, chunk.offset)],
             ),
-            None => there.read(to, start)?,
+            None => there.read(to, start),
         }
     }
     Ok(())

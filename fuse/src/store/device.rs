@@ -13,7 +13,6 @@ use rustix::fs::{Advice, SeekFrom, fadvise, seek};
 use rustix::io::Errno;
 
 use super::disk::Disk;
-use crate::sys::Residency;
 
 /// Zeros are looked for in pieces of this size, at multiples of it: the block of the file systems
 /// the store lies on, hence the smallest hole they make.
@@ -32,30 +31,9 @@ pub(crate) enum Published {
 #[derive(Debug)]
 pub(crate) struct Device {
     /// Replaced when the whole layer is evicted: the kernel may still read the old one.
-    opened: RwLock<Arc<Opened>>,
+    file: RwLock<Arc<File>>,
     disk: Arc<dyn Disk>,
     len: u64,
-}
-
-#[derive(Debug)]
-struct Opened {
-    file: Arc<File>,
-    /// Where the kernel cannot be asked, nothing counts as being in memory.
-    residency: Option<Residency>,
-}
-
-impl Opened {
-    fn of(file: File, len: u64) -> Arc<Self> {
-        read_nothing_ahead(&file);
-        let residency = Residency::of(&file, len).ok();
-        let file = Arc::new(file);
-        Arc::new(Self { file, residency })
-    }
-
-    fn is_in_memory(&self, range: Range<u64>) -> bool {
-        let residency = self.residency.as_ref();
-        residency.is_some_and(|residency| residency.has(range))
-    }
 }
 
 impl Device {
@@ -66,17 +44,13 @@ impl Device {
         if file.metadata()?.len() != len {
             disk.set_len(&file, len)?;
         }
-        let opened = RwLock::new(Opened::of(file, len));
-        Ok(Self { opened, disk, len })
+        let file = RwLock::new(Arc::new(file));
+        Ok(Self { file, disk, len })
     }
 
     pub(crate) fn file(&self) -> Arc<File> {
-        self.opened().file.clone()
-    }
-
-    fn opened(&self) -> Arc<Opened> {
-        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
-        opened.clone()
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        file.clone()
     }
 
     /// Whether somebody made the file shorter than it is to be.
@@ -127,27 +101,8 @@ impl Device {
         self.disk.set_len(&self.disk.create(&fresh)?, self.len)?;
         let file = self.disk.open(&fresh)?;
         self.disk.rename(&fresh, path)?;
-        let mut now = self.opened.write().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::replace(&mut *now, Opened::of(file, self.len));
-        Ok(old.file.clone())
-    }
-
-    /// Reads bytes that the kernel has in memory; false if some are not.
-    ///
-    /// Whether they are is asked first: a read that is not to wait answers a hole with zeros, and what a fast disk
-    /// gives with that, though neither was in memory, nor verified.
-    pub(crate) fn read_cached(&self, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
-        let opened = self.opened();
-        if !opened.is_in_memory(offset..offset + bytes.len() as u64) {
-            return Ok(false);
-        }
-        self.disk.read_cached_at(&opened.file, bytes, offset)
-    }
-
-    /// Whether the kernel has all of `range` in memory. Asking brings nothing there.
-    #[cfg(all(test, not(feature = "shuttle")))]
-    pub(super) fn is_in_memory(&self, range: Range<u64>) -> bool {
-        self.opened().is_in_memory(range)
+        let mut now = self.file.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(std::mem::replace(&mut *now, Arc::new(file)))
     }
 
     /// Whether nothing was ever written to `range`, or all of it was taken away: to its whole blocks, since it
@@ -174,11 +129,6 @@ impl Device {
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.disk.sync_data(&self.file())
     }
-}
-
-/// What the kernel read on its own account nobody would have verified.
-fn read_nothing_ahead(file: &File) {
-    let _ = fadvise(file, 0, None, Advice::Random);
 }
 
 /// The parts of `range` that are no holes. Where a file system cannot tell, that is all of it.

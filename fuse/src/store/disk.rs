@@ -2,28 +2,18 @@
 
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::FallocateFlags;
-use rustix::io::{ReadWriteFlags, preadv2};
 
 /// What the store asks of the disk below it. [`StdDisk`] does it; tests fail the nth call.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// Reads exactly `bytes.len()` bytes at `offset`.
     fn read_at(&self, file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         file.read_exact_at(bytes, offset)
-    }
-
-    /// Reads `bytes.len()` bytes at `offset` if they are in memory; false if the disk would have to be asked for
-    /// some, or if its file system cannot tell.
-    fn read_cached_at(&self, file: &File, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
-        let len = bytes.len();
-        let mut bytes = [IoSliceMut::new(bytes)];
-        let read = preadv2(file, &mut bytes, offset, ReadWriteFlags::NOWAIT);
-        Ok(read.is_ok_and(|read| read == len))
     }
 
     /// Writes all of `bytes` at `offset`.

@@ -5,16 +5,15 @@
 //! over, in part or whole, and nobody asked for it since, its pages are given back. Those of a chunk that nobody asked for
 //! yet stay: whoever starts what was just fetched finds it in memory.
 //!
-//! It is as if the kernel had needed the memory: what is asked for later comes from the disk and is verified. Whoever
-//! reads or writes a chunk looks first whether its neighbours' parts of the pages they share are in memory, and those must
-//! not go between that and the read: so pages are given back while nobody reads or writes a chunk.
+//! It is as if the kernel had needed the memory: what is asked for later comes from the disk. Pages are given back while nobody
+//! reads or writes a chunk, who would have them read once more.
 
 use std::ops::Range;
 
 use super::direct::was_read_lately;
-use super::reread::whole_pages;
 use super::stored::StoredLayer;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sys::page_size;
 
 /// Chunks whose pages are given back in one step, for which others wait: 16 MiB of the usual size, a millisecond.
 const STEP: usize = 64;
@@ -114,6 +113,12 @@ impl StoredLayer {
             }
         }
     }
+}
+
+/// The pages that have a part of `range`.
+fn whole_pages(range: Range<u64>) -> Range<u64> {
+    let page = page_size();
+    range.start / page * page..range.end.next_multiple_of(page)
 }
 
 #[cfg(test)]

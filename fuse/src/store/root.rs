@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::disk::Disk;
 use super::floor::{CachingStopped, Floor};
+use super::kept::Kept;
 use super::ledger::Ledger;
 use super::owners::Owner;
 use super::pins::Pins;
@@ -158,6 +159,7 @@ impl StoreRoot {
             floor: Arc::new(floor),
             ledger: Arc::new(Ledger::new(limits.bytes_max)),
             vouched: None,
+            kept: Arc::new(Kept::new()),
         };
         let store = Self {
             root: root.clone(),

@@ -19,6 +19,7 @@ use super::disk::Disk;
 use super::floor::Floor;
 use super::handed::Handed;
 use super::intact::{open_meta, write_over};
+use super::kept::Kept;
 use super::ledger::Ledger;
 use super::noted::{Before, Noted};
 use super::occupied::Occupied;
@@ -63,21 +64,22 @@ pub(crate) struct StoredLayer {
     pub(super) disk: Arc<dyn Disk>,
     /// Held by who finds a chunk damaged.
     pub(super) condemning: Mutex<()>,
-    /// Held by who brings a chunk from the disk into memory, for as long as that takes.
+    /// Held by who reads a chunk from the disk, for as long as that takes.
     pub(super) bringing: [Mutex<()>; STRIPES],
-    /// Held by who asks whether bytes of a chunk are in memory, and never for long.
-    pub(super) asking: Mutex<()>,
     /// Chunks that were found damaged.
     pub(super) damaged: AtomicU64,
-    rules: Rules,
+    /// Which layer it is among those that are kept in memory.
+    pub(super) number: u64,
+    pub(super) rules: Rules,
 }
 
-/// What all layers of a store share: whether there is room, and what daemons before verified.
+/// What all layers of a store share: whether there is room, what daemons before verified, and chunks in memory.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) floor: Arc<Floor>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) vouched: Option<Arc<Vouched>>,
+    pub(crate) kept: Arc<Kept>,
 }
 
 /// How the run before this one ended.
@@ -292,8 +294,8 @@ impl StoredLayer {
             disk,
             condemning: Mutex::new(()),
             bringing: std::array::from_fn(|_| Mutex::new(())),
-            asking: Mutex::new(()),
             damaged: AtomicU64::new(0),
+            number: rules.kept.layer(),
             rules,
         };
         layer.measure();
@@ -390,10 +392,9 @@ impl StoredLayer {
             return Published::NotStored;
         };
         if self.device.is_cut() {
-            // Before it is longer: then the rest of the page in which it was cut is zeros in memory.
+            // What else was behind its end is no more what the next daemon is told.
             self.presence.expire();
         }
-        self.doubt_neighbours(row..row + 1);
         let written = self.device.restore_length();
         let written = written.and_then(|()| self.device.write(chunk, content));
         self.occupied.measure_device(&self.device.file());
