@@ -19,6 +19,22 @@ fn device(scene: &Scene, layer: &Layer) -> PathBuf {
     store.join(layer.id().0.hex()).join("device")
 }
 
+/// Bytes of another image: more than a daemon keeps of verified chunks in memory of its own.
+const MORE_THAN_IS_KEPT: usize = 20 << 20;
+
+/// A file of another image. Who reads all of it has the daemon keep nothing else: what is read then comes from the disk.
+async fn something_else(scene: &Scene) -> PathBuf {
+    let mut data = vec![0; MORE_THAN_IS_KEPT];
+    for (at, page) in data.chunks_mut(4096).enumerate() {
+        page[..8].copy_from_slice(&(at as u64).to_le_bytes());
+    }
+    scene
+        .mounted(&layer_of(&data), "else")
+        .await
+        .target
+        .join("data")
+}
+
 /// Promise: bits that the disk changed after they were verified are found before the reply, and
 /// fetched again, while the container runs on.
 async fn rot_is_found_before_the_reply_and_fetched_again(driver: DriverChoice) {
@@ -30,9 +46,11 @@ async fn rot_is_found_before_the_reply_and_fetched_again(driver: DriverChoice) {
     let data = noise(1, 500_000);
     let mounted = scene.mounted(&layer_of(&data), "at").await;
     let path = mounted.target.join("data");
+    let other = something_else(&scene).await;
     assert!(cold(path.clone()).await.unwrap() == data);
     let before = mounted.source.requests().len();
     for (round, at) in [100_000, 200_000, 499_000].into_iter().enumerate() {
+        cold(other.clone()).await.unwrap();
         rot(&device(&scene, &mounted.layer), at);
         tokio::time::sleep(Duration::from_millis(250)).await;
         assert!(cold(path.clone()).await.unwrap() == data, "round {round}");
@@ -51,9 +69,11 @@ async fn rot_is_found_when_the_disk_is_read(driver: DriverChoice) {
     let data = noise(1, 500_000);
     let mounted = scene.mounted(&layer_of(&data), "at").await;
     let path = mounted.target.join("data");
+    let other = something_else(&scene).await;
     assert!(cold(path.clone()).await.unwrap() == data);
     let before = mounted.source.requests().len();
     for (round, at) in [100_000, 200_000, 499_000].into_iter().enumerate() {
+        cold(other.clone()).await.unwrap();
         let device = device(&scene, &mounted.layer);
         rot(&device, at);
         let file = File::open(&device).unwrap();
@@ -66,6 +86,7 @@ async fn rot_is_found_when_the_disk_is_read(driver: DriverChoice) {
         assert_eq!(scene.plane().counts().damaged(), round as u64 + 1);
         // From memory, and from a disk that is in order.
         assert!(cold(path.clone()).await.unwrap() == data);
+        cold(other.clone()).await.unwrap();
         fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         assert!(cold(path.clone()).await.unwrap() == data);
         let all = mounted.source.requests();
@@ -80,11 +101,13 @@ async fn a_hole_that_somebody_made_is_fetched_again(driver: DriverChoice) {
     let data = noise(1, 500_000);
     let mounted = scene.mounted(&layer_of(&data), "at").await;
     let path = mounted.target.join("data");
+    let other = something_else(&scene).await;
     assert!(cold(path.clone()).await.unwrap() == data);
     let place = device(&scene, &mounted.layer);
     let device = OpenOptions::new().write(true).open(place).unwrap();
     let len = device.metadata().unwrap().len();
     for is_long_enough in [false, true] {
+        cold(other.clone()).await.unwrap();
         let (asked, told) = (
             mounted.source.requests().len(),
             scene.plane().counts().damaged(),
