@@ -21,4 +21,4 @@ pub(crate) use page::page_size;
 pub(crate) use priority::lower_this_thread;
 pub(crate) use replace::replace;
 pub(crate) use shared::SharedNumbers;
-pub(crate) use trim::give_back_memory;
+pub(crate) use trim::{give_back_memory, keep_large_blocks_apart};

@@ -35,7 +35,7 @@ use crate::store::{
     Lies, Limits, OpenStoreError, Record, SELF_TEST_SLOTS, StoreRoot, StoredLayer, Vouched,
 };
 use crate::supervisor::Handover;
-use crate::sys::raise_open_files;
+use crate::sys::{keep_large_blocks_apart, raise_open_files};
 
 /// Threads that decompress, and that read what a fetch brought: a few per processor of a small
 /// node, since some of them wait for the disk.
@@ -93,6 +93,7 @@ impl Plane {
     pub(super) fn start(config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
         let handover = config.handover.clone();
         let mut store = open_store(&config)?;
+        keep_large_blocks_apart();
         let open_files = raise_open_files().unwrap_or_else(|error| {
             warn!(%error, "cannot raise the limit of open files");
             OPEN_FILES_USUAL

@@ -12,6 +12,21 @@ pub(crate) fn give_back_memory() {
     }
 }
 
+/// Bytes from which on each block is a mapping of its own: half a chunk of the usual size. What comes and goes by the hundred are
+/// chunks, and what they are made of.
+#[cfg(target_env = "gnu")]
+const APART_FROM: libc::c_int = 128 << 10;
+
+/// Has the allocator give back large blocks when they are freed. By itself it learns from the first one that is freed to keep
+/// them, cuts them up for the next of another size, and grows to several times what is used.
+pub(crate) fn keep_large_blocks_apart() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: two numbers in, one out; it may be called at any time, and changes nothing of what is in use.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, APART_FROM);
+    }
+}
+
 #[cfg(test)]
 #[cfg(target_env = "gnu")]
 mod tests {
