@@ -19,6 +19,13 @@ pub(super) const BYTES_MAX: usize = 16 << 20;
 /// Chunks that are kept at most, however small they are: what the table of them takes is a hundredth of the bytes.
 const CHUNKS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
+/// Buffers of chunks that went, for those that come: as many as threads read at once on a small node. Memory that is new costs
+/// about as much as the chunk's digest.
+const SPARE_MAX: usize = 4;
+
+/// Bytes of a spare buffer at most: a chunk of the usual size, which ends where a file does. Larger ones are rare.
+const SPARE_BYTES_MAX: usize = 1 << 20;
+
 /// A chunk's content.
 pub(crate) type Content = Arc<Verified<Vec<u8>>>;
 
@@ -34,6 +41,7 @@ struct State {
     chunks: LruCache<Key, One>,
     bytes: usize,
     layers: u64,
+    spare: Vec<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -49,6 +57,7 @@ impl Kept {
             chunks: LruCache::new(CHUNKS_MAX),
             bytes: 0,
             layers: 0,
+            spare: Vec::new(),
         }))
     }
 
@@ -75,14 +84,23 @@ impl Kept {
             lately: true,
         };
         if let Some((_, gone)) = state.chunks.push((layer, row), one) {
-            state.bytes -= len(&gone.content);
+            state.let_go(gone);
         }
         while state.bytes > BYTES_MAX && state.chunks.len() > 1 {
             let Some((_, gone)) = state.chunks.pop_lru() else {
                 break;
             };
-            state.bytes -= len(&gone.content);
+            state.let_go(gone);
         }
+    }
+
+    /// A buffer of `len` bytes of whatever it held before.
+    pub(super) fn buffer(&self, len: usize) -> Vec<u8> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = state.spare.pop().unwrap_or_default();
+        drop(state);
+        buffer.resize(len, 0);
+        buffer
     }
 
     /// Lets those go that nobody asked for since the last round.
@@ -90,9 +108,10 @@ impl Kept {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while state.chunks.peek_lru().is_some_and(|(_, one)| !one.lately) {
             if let Some((_, gone)) = state.chunks.pop_lru() {
-                state.bytes -= len(&gone.content);
+                state.let_go(gone);
             }
         }
+        state.spare.clear();
         for (_, one) in &mut state.chunks {
             one.lately = false;
         }
@@ -102,6 +121,21 @@ impl Kept {
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    }
+}
+
+impl State {
+    /// Of a chunk that nobody reads just now, the buffer stays for another one.
+    fn let_go(&mut self, gone: One) {
+        self.bytes -= len(&gone.content);
+        if self.spare.len() < SPARE_MAX
+            && let Ok(content) = Arc::try_unwrap(gone.content)
+        {
+            let buffer = content.into_inner();
+            if buffer.capacity() <= SPARE_BYTES_MAX {
+                self.spare.push(buffer);
+            }
+        }
     }
 }
 
@@ -143,6 +177,28 @@ mod tests {
             kept.put(layer, row, content(4, 1));
         }
         assert_eq!(kept.bytes(), CHUNKS_MAX.get());
+    }
+
+    /// Promise: buffers of chunks that went are used again, a few; one that is still read is not, nor do they stay when all rests.
+    #[test]
+    fn buffers_are_used_again() {
+        let kept = Kept::new();
+        let layer = kept.layer();
+        kept.put(layer, 0, content(7, BYTES_MAX / 16));
+        let read = kept.get(layer, 0).unwrap();
+        for row in 1..40 {
+            kept.put(layer, row, content(1, BYTES_MAX / 16));
+        }
+        assert!(kept.get(layer, 0).is_none());
+        let spare = |bytes: u8| kept.buffer(9).starts_with(&[bytes]);
+        assert!((0..SPARE_MAX).all(|_| spare(1)));
+        assert!(spare(0));
+        assert_eq!(read.as_slice()[..9], [7; 9]);
+        for row in 0..40 {
+            kept.put(layer, row, content(1, BYTES_MAX / 16));
+        }
+        (0..2).for_each(|_| kept.rest());
+        assert!(spare(0));
     }
 
     /// Promise: what nobody asks for any more goes with the second round; another layer has chunks of its own.

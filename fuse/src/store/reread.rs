@@ -191,7 +191,7 @@ impl StoredLayer {
         if self.presence.state(row) == ChunkState::Absent {
             return Err(Checked::Evicted);
         }
-        let mut content = vec![0; chunk.len as usize];
+        let mut content = self.rules.kept.buffer(chunk.len as usize);
         let read = self.device.read(&mut content, chunk.offset);
         match read.map(|()| Verified::check(content, &chunk.content)) {
             Ok(Ok(content)) => {
