@@ -27,6 +27,7 @@ mod handover;
 mod keep;
 mod priority;
 mod restarts;
+mod signals;
 mod systemd;
 mod voice;
 

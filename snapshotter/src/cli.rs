@@ -12,6 +12,7 @@ mod pin;
 mod profile;
 mod pull;
 mod run;
+mod signals;
 mod status;
 
 use std::path::PathBuf;

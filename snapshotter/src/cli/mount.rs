@@ -23,7 +23,7 @@ use tonic::transport::{Channel, Server};
 use tonic::{Code, Status};
 
 use super::MountArgs;
-use super::run::Signals;
+use super::signals::Signals;
 use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
 use crate::control::ImageControl;
 use crate::log;

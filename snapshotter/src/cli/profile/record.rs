@@ -17,7 +17,7 @@ use larder_registry::Reference;
 use serde::Deserialize;
 use tokio::process::{Child, ChildStdin, Command};
 
-use super::super::run::Signals;
+use super::super::signals::Signals;
 use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
 use crate::image::Image;
 use crate::log;
