@@ -15,7 +15,7 @@ use rustix::mount::UnmountFlags;
 pub(crate) use attach::{Erofs, bind, mount_erofs, mount_memory, open_erofs, replace};
 pub use mountinfo::{Mount, mounts};
 pub use overlay::{Overlay, mount_overlay};
-pub use owner::refuse_foreign;
+pub use owner::{clear_left, refuse_foreign};
 
 /// What mount tables show as the source of Larder's own mounts.
 pub const SOURCE: &str = "larder";
