@@ -27,6 +27,7 @@ use tonic::{Code, Status};
 
 use super::MountArgs;
 use super::signals::Signals;
+use super::watch;
 use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
 use crate::control::ImageControl;
 use crate::log;
@@ -271,6 +272,7 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
     let registries = Registries::new(&config.registry)?;
     registries.check(&args.image).await?;
     let plane = Arc::new(MountingPlane::start(config, registries.clone(), None, None).await?);
+    let _watcher = watch::start(&plane);
     let control = Config::control(&config.root);
     let (listener, _bound) = socket::bind(&control)?;
     let owner = Arc::clone(&plane) as Arc<dyn Plane>;
