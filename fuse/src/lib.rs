@@ -19,6 +19,7 @@ mod driver;
 mod failpoint;
 mod fetch;
 mod layer;
+mod life;
 mod observer;
 mod plane;
 mod private;

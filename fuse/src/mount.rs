@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::UnmountFlags;
 
-pub(crate) use attach::{Erofs, bind, mount_erofs, mount_memory, open_erofs, replace};
+pub(crate) use attach::{
+    Erofs, bind, mount_erofs, mount_memory, open_erofs, open_fuse_control, replace,
+};
 pub use mountinfo::{Mount, mounts};
 pub use overlay::{Overlay, mount_overlay};
-pub use owner::refuse_foreign;
+pub use owner::{clear_left, refuse_foreign};
 
 /// What mount tables show as the source of Larder's own mounts.
 pub const SOURCE: &str = "larder";

@@ -18,7 +18,9 @@ mod usage;
 mod whole;
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,7 +34,7 @@ use crate::layer::{Layer, LayerId, LayerSpec, Proofs, Verdicts};
 use crate::mount::unmount_left;
 use crate::session::{Sessions, Slots, Told};
 use crate::store::{CachingStopped, PinError, StoreRoot};
-use crate::supervisor::Takeovers;
+use crate::supervisor::{Takeovers, watch};
 use crate::sys::give_back_memory;
 
 pub use add::AddLayerError;
@@ -191,6 +193,12 @@ impl DataPlane {
     /// How often a daemon took over from another since the sessions began.
     pub fn takeovers(&self) -> Takeovers {
         self.0.told.takeovers
+    }
+
+    /// Has the sessions end when this process is killed, whatever a thread of it waits for: `watcher` is a program
+    /// that does [`crate::supervisor::watch`]. For a process without a supervisor.
+    pub fn watch(&self, watcher: Command) -> io::Result<Child> {
+        watch::start(&self.0.session.all_paths(), watcher)
     }
 
     /// Ends a round as the clock does every ten seconds. For tests.

@@ -27,12 +27,15 @@ mod handover;
 mod keep;
 mod priority;
 mod restarts;
+mod signals;
 mod systemd;
 mod voice;
+pub(crate) mod watch;
 
 pub use endings::Takeovers;
 pub use handover::{Bidding, Handover, Note};
 pub use keep::{SuperviseError, supervise};
+pub use watch::watch;
 
 /// Tells a process that it is the daemon, and that its standard input is the socket to its
 /// supervisor.

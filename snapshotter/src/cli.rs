@@ -12,7 +12,9 @@ mod pin;
 mod profile;
 mod pull;
 mod run;
+mod signals;
 mod status;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -139,6 +141,9 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
+    /// Be the process beside `mount` that ends its sessions when it is killed.
+    #[command(hide = true)]
+    WatchSessions,
 }
 
 /// Options of `run`.
@@ -386,7 +391,8 @@ impl Cli {
             | Command::Umount { .. }
             | Command::Install { .. }
             | Command::Uninstall { .. }
-            | Command::Completions { .. } => false,
+            | Command::Completions { .. }
+            | Command::WatchSessions => false,
         }
     }
 
@@ -395,6 +401,7 @@ impl Cli {
             Command::Run(args) if args.check_config => run::check(&args),
             Command::Run(args) => run::daemon(&args),
             Command::Mount(args) => block_on(mount::mount(args)),
+            Command::WatchSessions => watch::watch(),
             Command::Umount { root, directory } => block_on(mount::umount(&root, &directory)),
             Command::Pull {
                 image,

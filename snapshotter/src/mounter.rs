@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use larder_fuse::create_private;
-use larder_fuse::mount::{Mount, Overlay, Unmount, mount_overlay, mounts, refuse_foreign, unmount};
+use larder_fuse::mount::{
+    Mount, MountFailed, Overlay, Unmount, clear_left, mount_overlay, mounts, refuse_foreign,
+    unmount,
+};
 use larder_proto::annotation;
 use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
@@ -60,7 +63,7 @@ pub enum MountImageError {
     Plane(#[from] PlaneError),
     /// The overlay could not be mounted, or anything unmounted.
     #[error(transparent)]
-    Mount(#[from] larder_fuse::mount::MountFailed),
+    Mount(#[from] MountFailed),
     /// A directory could not be made or read.
     #[error("use {path}: {source}")]
     Directory {
@@ -234,6 +237,7 @@ impl Mounter {
                 self.profiles.layer_added(layer, &made.reference);
             }
             self.profiles.starting(&made.reference, &indexes);
+            self.clear(&mounted, target)?;
             self.stack(&wanted, target, &mut made).await
         };
         if let Err(error) = stacked.await {
@@ -349,7 +353,30 @@ impl Mounter {
         mounted.at.remove(target);
         let torn = self.tear_down(&image).await;
         self.count.send_replace(mounted.at.len());
-        torn
+        torn?;
+        Ok(self.clear(&mounted, target)?)
+    }
+
+    /// Takes away what owners of this root that are gone left at `target`: nobody would unmount it once
+    /// something else lies on it. What is seen there of an image of this process stays.
+    fn clear(&self, mounted: &Images, target: &Path) -> Result<(), MountFailed> {
+        // There are its parts, and the next start clears away what is left of them.
+        if target.starts_with(&self.root) {
+            return Ok(());
+        }
+        let shown: Vec<_> = mounted.at.values().flat_map(|image| &image.shown).collect();
+        let lives = |table: &[Mount], there: &Mount| {
+            let parts = table
+                .iter()
+                .filter(|one| one.target.starts_with(&self.root));
+            let mut ours = parts.chain(shown.iter().copied());
+            ours.any(|one| one.device == there.device)
+        };
+        let taken = clear_left(target, &self.root, lives)?;
+        if taken > 0 {
+            tracing::info!(target = %target.display(), taken, "unmounted what an owner before left");
+        }
+        Ok(())
     }
 
     /// Lets go of images that somebody else unmounted, by `umount(8)`: what is to be seen nowhere any more, not

@@ -45,6 +45,15 @@ pub(crate) fn mount_memory(target: &Path) -> Result<(), MountFailed> {
     attach(&context, MountAttrFlags::empty(), target)
 }
 
+/// The directory of the file system by which FUSE sessions are ended, mounted nowhere: its place is not mounted on every
+/// machine.
+pub(crate) fn open_fuse_control() -> Result<OwnedFd, MountFailed> {
+    let place = Path::new("/sys/fs/fuse/connections");
+    let context = open_context("fusectl", place)?;
+    fsconfig_create(&context).map_err(|error| refused("open", place, &context, error))?;
+    make(&context, MountAttrFlags::empty(), place)
+}
+
 fn create_erofs(erofs: Erofs<'_>, target: &Path) -> Result<OwnedFd, MountFailed> {
     let context = open_context("erofs", target)?;
     let made = fsconfig_set_string(&context, "source", erofs.image)

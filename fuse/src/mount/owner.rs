@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::mountinfo::{Mount, mounts};
-use super::{MountFailed, SOURCE};
+use super::{MountFailed, SOURCE, Unmount, unmount};
 
 /// Fails unless what is mounted at `target` is nothing, or an image or a layer of the data plane
 /// whose root directory is `root`, by its canonical path.
@@ -18,6 +18,36 @@ pub fn refuse_foreign(target: &Path, root: &Path) -> Result<(), MountFailed> {
             other.source.display(),
             root.display()
         )))),
+    }
+}
+
+/// Takes away what is mounted at `target` of the data plane whose root directory is `root`, one over the other, down to
+/// what is somebody else's, or of which `lives` says in view of all mounts that a process serves it: what processes
+/// that are gone left there. How many.
+pub fn clear_left(
+    target: &Path,
+    root: &Path,
+    lives: impl Fn(&[Mount], &Mount) -> bool,
+) -> Result<usize, MountFailed> {
+    let mut taken = 0;
+    loop {
+        let failed = |error| MountFailed::new("unmount", target, error);
+        let table = mounts().map_err(failed)?;
+        let at = table.iter().filter(|mount| mount.target == target);
+        let Some(topmost) = at.clone().next_back() else {
+            return Ok(taken);
+        };
+        let count = at.count();
+        if lives(&table, topmost) || foreign(&table, target, root).is_some() {
+            return Ok(taken);
+        }
+        unmount(target, Unmount::Lazy)?;
+        // What the kernel does not let go is not tried again.
+        let left = mounts().map_err(failed)?;
+        if left.iter().filter(|mount| mount.target == target).count() >= count {
+            return Ok(taken);
+        }
+        taken += 1;
     }
 }
 

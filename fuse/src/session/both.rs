@@ -248,6 +248,12 @@ impl Sessions {
         self.main.give_back_pages(slot, ranges);
     }
 
+    /// Where all of them are mounted.
+    pub(crate) fn all_paths(&self) -> Vec<&Path> {
+        let plain = self.plain.as_ref().map(FuseMount::path);
+        [self.path()].into_iter().chain(plain).collect()
+    }
+
     /// Takes the mounts away from the name space; whoever has files open keeps them.
     pub(crate) fn detach(&self) {
         self.each(FuseMount::detach);

@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::endings::{self, Takeovers};
+use super::keep::ROOM_MAX;
 
 /// A daemon that is no more.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +15,8 @@ pub(super) struct Death {
     pub(super) status: Option<ExitStatus>,
     /// Whether it said that it leaves everything to the next one.
     pub(super) left: bool,
+    /// Whether it was killed because it did not make room for the next one when it was asked to.
+    pub(super) hung: bool,
     /// How long it ran.
     pub(super) lived: Duration,
     /// How long it had served, if it did.
@@ -24,6 +27,7 @@ impl Death {
     /// Whether it made room for the next one, as for an upgrade.
     pub(super) fn is_orderly(&self) -> bool {
         match self.status {
+            _ if self.hung => false,
             Some(status) if status.success() => self.left || self.served.is_some(),
             Some(status) => self.left && !endings::failed(status),
             // The kernel still takes it apart, which for a program whose file was replaced means to
@@ -34,10 +38,8 @@ impl Death {
 
     /// Whether it ended by its own fault. Where nobody is to make room yet, an exit code of 0 is one.
     pub(super) fn has_failed(&self) -> bool {
-        !self.is_orderly()
-            && self
-                .status
-                .is_some_and(|status| endings::failed(status) || status.success())
+        let failed = |status| endings::failed(status) || status.success();
+        self.hung || !self.is_orderly() && self.status.is_some_and(failed)
     }
 
     /// What the takeover after it is counted as.
@@ -45,8 +47,8 @@ impl Death {
         let mut one = Takeovers::default();
         let count = match self.status {
             _ if self.is_orderly() => &mut one.replaced,
+            _ if self.has_failed() => &mut one.failed,
             None => &mut one.unknown,
-            Some(_) if self.has_failed() => &mut one.failed,
             Some(_) => &mut one.killed,
         };
         *count = 1;
@@ -57,6 +59,10 @@ impl Death {
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.status {
+            _ if self.hung => write!(
+                f,
+                "was asked to make room for the next one, did not within {ROOM_MAX:?}, and was killed"
+            )?,
             None if self.left => f.write_str("made room")?,
             status => f.write_str(&came_to(status))?,
         }
@@ -90,6 +96,7 @@ mod tests {
         Death {
             status: raw.map(ExitStatus::from_raw),
             left,
+            hung: false,
             lived: Duration::from_secs(9),
             served: served.map(Duration::from_secs),
         }
@@ -100,11 +107,19 @@ mod tests {
     fn ends_are_told_apart() {
         let (killed, crashed) = (Signal::SIGKILL as i32, Signal::SIGSEGV as i32);
         let mut sum = Takeovers::default();
-        for raw in [None, Some(0), Some(1 << 8), Some(killed), Some(crashed)] {
+        let rotated = Signal::SIGUSR1 as i32;
+        for raw in [
+            None,
+            Some(0),
+            Some(1 << 8),
+            Some(killed),
+            Some(crashed),
+            Some(rotated),
+        ] {
             sum.add(death(raw, false, Some(5)).counted());
         }
         let expected = Takeovers {
-            killed: 1,
+            killed: 2,
             failed: 2,
             replaced: 1,
             unknown: 1,
@@ -134,6 +149,22 @@ mod tests {
         assert_eq!(replaced(Some(1 << 8)), 0);
         let told = death(None, true, Some(3)).to_string();
         assert_eq!(told, "made room after it had served for 3.0 s");
+    }
+
+    /// Promise: who did not make room is told as that and counted as failed, whatever was seen of its end.
+    #[test]
+    fn who_does_not_make_room_has_failed() {
+        let killed = Some(Signal::SIGKILL as i32);
+        for (raw, left) in [(None, false), (killed, false), (killed, true)] {
+            let hung = Death {
+                hung: true,
+                ..death(raw, left, Some(3))
+            };
+            assert!(hung.has_failed() && !hung.is_orderly() && hung.counted().failed == 1);
+            let told = "was asked to make room for the next one, did not within 10s, and was killed after it \
+                        had served for 3.0 s";
+            assert_eq!(hung.to_string(), told);
+        }
     }
 
     /// Promise: a program that ends before it serves has failed, with whatever code.

@@ -3,8 +3,9 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
+
+use super::signals::CRASHES;
 
 /// Takeovers, by how the daemon before had ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,19 +64,11 @@ impl Takeovers {
     }
 }
 
-/// Whether a daemon ended by its own fault: not when somebody killed it, and not when it made room for
+/// Whether a daemon ended by its own fault: not when somebody ended it by a signal, and not when it made room for
 /// the next one in order.
 pub(super) fn failed(status: ExitStatus) -> bool {
-    const OUTSIDE: [Signal; 5] = [
-        Signal::SIGKILL,
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-    ];
-    let signal = status.signal().map(Signal::try_from);
-    match signal {
-        Some(Ok(signal)) => !OUTSIDE.contains(&signal),
-        _ => !status.success(),
+    match status.signal() {
+        Some(signal) => CRASHES.iter().any(|crash| *crash as i32 == signal),
+        None => !status.success(),
     }
 }

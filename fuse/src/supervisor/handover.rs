@@ -14,7 +14,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use super::channel::Channel;
 use super::endings::Takeovers;
 use super::{MAIN_SESSION, is_supervised, priority, systemd, word};
-use crate::sys::spawn_with_only;
+use crate::life::close_with_life;
 
 /// The connection, until the very end of this process: to the supervisor its end is the process's, and it kills
 /// what may be left, which has then not yet said why it ends, and by which code.
@@ -189,16 +189,10 @@ impl Handover {
         }
     }
 
-    /// Gives the supervisor one end of a pipe whose other end a thread has that does nothing, and nobody
-    /// else: the first to die when the process is killed, while others still wait for a processor or for
-    /// the kernel, and hold what all have.
+    /// Gives the supervisor one end of a pipe whose other end is closed once this process is killed.
     fn show_life(&self) {
         let shown = std::io::pipe().and_then(|(theirs, ours)| {
-            spawn_with_only("larder-alive", ours.into(), |_ours| {
-                loop {
-                    std::thread::park();
-                }
-            })?;
+            close_with_life(ours.into())?;
             self.channel.say(word::ALIVE, "", Some(theirs.as_fd()))
         });
         if let Err(error) = shown {

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
@@ -21,6 +20,7 @@ use super::death::{Death, came_to};
 use super::endings::Takeovers;
 use super::priority;
 use super::restarts::{Pause, Restarts};
+use super::signals::{Asked, Signals};
 use super::systemd::{self, Systemd};
 use super::voice::Voice;
 use super::{ITEMS_MAX, JSON, SUPERVISED, word};
@@ -28,6 +28,12 @@ use crate::stderr;
 
 /// How long a daemon may take to unmount everything. systemd waits 30 s by our unit.
 const STOP_MAX: Duration = Duration::from_secs(25);
+
+/// How long a daemon may take to make room for the next one. It gives requests under way 3 s, and makes durable what
+/// the last ten seconds brought, which a disk that keeps up takes a part of that time for; the rest is for a busy
+/// machine. One that goes on after that hangs, and reads hang with it. To kill one that does not is no loss: it
+/// is a takeover as after any kill.
+pub(super) const ROOM_MAX: Duration = Duration::from_secs(10);
 
 /// How long the end of a daemon may take to be told, once its socket is closed: the kernel does both
 /// within a millisecond. Without it only a note for the log is missing.
@@ -71,33 +77,23 @@ pub enum SuperviseError {
     },
 }
 
-/// Runs `program` with `arguments` as the daemon, again and again, until SIGTERM or SIGINT. Returns
+/// Runs `program` with `arguments` as the daemon, again and again, until SIGTERM, SIGINT or SIGQUIT. Returns
 /// the exit code.
 ///
 /// SIGHUP has the daemon replaced by what is at `program` now, once that has said that it could start: it
-/// is asked by the flag `check`, behind the first argument. What is to be told of daemons goes to
-/// standard error; `start_json` has what is traced written as JSON objects, and is called once a daemon
-/// says that its log is such a one. Called while the process has one thread, before it opens anything.
+/// is asked by the flag `check`, behind the first argument. Other signals are passed over. What is to be told
+/// of daemons goes to standard error; `start_json` has what is traced written as JSON objects, and is called once a
+/// daemon says that its log is such a one. Called while the process has one thread, before it opens anything.
 pub fn supervise(
     program: &Path,
     arguments: &[OsString],
     check: &'static str,
     start_json: fn(),
 ) -> Result<u8, SuperviseError> {
-    let mut mask = SigSet::empty();
-    for signal in [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGCHLD,
-    ] {
-        mask.add(signal);
-    }
-    mask.thread_block().map_err(io::Error::from)?;
+    // Before anything is opened.
     let kept = systemd::kept();
+    let signals = Signals::take()?;
     priority::hurry();
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let signals = SignalFd::with_flags(&mask, flags).map_err(io::Error::from)?;
     let mut supervisor = Supervisor {
         program: program.to_owned(),
         arguments: arguments.to_owned(),
@@ -113,7 +109,7 @@ pub fn supervise(
         gone: Vec::new(),
         notes: Vec::new(),
         endings: Takeovers::default(),
-        wants_end: false,
+        ends_by: None,
     };
     let ended = supervisor.run();
     supervisor.systemd.settle();
@@ -129,7 +125,7 @@ struct Supervisor {
     /// Such a look, after SIGHUP.
     check: Option<Check>,
     items: BTreeMap<String, OwnedFd>,
-    signals: SignalFd,
+    signals: Signals,
     systemd: Systemd,
     restarts: Restarts,
     voice: Voice,
@@ -141,8 +137,8 @@ struct Supervisor {
     endings: Takeovers,
     /// Whether any daemon ever did: then there may be mounts that wait for one.
     has_served: bool,
-    /// SIGTERM or SIGINT came.
-    wants_end: bool,
+    /// When everything is to have stopped, if that was asked for.
+    ends_by: Option<Instant>,
 }
 
 /// A daemon.
@@ -159,6 +155,20 @@ struct Running {
     leaves: bool,
     /// When it is to be gone.
     deadline: Option<Instant>,
+    /// When it is to have made room for the next one, if it was asked to.
+    room: Option<Instant>,
+}
+
+impl Running {
+    fn send(&self, signal: Signal) {
+        let daemon = i32::try_from(self.child.id()).unwrap_or(0);
+        let _ = kill(Pid::from_raw(daemon), signal);
+    }
+
+    /// Whether it was to have made room and has not.
+    fn hangs(&self) -> bool {
+        self.room.is_some_and(|end| end <= Instant::now())
+    }
 }
 
 impl Supervisor {
@@ -167,7 +177,7 @@ impl Supervisor {
             let mut running = match self.start() {
                 Ok(running) => running,
                 // Mounts are worth waiting for memory, or for a process that may be had.
-                Err(error) if self.has_served => {
+                Err(error) if self.has_served && self.ends_by.is_none() => {
                     if self.failed(&error)? {
                         return Ok(0);
                     }
@@ -175,16 +185,25 @@ impl Supervisor {
                 }
                 Err(error) => return Err(error),
             };
+            if self.ends_by.is_some() {
+                self.stop(&mut running);
+            }
             self.attend(&mut running)?;
-            let status = self.end(&mut running);
+            let hung = running.hangs();
+            let status = self.end(&mut running, hung);
             let now = Instant::now();
             let death = Death {
                 status,
                 left: running.leaves,
+                hung,
                 lived: now - running.started,
                 served: running.serves.map(|since| now - since),
             };
-            if self.wants_end {
+            if let Some(end) = self.ends_by {
+                // It was making room when the end was asked for: its mounts are for the next one to unmount.
+                if running.leaves && now < end {
+                    continue;
+                }
                 if !status.is_some_and(|status| status.success()) {
                     let told = format!("the daemon did not stop in order: it {}", came_to(status));
                     self.voice.warn(&told);
@@ -212,10 +231,15 @@ impl Supervisor {
         }
     }
 
-    /// Has a daemon that is about to end do so; how it ended, if that is known in time.
-    fn end(&self, running: &mut Running) -> Option<ExitStatus> {
+    /// Has a daemon that is about to end, or that hangs, do so; how it ended, if that is known in time.
+    fn end(&self, running: &mut Running, hung: bool) -> Option<ExitStatus> {
         let (is_early, daemon) = (running.serves.is_none(), &mut running.child);
-        if self.has_served && !self.wants_end {
+        if hung {
+            drop(daemon.kill());
+            // Nothing becomes worse by that.
+            return reap(daemon, REAP_EARLY);
+        }
+        if self.has_served && self.ends_by.is_none() {
             if is_early
                 && running.deadline.is_none()
                 && let Some(status) = reap(daemon, REAP_EARLY)
@@ -339,6 +363,7 @@ impl Supervisor {
             serves: None,
             leaves: false,
             deadline: None,
+            room: None,
         })
     }
 
@@ -362,6 +387,7 @@ impl Supervisor {
             let looked = looked.into_iter().chain(self.systemd.pay()).min();
             let (said, signalled, ended) = wait(running, looked, &self.signals)?;
             if said && !self.listen(running) {
+                running.room = None;
                 return Ok(());
             }
             if signalled && self.signalled() {
@@ -371,8 +397,9 @@ impl Supervisor {
                 running.first_thread = None;
                 priority::hasten(rustix::process::Pid::from_child(&running.child));
                 running.deadline = Some(Instant::now() + STUCK_MAX);
+                running.room = None;
             }
-            if running.deadline.is_some_and(|end| end <= Instant::now()) {
+            if running.hangs() || running.deadline.is_some_and(|end| end <= Instant::now()) {
                 return Ok(());
             }
         }
@@ -429,16 +456,16 @@ impl Supervisor {
 
     /// Takes in signals; whether one of them asks for the end.
     fn signalled(&mut self) -> bool {
-        let mut asked = false;
-        while let Ok(Some(signal)) = self.signals.read_signal() {
-            match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
-                Ok(Ok(Signal::SIGTERM | Signal::SIGINT)) => asked = true,
-                Ok(Ok(Signal::SIGHUP)) if !self.wants_end => self.look(),
-                Ok(Ok(Signal::SIGCHLD)) => self.bury(),
-                _ => {}
+        let mut ends = false;
+        while let Some(asked) = self.signals.next() {
+            match asked {
+                Asked::End => ends = true,
+                Asked::Reload if self.ends_by.is_none() => self.look(),
+                Asked::Reload => {}
+                Asked::Bury => self.bury(),
             }
         }
-        asked
+        ends
     }
 
     /// Begins to look whether the next daemon could start, or has the look under way repeated.
@@ -459,7 +486,7 @@ impl Supervisor {
     }
 
     /// Has the daemon make room for the next one, if a look found that this could start.
-    fn replace_if_possible(&mut self, running: &Running) {
+    fn replace_if_possible(&mut self, running: &mut Running) {
         let Some(check) = &mut self.check else { return };
         let (is_over, is_stale) = (check.is_over(), check.is_stale());
         let verdict = check.verdict(Instant::now());
@@ -468,12 +495,12 @@ impl Supervisor {
         }
         match verdict {
             _ if is_over && is_stale => self.look(),
-            Some(Ok(())) => {
-                let daemon = i32::try_from(running.child.id()).unwrap_or(0);
-                let _ = kill(Pid::from_raw(daemon), Signal::SIGTERM);
+            Some(Ok(())) if self.ends_by.is_none() => {
+                running.send(Signal::SIGTERM);
+                running.room.get_or_insert(Instant::now() + ROOM_MAX);
             }
             Some(Err(reason)) => self.refuse(&reason),
-            None => {}
+            Some(Ok(())) | None => {}
         }
     }
 
@@ -485,25 +512,29 @@ impl Supervisor {
     }
 
     fn stop(&mut self, running: &mut Running) {
-        self.wants_end = true;
-        self.systemd.tell("STOPPING=1");
+        if self.ends_by.is_none() {
+            self.systemd.tell("STOPPING=1");
+        }
+        let end = *self.ends_by.get_or_insert(Instant::now() + STOP_MAX);
         drop(running.channel.say(word::STOP, "", None));
-        running.deadline = Some(Instant::now() + STOP_MAX);
+        // One that somebody stopped could unmount nothing.
+        running.send(Signal::SIGCONT);
+        running.deadline = Some(end);
+        running.room = None;
     }
 
     /// Waits before the next daemon, or until SIGHUP asks for it; whether the end was asked for meanwhile.
     fn sleep(&mut self, length: Duration) -> io::Result<bool> {
         let until = Instant::now() + length;
         loop {
-            while let Ok(Some(signal)) = self.signals.read_signal() {
-                match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
-                    Ok(Ok(Signal::SIGTERM | Signal::SIGINT)) => {
+            while let Some(asked) = self.signals.next() {
+                match asked {
+                    Asked::End => {
                         self.systemd.tell("STOPPING=1");
                         return Ok(true);
                     }
-                    Ok(Ok(Signal::SIGHUP)) => return Ok(false),
-                    Ok(Ok(Signal::SIGCHLD)) => self.bury(),
-                    _ => {}
+                    Asked::Reload => return Ok(false),
+                    Asked::Bury => self.bury(),
                 }
             }
             let again = self.systemd.pay();
@@ -524,7 +555,7 @@ impl Supervisor {
 fn wait(
     running: &Running,
     other: Option<Instant>,
-    signals: &SignalFd,
+    signals: &Signals,
 ) -> io::Result<(bool, bool, bool)> {
     let mut sources = vec![
         PollFd::new(&running.channel, PollFlags::IN),
@@ -533,7 +564,8 @@ fn wait(
     if let Some(first_thread) = &running.first_thread {
         sources.push(PollFd::new(first_thread, PollFlags::IN));
     }
-    let first = running.deadline.into_iter().chain(other).min();
+    let ours = running.deadline.into_iter().chain(running.room);
+    let first = ours.chain(other).min();
     let left = first.map(|end| end.saturating_duration_since(Instant::now()));
     ready(&mut sources, left)?;
     let is_ready = |source: Option<&PollFd<'_>>| source.is_some_and(|s| !s.revents().is_empty());

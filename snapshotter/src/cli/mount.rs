@@ -4,26 +4,30 @@
 //! process; later ones ask it over the control socket. Of several first ones, the lock of the root
 //! decides, and the others ask the winner.
 
-use std::fs::OpenOptions;
-use std::io::ErrorKind;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use larder_fuse::mount::{Unmount, mounts, refuse_foreign, unmount};
+use larder_fuse::mount::{Unmount, clear_left, mounts, refuse_foreign, unmount};
 use larder_fuse::{OpenStoreError, StartError, private_directory};
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{MountImageRequest, UnmountImageRequest};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Status};
 
 use super::MountArgs;
-use super::run::Signals;
+use super::signals::Signals;
+use super::watch;
 use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
 use crate::control::ImageControl;
 use crate::log;
@@ -32,11 +36,11 @@ use crate::plane::{MountingPlane, Plane, StartPlaneError};
 use crate::registries::Registries;
 use crate::socket::{self, Connector};
 
-/// How often the parent of a detached process looks whether it has mounted, and who lost the race
-/// for the root whether the winner answers.
+/// How often who lost the race for the root looks whether the winner answers.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How long they look: the registry client's own deadlines end any attempt before.
+/// How long it looks, and how long the parent of a detached process waits until that has mounted: the registry
+/// client's own deadlines end any attempt before.
 const LOOK_MAX: Duration = Duration::from_mins(5);
 
 /// How long an owner that ends waits for its last replies to be read: a caller that is stopped must not keep it.
@@ -53,12 +57,15 @@ const PATHS: [&str; 4] = [
     "HOME",
 ];
 
+/// What a detached process says once the image is there.
+const MOUNTED: &[u8] = b"mounted\n";
+
 /// Size at which the log of an owner is begun anew, bytes: warnings of years.
 const LOG_BYTES_MAX: u64 = 1 << 20;
 
 /// Mounts, and unless detached waits for a signal and unmounts.
 pub(super) async fn mount(args: MountArgs) -> anyhow::Result<()> {
-    let target = directory(&args.directory)?;
+    let target = directory(&args.directory, &args.root)?;
     // Looked at here, so that a bad one is told by this process, not by one in the background.
     let config = config(&args)?;
     match ask(&args, &target).await? {
@@ -223,14 +230,17 @@ async fn unmount_by(
         Err(status) if status.code() == Code::NotFound => {
             let root = canonical(root)?;
             // Below the root are the parts of what is mounted.
-            let is_left = !target.starts_with(&root)
-                && refuse_foreign(target, &root).is_ok()
-                && mounted_at(target)? > 0;
+            let is_left = !target.starts_with(&root) && is_ours(target, &root)?;
             ensure!(is_left, "{}", status.message());
             Ok(unmount(target, Unmount::Lazy)?)
         }
         Err(status) => bail!("{}", status.message()),
     }
+}
+
+/// Whether an image of this root is mounted at `target`, whoever serves it.
+fn is_ours(target: &Path, root: &Path) -> anyhow::Result<bool> {
+    Ok(mounted_at(target)? > 0 && refuse_foreign(target, root).is_ok())
 }
 
 fn canonical(root: &Path) -> anyhow::Result<PathBuf> {
@@ -251,7 +261,9 @@ fn unmount_left(root: &Path, target: &Path) -> anyhow::Result<()> {
         target.display(),
         root.display()
     );
-    Ok(unmount(target, Unmount::Lazy)?)
+    // One over the other, where an earlier build had mounted upon what was left.
+    clear_left(target, &canonical, |_, _| false)?;
+    Ok(())
 }
 
 /// Is the process of a root directory until the last image is unmounted or a signal comes.
@@ -260,6 +272,7 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
     let registries = Registries::new(&config.registry)?;
     registries.check(&args.image).await?;
     let plane = Arc::new(MountingPlane::start(config, registries.clone(), None, None).await?);
+    let _watcher = watch::start(&plane);
     let control = Config::control(&config.root);
     let (listener, _bound) = socket::bind(&control)?;
     let owner = Arc::clone(&plane) as Arc<dyn Plane>;
@@ -289,6 +302,9 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
         });
     let mut server = tokio::spawn(server);
     announce(args, target);
+    if args.background {
+        tell_parent();
+    }
     let served = tokio::select! {
         served = &mut server => Some(served),
         () = signals.received() => None,
@@ -369,31 +385,40 @@ async fn detach(args: &MountArgs, target: &Path) -> anyhow::Result<()> {
         file.set_len(0)?;
     }
     let written = file.metadata()?.len();
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(file);
-    let before = mounted_at(target)?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(file);
     let mut owner = command
         .spawn()
         .context("start the process that owns the mount")?;
-    let begin = std::time::Instant::now();
-    while mounted_at(target)? <= before {
-        if let Some(status) = owner.try_wait()? {
-            // Another process was faster, and has mounted for it.
-            if status.success() && mounted_at(target)? > before {
-                break;
-            }
-            bail!("{} ({status})", said(&log, written));
-        }
-        ensure!(
-            begin.elapsed() < LOOK_MAX,
-            "not mounted after {LOOK_MAX:?}; see {}",
-            log.display()
-        );
-        tokio::time::sleep(LOOK).await;
+    match timeout(LOOK_MAX, mounted(&mut owner)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(status)) => bail!("{} ({})", said(&log, written), status?),
+        Err(_) => bail!("not mounted after {LOOK_MAX:?}; see {}", log.display()),
     }
-    Ok(())
+}
+
+/// Waits until a detached process has mounted, or has had another one mount that was faster; else how it ended.
+async fn mounted(owner: &mut Child) -> Result<(), io::Result<ExitStatus>> {
+    let mut word = [0; MOUNTED.len()];
+    if let Some(told) = &mut owner.stdout
+        && told.read_exact(&mut word).await.is_ok()
+    {
+        return Ok(());
+    }
+    match owner.wait().await {
+        Ok(status) if status.success() => Ok(()),
+        ended => Err(ended),
+    }
+}
+
+/// Tells whoever started this process that the image is there.
+fn tell_parent() {
+    let mut parent = io::stdout();
+    // Who does not wait any more is no reason to unmount.
+    drop(parent.write_all(MOUNTED).and_then(|()| parent.flush()));
+    if let Ok(nowhere) = File::options().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(nowhere);
+    }
 }
 
 /// What was written to a log after its first `written` bytes.
@@ -412,8 +437,14 @@ fn mounted_at(target: &Path) -> anyhow::Result<usize> {
     Ok(there.count())
 }
 
-fn directory(path: &Path) -> anyhow::Result<PathBuf> {
-    let found = match std::fs::canonicalize(path) {
+/// The directory to mount at. What owners of this root left there is not looked at: it may hang, and is taken away
+/// before anything is mounted.
+fn directory(path: &Path, root: &Path) -> anyhow::Result<PathBuf> {
+    let found = place(path)?;
+    if is_ours(&found, &canonical(root)?)? {
+        return Ok(found);
+    }
+    let kind = match std::fs::metadata(&found) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             bail!(
                 "{} does not exist: make the directory first",
@@ -422,7 +453,7 @@ fn directory(path: &Path) -> anyhow::Result<PathBuf> {
         }
         found => found.with_context(|| format!("mount at {}", path.display()))?,
     };
-    ensure!(found.is_dir(), "{} is not a directory", found.display());
+    ensure!(kind.is_dir(), "{} is not a directory", found.display());
     ensure!(
         found.parent().is_some(),
         "/ is the root of this machine, which the image would hide: make a directory for it"
@@ -430,18 +461,21 @@ fn directory(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(found)
 }
 
-/// The place a path leads to, however it is written. A mount whose process died cannot be looked
-/// at itself, only the directory it is in.
+/// The place a path leads to, however it is written. A mount is not looked at, as its process may be dead, only the
+/// directory it is in.
 fn place(path: &Path) -> anyhow::Result<PathBuf> {
-    if let Ok(place) = std::fs::canonicalize(path) {
-        return Ok(place);
-    }
     let path = std::path::absolute(path)?;
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(path);
-    };
-    let parent = std::fs::canonicalize(parent);
-    Ok(parent.map_or_else(|_| path.clone(), |parent| parent.join(name)))
+    if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+        && let Ok(parent) = std::fs::canonicalize(parent)
+    {
+        let place = parent.join(name);
+        return match mounted_at(&place)? {
+            // It may be a link.
+            0 => Ok(std::fs::canonicalize(&place).unwrap_or(place)),
+            _ => Ok(place),
+        };
+    }
+    Ok(std::fs::canonicalize(&path).unwrap_or(path))
 }
 
 fn text(path: &Path) -> anyhow::Result<String> {

@@ -12,11 +12,11 @@ use larder_fuse::supervisor::{self, Bidding, Handover, Note};
 use larder_proto::grpc::control::control_server::ControlServer;
 use larder_proto::moment::moment;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use super::signals::Signals;
 use super::{RunArgs, block_on, output};
 use crate::config::{self, Config, InForce, Kept, LogFormat, LogLevel, OldConfiguration};
 use crate::containerd::Containerd;
@@ -362,29 +362,4 @@ async fn serve(
     }
     control.abort();
     Ok((sockets.bound, ends))
-}
-
-/// The signals that end the program.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// From now on, they no longer kill.
-    pub(super) fn new() -> anyhow::Result<Self> {
-        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-        Ok(Self {
-            terminate: signal(terminate)?,
-            interrupt: signal(interrupt)?,
-        })
-    }
-
-    /// Waits for one.
-    pub(super) async fn received(mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

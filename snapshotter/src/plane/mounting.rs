@@ -1,8 +1,10 @@
 //! The real data plane behind the trait.
 
 use std::collections::HashMap;
+use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
@@ -161,6 +163,11 @@ impl MountingPlane {
     /// Writes down what is in the store, and unmounts everything.
     pub async fn shutdown(&self) {
         self.plane.clone().shutdown().await;
+    }
+
+    /// Has the sessions end when this process is killed; `watcher` is a program that watches it.
+    pub fn watch(&self, watcher: Command) -> io::Result<Child> {
+        self.plane.watch(watcher)
     }
 
     fn layer(&self, index: &Digest) -> Option<Layer> {

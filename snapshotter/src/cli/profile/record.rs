@@ -17,7 +17,8 @@ use larder_registry::Reference;
 use serde::Deserialize;
 use tokio::process::{Child, ChildStdin, Command};
 
-use super::super::run::Signals;
+use super::super::signals::Signals;
+use super::super::watch;
 use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
 use crate::image::Image;
 use crate::log;
@@ -93,6 +94,7 @@ pub(super) async fn record(args: RecordArgs) -> anyhow::Result<()> {
     let image = Image::resolve(&repository, &args.image).await?;
     let runs = args.runs(&image)?;
     let plane = Arc::new(MountingPlane::start(&config, registries.clone(), None, None).await?);
+    let _watcher = watch::start(&plane);
     let owner = Arc::clone(&plane) as Arc<dyn Plane>;
     let mounter = Mounter::new(owner, registries, &config.root, false)?;
     let recorded = args.start(&mounter, &image, &runs).await;
