@@ -24,6 +24,8 @@ const SYMLINKS_MAX: usize = 40;
 pub struct View {
     /// The layers, the topmost first.
     layers: Vec<ViewedLayer>,
+    /// The root directory of an image without layers.
+    nothing: Node,
 }
 
 /// A file in one of the layers.
@@ -43,7 +45,12 @@ pub struct Found {
 impl Found {
     /// What it is in which layer: two names of one file have the same.
     pub(crate) fn place(&self) -> At {
-        self.places[0]
+        let root = At {
+            layer: 0,
+            node: ROOT,
+        };
+        // Only the root directory of an image without layers is in none.
+        self.places.first().copied().unwrap_or(root)
     }
 
     /// Its path, every symlink resolved, without a leading slash.
@@ -79,7 +86,10 @@ pub enum PathError {
 impl View {
     /// The view of these layers, the topmost first.
     pub(crate) fn new(layers: Vec<ViewedLayer>) -> Self {
-        Self { layers }
+        Self {
+            layers,
+            nothing: Node::directory(),
+        }
     }
 
     fn tree(&self, at: At) -> &Tree {
@@ -107,12 +117,9 @@ impl View {
     /// gives it them when it unpacks.
     pub fn node(&self, found: &Found) -> &Node {
         let described = |at: &&At| !self.layers[at.layer].implied.contains(&found.path);
-        let at = found
-            .places
-            .iter()
-            .find(described)
-            .unwrap_or(&found.places[0]);
-        self.raw(*at)
+        let mut places = found.places.iter();
+        let at = places.find(described).or(found.places.first());
+        at.map_or(&self.nothing, |at| self.raw(*at))
     }
 
     /// The entry `name` of a directory.
@@ -211,10 +218,10 @@ impl View {
 
     /// The number of names of the file's node within its layer; directories count as one.
     pub fn links(&self, found: &Found) -> usize {
-        let at = found.places[0];
-        if matches!(self.raw(at).kind, Kind::Directory(_)) {
+        if matches!(self.node(found).kind, Kind::Directory(_)) {
             return 1;
         }
+        let at = found.place();
         let counts = self.layers[at.layer].links();
         counts.get(at.node.0 as usize).copied().unwrap_or(1)
     }

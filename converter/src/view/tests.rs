@@ -116,6 +116,17 @@ fn an_opaque_directory_and_one_above_a_file_hide_all_below() {
 }
 
 #[test]
+fn an_image_without_layers_has_an_empty_root() {
+    let view = View::new(Vec::new());
+    assert!(names(&view, "").is_empty());
+    let root = view.find(b"/", true).unwrap();
+    assert!(matches!(view.node(&root).kind, Kind::Directory(_)));
+    assert_eq!(view.links(&root), 1);
+    let missing = view.find(b"/bin", true);
+    assert_eq!(missing, Err(PathError::NotFound("/bin".into())));
+}
+
+#[test]
 fn symlinks_stay_within_the_image_and_circles_end() {
     let view = View::new(vec![layer(&[
         ("a/up", link("../../../../b/file")),
