@@ -146,9 +146,10 @@ impl DataPlane {
         self.0.store.pins().pin(&layers, name)
     }
 
-    /// Takes away the pins called `name`, 1 to 1024 bytes; how many layers had one.
-    pub fn unpin(&self, name: &str) -> Result<usize, PinError> {
-        self.0.store.pins().unpin(name)
+    /// Takes away the pins called `name`, 1 to 1024 bytes; the layers that had one.
+    pub fn unpin(&self, name: &str) -> Result<Vec<LayerId>, PinError> {
+        let layers = self.0.store.pins().unpin(name)?;
+        Ok(layers.into_iter().map(LayerId).collect())
     }
 
     /// Removes a layer that is not mounted, and frees its place on the disk as soon as nobody has

@@ -93,16 +93,18 @@ impl Pins {
             if count > PINS_MAX {
                 return Err(PinError::TooMany);
             }
-            Ok(layers.len())
+            Ok(())
         })
-        .map(drop)
     }
 
-    /// Takes away the pins called `name`; how many layers had it.
-    pub(crate) fn unpin(&self, name: &str) -> Result<usize, PinError> {
+    /// Takes away the pins called `name`; the layers that had it.
+    pub(crate) fn unpin(&self, name: &str) -> Result<Vec<Digest>, PinError> {
         self.change(|kept| {
-            let had = kept.values_mut().map(|names| names.remove(name));
-            let had = had.filter(|had| *had).count();
+            let had = kept.iter_mut().filter_map(|(layer, names)| {
+                let had = names.remove(name);
+                had.then_some(*layer)
+            });
+            let had = had.collect();
             kept.retain(|_, names| !names.is_empty());
             Ok(had)
         })
@@ -119,13 +121,13 @@ impl Pins {
         self.lock().contains_key(layer)
     }
 
-    fn change(
+    fn change<T>(
         &self,
-        change: impl FnOnce(&mut Kept) -> Result<usize, PinError>,
-    ) -> Result<usize, PinError> {
+        change: impl FnOnce(&mut Kept) -> Result<T, PinError>,
+    ) -> Result<T, PinError> {
         let mut kept = self.lock();
         let mut changed = kept.clone();
-        let count = change(&mut changed)?;
+        let told = change(&mut changed)?;
         if changed != *kept {
             let written = self.disk.replace_durably(&self.path, &encode(&changed));
             written.map_err(|error| PinError::Io {
@@ -134,7 +136,7 @@ impl Pins {
             })?;
             *kept = changed;
         }
-        Ok(count)
+        Ok(told)
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -188,8 +190,10 @@ mod tests {
         pins.pin(&[one], "app:2").unwrap();
         let pins = load(&path);
         assert_eq!(pins.names(&one), ["app:1", "app:2"]);
-        assert_eq!(pins.unpin("app:1").unwrap(), 2);
-        assert_eq!(pins.unpin("app:1").unwrap(), 0);
+        let mut both = [one, two];
+        both.sort();
+        assert_eq!(pins.unpin("app:1").unwrap(), both);
+        assert_eq!(pins.unpin("app:1").unwrap(), []);
         let pins = load(&path);
         assert!(pins.has(&one) && !pins.has(&two));
         assert!(matches!(pins.pin(&[one], ""), Err(PinError::Name)));
