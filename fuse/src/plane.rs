@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 
 use crate::config::DataPlaneConfig;
 use crate::counts::Counts;
@@ -71,6 +72,8 @@ pub(crate) struct Plane {
     /// Removed layers that somebody has open, by slot.
     retired: Mutex<HashMap<u32, Retired>>,
     proofs: Arc<Proofs>,
+    /// Turns at verifying what former runs proved.
+    pub(crate) verifying: Arc<Semaphore>,
     /// Threads of its own, so that neither side delays the other. `None` once shut down.
     runtime: Mutex<Option<Runtime>>,
     told: Told,
