@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use larder_proto::digest::Digest;
+use larder_registry::bounded;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -20,6 +21,10 @@ const PINS_MAX: usize = 10_000;
 /// Longest name of a pin, bytes: references of images are shorter.
 const NAME_BYTES_MAX: usize = 1024;
 
+/// Longest file, bytes: as many pins as there may be, each with a layer of its own and the longest name. Of names that
+/// JSON writes longer than they are there may be fewer.
+const FILE_BYTES_MAX: u64 = PINS_MAX as u64 * (NAME_BYTES_MAX as u64 + 128);
+
 /// A pin that was not set or taken away.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
@@ -32,7 +37,7 @@ pub enum PinError {
         error: io::Error,
     },
     /// There are too many.
-    #[error("there are {PINS_MAX} pins already: unpin some")]
+    #[error("there are {PINS_MAX} pins already, or as many as their file can hold: unpin some")]
     TooMany,
     /// The name is empty or too long.
     #[error("the name of a pin has 1 to {NAME_BYTES_MAX} bytes")]
@@ -62,15 +67,17 @@ struct File {
 impl Pins {
     /// Reads the pins of former runs. A file that cannot be used is put aside, and said so.
     pub(super) fn load(path: PathBuf, disk: Arc<dyn Disk>) -> Self {
-        let kept = match std::fs::read(&path) {
-            Ok(bytes) => decode(&bytes).unwrap_or_else(|why| {
-                let aside = path.with_extension("damaged");
-                let _ = std::fs::rename(&path, &aside);
-                warn!(path = %path.display(), aside = %aside.display(), why,
-                    "the list of pinned layers cannot be used; nothing is pinned, pin again");
-                Kept::new()
-            }),
+        let aside = |why| {
+            let aside = path.with_extension("damaged");
+            let _ = std::fs::rename(&path, &aside);
+            warn!(path = %path.display(), aside = %aside.display(), why,
+                "the list of pinned layers cannot be used; nothing is pinned, pin again");
+            Kept::new()
+        };
+        let kept = match bounded::read(&path, FILE_BYTES_MAX) {
+            Ok(bytes) => decode(&bytes).unwrap_or_else(aside),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Kept::new(),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => aside(error.to_string()),
             Err(error) => {
                 warn!(path = %path.display(), %error, "cannot read the list of pinned layers");
                 Kept::new()
@@ -129,7 +136,11 @@ impl Pins {
         let mut changed = kept.clone();
         let told = change(&mut changed)?;
         if changed != *kept {
-            let written = self.disk.replace_durably(&self.path, &encode(&changed));
+            let bytes = encode(&changed);
+            if bytes.len() as u64 > FILE_BYTES_MAX {
+                return Err(PinError::TooMany);
+            }
+            let written = self.disk.replace_durably(&self.path, &bytes);
             written.map_err(|error| PinError::Io {
                 path: self.path.clone(),
                 error,
