@@ -167,8 +167,7 @@ mod tests {
     fn what_is_no_file_or_too_long_is_refused_at_once() {
         let scratch = tempfile::tempdir().unwrap();
         let (pipe, long) = (scratch.path().join("pipe"), scratch.path().join("long"));
-        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+        larder_test_support::pipe::pipe(&pipe);
         let file = fs::File::create(&long).unwrap();
         file.set_len(CREDENTIALS_BYTES_MAX + 1).unwrap();
         for (path, words) in [
