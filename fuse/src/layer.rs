@@ -250,8 +250,12 @@ impl Layer {
         };
         if was_proven && !self.is_proven_here() && is_whole() {
             let fetcher = self.0.fetcher.clone();
+            let Some(turns) = self.0.plane.upgrade().map(|plane| plane.verifying.clone()) else {
+                return;
+            };
             // What is missing by now stays lazy; the next mount tries again.
             self.0.fetcher.runtime().spawn(async move {
+                let _turn = turns.acquire().await;
                 let _ = fetcher.fetch_all().await;
             });
         }

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 
 use crate::config::DataPlaneConfig;
 use crate::counts::Counts;
@@ -73,6 +74,8 @@ pub(crate) struct Plane {
     /// Removed layers that somebody has open, by slot.
     retired: Mutex<HashMap<u32, Retired>>,
     proofs: Arc<Proofs>,
+    /// Turns at verifying what former runs proved.
+    pub(crate) verifying: Arc<Semaphore>,
     /// Threads of its own, so that neither side delays the other. `None` once shut down.
     runtime: Mutex<Option<Runtime>>,
     told: Told,
@@ -148,9 +151,10 @@ impl DataPlane {
         self.0.store.pins().pin(&layers, name)
     }
 
-    /// Takes away the pins called `name`, 1 to 1024 bytes; how many layers had one.
-    pub fn unpin(&self, name: &str) -> Result<usize, PinError> {
-        self.0.store.pins().unpin(name)
+    /// Takes away the pins called `name`, 1 to 1024 bytes; the layers that had one.
+    pub fn unpin(&self, name: &str) -> Result<Vec<LayerId>, PinError> {
+        let layers = self.0.store.pins().unpin(name)?;
+        Ok(layers.into_iter().map(LayerId).collect())
     }
 
     /// Removes a layer that is not mounted, and frees its place on the disk as soon as nobody has

@@ -93,8 +93,7 @@ mod tests {
     fn what_is_no_file_is_refused_by_its_kind() {
         let scratch = tempfile::tempdir().unwrap();
         let (pipe, socket) = (scratch.path().join("pipe"), scratch.path().join("socket"));
-        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+        larder_test_support::pipe::pipe(&pipe);
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         for (path, kind) in [
             (Path::new("/dev/zero"), "device"),

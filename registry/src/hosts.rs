@@ -1,5 +1,6 @@
 //! What is configured for each registry's host: containerd's `certs.d`, and our own options.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub(crate) struct Hosts {
     plain_http: bool,
     dir: Option<PathBuf>,
     extra_ca: Vec<PathBuf>,
+    known_ca: Arc<BTreeMap<PathBuf, Vec<u8>>>,
     connect: Duration,
 }
 
@@ -57,6 +59,7 @@ impl Hosts {
             plain_http: options.plain_http,
             dir: options.hosts_dir.clone(),
             extra_ca: options.extra_ca.clone(),
+            known_ca: Arc::new(options.known_ca.clone()),
             connect: options.timeouts.connect,
         };
         if !options.unchecked {
@@ -66,8 +69,11 @@ impl Hosts {
     }
 
     fn extra_authorities(&self) -> Result<Vec<Vec<u8>>, String> {
-        let files = self.extra_ca.iter();
-        files.map(|path| read_authorities(path)).collect()
+        let read = |path: &PathBuf| {
+            let known = |wrong| self.known_ca.get(path).cloned().ok_or(wrong);
+            read_authorities(path).or_else(known)
+        };
+        self.extra_ca.iter().map(read).collect()
     }
 
     /// Reads what is configured for `registry` now.

@@ -1,5 +1,6 @@
 //! What a client can be told.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,8 @@ pub struct ClientOptions {
     pub hosts_dir: Option<PathBuf>,
     /// PEM files of certificate authorities to trust besides the system's.
     pub extra_ca: Vec<PathBuf>,
+    /// What such files held when they could last be used, for those that cannot be used now.
+    pub known_ca: BTreeMap<PathBuf, Vec<u8>>,
     /// Make the client also where such a file cannot be used now: what needs it fails, until it can be used.
     pub unchecked: bool,
     /// How failed requests are repeated.
@@ -52,6 +55,7 @@ impl Default for ClientOptions {
             authfile: None,
             hosts_dir: None,
             extra_ca: Vec::new(),
+            known_ca: BTreeMap::new(),
             unchecked: false,
             retry: RetryPolicy::default(),
             timeouts: Timeouts::default(),

@@ -256,6 +256,8 @@ pub struct RegistryConfig {
     pub hosts_dir: Option<PathBuf>,
     /// Further certificate authorities, PEM.
     pub extra_ca: Vec<PathBuf>,
+    /// What those files held when a daemon could last use them all.
+    pub known_ca: BTreeMap<PathBuf, Vec<u8>>,
     /// containerd's labels name a registry without its port; this gives it back.
     pub ports: BTreeMap<String, String>,
     /// Whether files that cannot be used now are for those to tell who need them.
@@ -356,6 +358,7 @@ impl Config {
                 authfile: written.registry.authfile,
                 hosts_dir: written.registry.hosts_dir,
                 extra_ca: written.registry.extra_ca,
+                known_ca: BTreeMap::new(),
                 ports: written.hosts,
                 unchecked: false,
             },

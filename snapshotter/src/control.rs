@@ -23,6 +23,7 @@ use larder_proto::profile::PROFILE_BYTES_MAX;
 use tonic::{Request, Response, Status};
 
 use crate::config::OldConfiguration;
+use crate::lazy::Kept;
 use crate::plane::{Plane, Progress};
 use crate::profiles::Profiles;
 use crate::snapshots::Snapshots;
@@ -56,8 +57,14 @@ impl Control {
             let used: HashSet<_> = layers.iter().map(|layer| layer.index.clone()).collect();
             let kept = plane.layers().into_iter();
             let kept = kept.filter(|index| !used.contains(&index.to_string()));
-            layers.extend(kept.map(|index| lazy_layer(plane, &index)));
+            layers.extend(kept.map(|index| Layer {
+                kept: self.kept(&index).to_owned(),
+                ..lazy_layer(plane, &index)
+            }));
         }
+        let without_snapshot = layers.iter().filter(|layer| !layer.kept.is_empty());
+        let without_snapshot = without_snapshot.map(|one| one.data_on_disk + one.beside_on_disk);
+        let without_snapshot = without_snapshot.sum();
         let mut status = StatusResponse {
             layers,
             disagreement: disagreement.map(disagreeing),
@@ -67,10 +74,20 @@ impl Control {
             }),
             ..process(plane, self.profiles())
         };
-        if let Some(kept) = &mut status.store {
-            kept.database = store.database_on_disk();
+        if let Some(told) = &mut status.store {
+            told.database = store.database_on_disk();
+            told.kept = without_snapshot;
         }
         Ok(status)
+    }
+
+    /// What keeps a layer that no snapshot has.
+    fn kept(&self, index: &Digest) -> &'static str {
+        match self.snapshots.lazy().map(|lazy| lazy.kept(index)) {
+            Some(Kept::Pinned) => "pinned",
+            Some(Kept::Removed) => "keep_removed",
+            Some(Kept::Passing) | None => "passing",
+        }
     }
 
     fn profiles(&self) -> Option<&Arc<Profiles>> {
@@ -183,6 +200,7 @@ fn store(usage: &StoreUsage) -> control::Store {
         database: 0,
         removed: usage.removed,
         profiles: 0,
+        kept: 0,
     }
 }
 
@@ -272,7 +290,19 @@ impl control_server::Control for Control {
     }
 
     async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<PinResponse>, Status> {
-        tokio::task::block_in_place(|| pins::unpin(self.plane(), &request.into_inner()))
+        let name = request.into_inner().name;
+        let layers = tokio::task::block_in_place(|| pins::unpin(self.plane(), &name))?;
+        let Some(lazy) = self.snapshots.lazy() else {
+            return Err(pins::without_plane());
+        };
+        let freed = lazy.unpinned(self.snapshots.store(), &layers).await;
+        let freed = freed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "an unpinned layer cannot be freed now; trying again later");
+            0
+        });
+        // Somebody may be at work that keeps them for a moment.
+        self.snapshots.cleanup();
+        Ok(pins::unpinned(layers.len(), freed))
     }
 
     async fn list_profiles(

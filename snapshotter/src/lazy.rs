@@ -13,6 +13,7 @@ mod locate;
 mod merged;
 mod restore;
 mod siblings;
+mod unused;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -37,6 +38,7 @@ use flight::Flights;
 pub(crate) use implied::Parent;
 use merged::Merges;
 use siblings::Siblings;
+pub(crate) use unused::Kept;
 
 /// Why a layer is not loaded lazily.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +148,7 @@ pub struct Lazy {
     asked: Asked,
     /// Held for reading while a layer is added and mounted, for writing while one is freed.
     gate: RwLock<()>,
-    /// Layers without a snapshot, since when.
+    /// Layers without a snapshot, and from when on they may go.
     unused: Mutex<HashMap<Digest, Instant>>,
     /// Snapshots whose layer could not be mounted at the start, and why.
     missing: Mutex<HashMap<u64, String>>,

@@ -7,6 +7,7 @@ mod mounting;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -274,8 +275,13 @@ pub trait Plane: Send + Sync + Debug {
     /// Keeps the bytes of layers until they are unpinned by the same name.
     fn pin(&self, indexes: &[Digest], name: &str) -> Result<(), PlaneError>;
 
-    /// Takes away the pins of that name; how many layers had one.
-    fn unpin(&self, name: &str) -> Result<usize, PlaneError>;
+    /// Takes away the pins of that name; the layers that had one.
+    fn unpin(&self, name: &str) -> Result<Vec<Digest>, PlaneError>;
+
+    /// How long the index of a layer has been in the store.
+    fn age(&self, _index: &Digest) -> Duration {
+        Duration::ZERO
+    }
 
     /// Fetches what is missing of a layer before any other work that nobody waits for. Returns at once; again
     /// and again is once.

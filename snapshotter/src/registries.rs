@@ -55,6 +55,7 @@ impl Registries {
             authfile: config.authfile.clone(),
             hosts_dir: config.hosts_dir.clone().or_else(default),
             extra_ca: config.extra_ca.clone(),
+            known_ca: config.known_ca.clone(),
             unchecked: config.unchecked,
             retry,
             ..ClientOptions::default()

@@ -38,10 +38,13 @@ class OldConfiguration(world.Case):
         _, converted = world.publish("tools-layers")
         credentials = os.path.join(self.folder(), "credentials.json")
         self.write(credentials, "{}")
+        authority = os.path.join(self.folder(), "ca.pem")
+        rig.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x",
+                "-keyout", authority + ".key", "-out", authority)
         with self.node("2", lazy=True, driver=driver, settings='metrics_address = "{work}/metrics.sock"\n') as node:
             root, settings = os.path.join(node.work, "larder"), os.path.join(node.work, "larder.toml")
             with open(settings) as file:
-                good = file.read().replace("[registry]\n", f'[registry]\nauthfile = "{credentials}"\n')
+                good = file.read().replace("[registry]\n", f'[registry]\nauthfile = "{credentials}"\nextra_ca = ["{authority}"]\n')
             log = load.Log(os.path.join(node.work, "larder.log"))
             with trees.mounted_by_containerd(node, converted) as place:
                 self.write(settings, good)
@@ -78,6 +81,14 @@ class OldConfiguration(world.Case):
                 self.write(credentials, "{")
                 goes_on("key registry.authfile: ")
                 self.write(credentials, "{}")
+                os.rename(authority, authority + ".good")
+                goes_on("key registry.extra_ca: ")
+                # With what it held: what has to be fetched is.
+                _, other = world.publish("tools")
+                node.pull(other)
+                self.assertEqual([layer["reason"] for layer in world.status(root)["layers"] if layer["state"] == "eager"], [])
+                node.ctr("images", "rm", "--sync", other)
+                os.rename(authority + ".good", authority)
                 for key in ("root", "address"):
                     line = next(line for line in good.splitlines() if line.startswith(key + " = "))
                     there = line.split('"')[1]

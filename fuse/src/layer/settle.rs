@@ -7,7 +7,7 @@ use larder_proto::digest::Digest;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::{Layer, LayerParts};
+use super::{Layer, LayerParts, Trust};
 use crate::config::Quarantine;
 use crate::fetch::Fetcher;
 use crate::proof::{Verdict, prove};
@@ -98,8 +98,12 @@ pub(super) async fn watch(parts: Weak<LayerParts>, fetcher: Arc<Fetcher>, proofs
         let started = std::thread::Builder::new()
             .name("larder-proof".into())
             .spawn(move || {
-                lower_this_thread();
-                let _one_at_a_time = proofs.turn.lock().unwrap_or_else(PoisonError::into_inner);
+                // What a run before proved is not read: containers may be about to start on it.
+                let is_read = layer.trust() == Trust::Claimed;
+                let _one_at_a_time = is_read.then(|| {
+                    lower_this_thread();
+                    proofs.turn.lock().unwrap_or_else(PoisonError::into_inner)
+                });
                 let settled = layer.settle(&proofs);
                 layer.tell();
                 let _ = done.send(settled);

@@ -1,7 +1,7 @@
 //! What there is to tell about a layer.
 
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use larder_proto::digest::Digest;
 
@@ -66,6 +66,14 @@ pub struct SourceStatus {
 }
 
 impl Layer {
+    /// How long its index has been in the store, by the clock on the wall.
+    pub fn age(&self) -> Duration {
+        let index = self.stored().directory().join("index");
+        let came = std::fs::metadata(index).and_then(|found| found.modified());
+        let age = came.ok().and_then(|came| came.elapsed().ok());
+        age.unwrap_or_default()
+    }
+
     /// What there is to tell now.
     pub fn status(&self) -> LayerStatus {
         let stored = self.stored();

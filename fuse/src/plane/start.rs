@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use larder_proto::digest::Digest;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::Plane;
@@ -40,6 +41,10 @@ use crate::sys::{keep_large_blocks_apart, raise_open_files};
 /// Threads that decompress, and that read what a fetch brought: a few per processor of a small
 /// node, since some of them wait for the disk.
 const BLOCKING_THREADS: usize = 8;
+
+/// Proven layers that are verified at the same time after a start: one has the processors busy, and a second one
+/// goes on while that waits for the network. With all at once none would be ready before the last.
+const VERIFYING_MAX: usize = 2;
 
 /// How often the store writes down which chunks it has. What a kill -9 loses of it is found in the
 /// device files at the next start; what a power cut loses is fetched again.
@@ -141,6 +146,7 @@ impl Plane {
             merging: tokio::sync::Mutex::default(),
             retired: Mutex::default(),
             proofs: Arc::new(proofs),
+            verifying: Arc::new(Semaphore::new(VERIFYING_MAX)),
             runtime: Mutex::new(Some(runtime)),
             told,
             leaves: AtomicBool::new(predecessor.is_some()),
@@ -276,6 +282,7 @@ impl Plane {
         let layer = Layer::new(id, slot, fetcher, Arc::downgrade(self), self.proofs.clone());
         if layer.stored().presence().all_verified() {
             // By a daemon before: no chunk will arrive and tell.
+            layer.believe_proof();
             layer.0.fetcher.complete_again();
         }
         if let Trust::Quarantined(_) = layer.trust() {

@@ -5,6 +5,11 @@ use larder_proto::digest::Algorithm;
 /// Bytes of the sum at the end.
 const SUM_LEN: usize = 32;
 
+/// Longest file for so many chunks, bytes: a bit for each, and kind, number and two sums, rounded up.
+pub(super) fn bytes_max(rows: usize) -> u64 {
+    rows.div_ceil(64) as u64 * 8 + 128
+}
+
 /// `kind` names the file, `belongs_to` what else must be as it was.
 pub(super) fn encode(
     kind: [u8; 8],

@@ -14,6 +14,8 @@ use std::io;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
+use larder_registry::bounded;
+
 use super::disk::Disk;
 use super::stored::StoredLayer;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +23,9 @@ use crate::sys::is_open_elsewhere;
 
 /// The file beside the device; holds the kernel's boot id.
 const NAME: &str = "direct";
+
+/// Longest mark that is read, bytes: a boot id has 37.
+const BOOT_ID_BYTES_MAX: u64 = 64;
 
 /// Whether the device file was mounted in this boot.
 #[derive(Debug)]
@@ -34,7 +39,7 @@ impl DirectMark {
     /// What a former run left in `directory`.
     pub(super) fn found(directory: &Path, disk: &dyn Disk) -> Self {
         let path = directory.join(NAME);
-        let is_set = match std::fs::read(&path) {
+        let is_set = match bounded::read(&path, BOOT_ID_BYTES_MAX) {
             // Without a boot id, or with an unreadable mark, it counts.
             Ok(marked) => boot_id().is_none_or(|boot| boot == marked),
             Err(error) => error.kind() != io::ErrorKind::NotFound,

@@ -62,7 +62,10 @@ impl StoredLayer {
 
 /// Whether the file at `path` has the sum `wanted`. One that is gone is no rot: the layer is being removed.
 fn is_right(path: &Path, wanted: &str) -> bool {
-    map(path).map_or(true, |bytes| sum(bytes.as_ref()) == wanted)
+    match map(path) {
+        Ok(bytes) => sum(bytes.as_ref()) == wanted,
+        Err(error) => !matches!(error, LayerStoreError::Changed(_)),
+    }
 }
 
 /// The metadata image as it was written; what the disk changed of it is in the index as well.

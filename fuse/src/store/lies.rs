@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use larder_proto::digest::Digest;
+use larder_registry::bounded;
 
 use super::disk::Disk;
 
@@ -20,8 +21,8 @@ use super::disk::Disk;
 /// completed and proved for each.
 const LIES_MAX: usize = 1024;
 
-/// Longest reason read back, bytes: longer than any that is written.
-const REASON_BYTES_MAX: usize = 16 << 10;
+/// Longest reason read back, bytes: one that quotes the longest path has up to ten for each of its 4,095.
+const REASON_BYTES_MAX: u64 = 64 << 10;
 
 /// What is told where the reason was lost.
 const REASON_LOST: &str = "its index was found to lie; the reason was lost";
@@ -60,9 +61,8 @@ impl Lies {
 
     /// In which way an index lied, if it did.
     pub(crate) fn told(&self, index: &Digest) -> Option<String> {
-        match std::fs::read(self.directory.join(index.hex())) {
-            Ok(mut reason) => {
-                reason.truncate(REASON_BYTES_MAX);
+        match bounded::read(&self.directory.join(index.hex()), REASON_BYTES_MAX) {
+            Ok(reason) => {
                 let reason = String::from_utf8_lossy(&reason).into_owned();
                 // A power cut may leave an empty file; that there is one says enough.
                 Some(reason)
@@ -120,6 +120,9 @@ mod tests {
         );
         assert_eq!(lies().told(&digest(2)).as_deref(), Some(REASON_LOST));
         assert_eq!(lies().told(&digest(3)), None);
+        let file = root.path().join("quarantine").join(digest(1).hex());
+        File::create(file).unwrap().set_len(1 << 30).unwrap();
+        assert_eq!(lies().told(&digest(1)).as_deref(), Some(REASON_LOST));
     }
 
     #[test]

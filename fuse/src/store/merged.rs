@@ -7,22 +7,25 @@
 //!
 //! They are made from what the store has, so one that is damaged is simply made again.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use larder_proto::digest::{Algorithm, Digest};
 use larder_proto::erofs::Image;
+use larder_registry::bounded;
 use serde::{Deserialize, Serialize};
 
 use super::occupied::Occupied;
 use super::root::StoreRoot;
-use super::stored::LayerStoreError;
+use super::stored::{LayerStoreError, map};
 use crate::private::create_private;
 use crate::sys::Mapping;
 
 /// Version of [`Facts`], and of how layers are merged: an image of another is made again.
 const VERSION: u32 = 1;
+
+/// Longest [`Facts`] that are read, bytes: as many digests as one image may have layers, of 75 bytes each, and the rest.
+const FACTS_BYTES_MAX: u64 = 64 << 10;
 
 /// What is known of a merged image beside its bytes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,7 +75,7 @@ impl StoreRoot {
     }
 
     fn merged_facts(&self, name: &str) -> Option<Facts> {
-        let bytes = std::fs::read(self.merged_path(name, "json")).ok()?;
+        let bytes = bounded::read(&self.merged_path(name, "json"), FACTS_BYTES_MAX).ok()?;
         let facts: Facts = serde_json::from_slice(&bytes).ok()?;
         (facts.version == VERSION).then_some(facts)
     }
@@ -82,11 +85,11 @@ impl StoreRoot {
         // A kill while it was written again may have left the beginning of another one.
         let _ = self.disk.remove_file(&self.merged_path(name, "new"));
         let facts = self.merged_facts(name)?;
-        let file = File::open(self.merged_path(name, "image")).ok()?;
-        let image = Mapping::of(&file).ok()?;
-        let intact =
-            sum(image.as_ref()) == facts.sum && Image::open_merged(image, tar_lens).is_ok();
-        if !intact {
+        let image = map(&self.merged_path(name, "image"));
+        let is_intact = |image: Mapping| {
+            sum(image.as_ref()) == facts.sum && Image::open_merged(image, tar_lens).is_ok()
+        };
+        if !image.is_ok_and(is_intact) {
             tracing::warn!(name, "a merged image was damaged; making it again");
             return None;
         }

@@ -17,7 +17,9 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use larder_proto::index::Index;
+use larder_registry::bounded;
 
+use super::bits;
 use super::claims::{claim_what_is_there, claim_zeros};
 use super::device::Device;
 use super::disk::Disk;
@@ -96,7 +98,8 @@ impl Noted {
             claim_zeros(&presence, index);
             return presence;
         }
-        let read = |name| std::fs::read(directory.join(name)).unwrap_or_default();
+        let most = bits::bytes_max(count);
+        let read = |name| bounded::read(&directory.join(name), most).unwrap_or_default();
         let (present, known) = (read(PRESENT), read(KNOWN));
         let written = Presence::decode(&present, count);
         let is_complete = |written: &Presence| written.know(&known, &present);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use larder_proto::digest::Digest;
+use larder_registry::bounded;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -20,6 +21,10 @@ const PINS_MAX: usize = 10_000;
 /// Longest name of a pin, bytes: references of images are shorter.
 const NAME_BYTES_MAX: usize = 1024;
 
+/// Longest file, bytes: as many pins as there may be, each with a layer of its own and the longest name. Of names that
+/// JSON writes longer than they are there may be fewer.
+const FILE_BYTES_MAX: u64 = PINS_MAX as u64 * (NAME_BYTES_MAX as u64 + 128);
+
 /// A pin that was not set or taken away.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
@@ -32,7 +37,7 @@ pub enum PinError {
         error: io::Error,
     },
     /// There are too many.
-    #[error("there are {PINS_MAX} pins already: unpin some")]
+    #[error("there are {PINS_MAX} pins already, or as many as their file can hold: unpin some")]
     TooMany,
     /// The name is empty or too long.
     #[error("the name of a pin has 1 to {NAME_BYTES_MAX} bytes")]
@@ -62,15 +67,17 @@ struct File {
 impl Pins {
     /// Reads the pins of former runs. A file that cannot be used is put aside, and said so.
     pub(super) fn load(path: PathBuf, disk: Arc<dyn Disk>) -> Self {
-        let kept = match std::fs::read(&path) {
-            Ok(bytes) => decode(&bytes).unwrap_or_else(|why| {
-                let aside = path.with_extension("damaged");
-                let _ = std::fs::rename(&path, &aside);
-                warn!(path = %path.display(), aside = %aside.display(), why,
-                    "the list of pinned layers cannot be used; nothing is pinned, pin again");
-                Kept::new()
-            }),
+        let aside = |why| {
+            let aside = path.with_extension("damaged");
+            let _ = std::fs::rename(&path, &aside);
+            warn!(path = %path.display(), aside = %aside.display(), why,
+                "the list of pinned layers cannot be used; nothing is pinned, pin again");
+            Kept::new()
+        };
+        let kept = match bounded::read(&path, FILE_BYTES_MAX) {
+            Ok(bytes) => decode(&bytes).unwrap_or_else(aside),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Kept::new(),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => aside(error.to_string()),
             Err(error) => {
                 warn!(path = %path.display(), %error, "cannot read the list of pinned layers");
                 Kept::new()
@@ -93,16 +100,18 @@ impl Pins {
             if count > PINS_MAX {
                 return Err(PinError::TooMany);
             }
-            Ok(layers.len())
+            Ok(())
         })
-        .map(drop)
     }
 
-    /// Takes away the pins called `name`; how many layers had it.
-    pub(crate) fn unpin(&self, name: &str) -> Result<usize, PinError> {
+    /// Takes away the pins called `name`; the layers that had it.
+    pub(crate) fn unpin(&self, name: &str) -> Result<Vec<Digest>, PinError> {
         self.change(|kept| {
-            let had = kept.values_mut().map(|names| names.remove(name));
-            let had = had.filter(|had| *had).count();
+            let had = kept.iter_mut().filter_map(|(layer, names)| {
+                let had = names.remove(name);
+                had.then_some(*layer)
+            });
+            let had = had.collect();
             kept.retain(|_, names| !names.is_empty());
             Ok(had)
         })
@@ -119,22 +128,26 @@ impl Pins {
         self.lock().contains_key(layer)
     }
 
-    fn change(
+    fn change<T>(
         &self,
-        change: impl FnOnce(&mut Kept) -> Result<usize, PinError>,
-    ) -> Result<usize, PinError> {
+        change: impl FnOnce(&mut Kept) -> Result<T, PinError>,
+    ) -> Result<T, PinError> {
         let mut kept = self.lock();
         let mut changed = kept.clone();
-        let count = change(&mut changed)?;
+        let told = change(&mut changed)?;
         if changed != *kept {
-            let written = self.disk.replace_durably(&self.path, &encode(&changed));
+            let bytes = encode(&changed);
+            if bytes.len() as u64 > FILE_BYTES_MAX {
+                return Err(PinError::TooMany);
+            }
+            let written = self.disk.replace_durably(&self.path, &bytes);
             written.map_err(|error| PinError::Io {
                 path: self.path.clone(),
                 error,
             })?;
             *kept = changed;
         }
-        Ok(count)
+        Ok(told)
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -188,8 +201,10 @@ mod tests {
         pins.pin(&[one], "app:2").unwrap();
         let pins = load(&path);
         assert_eq!(pins.names(&one), ["app:1", "app:2"]);
-        assert_eq!(pins.unpin("app:1").unwrap(), 2);
-        assert_eq!(pins.unpin("app:1").unwrap(), 0);
+        let mut both = [one, two];
+        both.sort();
+        assert_eq!(pins.unpin("app:1").unwrap(), both);
+        assert_eq!(pins.unpin("app:1").unwrap(), []);
         let pins = load(&path);
         assert!(pins.has(&one) && !pins.has(&two));
         assert!(matches!(pins.pin(&[one], ""), Err(PinError::Name)));

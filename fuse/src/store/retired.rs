@@ -39,9 +39,8 @@ impl StoreRoot {
         let slot = |entry: std::fs::DirEntry| {
             let name = entry.file_name();
             let slot = name.to_str()?.strip_prefix(RETIRED)?.parse().ok()?;
-            let bytes = std::fs::read(entry.path().join("layer.json"));
             // Without a record it can only be freed.
-            let record = bytes.ok().and_then(|bytes| Record::decode(&bytes).ok());
+            let record = Record::read(&entry.path().join("layer.json")).ok();
             Some((slot, record.map_or(vec![slot], |record| record.slots())))
         };
         let all: Vec<_> = entries.flatten().filter_map(slot).collect();

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use larder_proto::digest::Digest;
+use larder_registry::bounded;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -27,6 +28,9 @@ use crate::private::private_directory;
 /// Version of `state.json`, and of the directory layout it stands for. As with [`Record`], fields are only
 /// ever added, and `readable_since` says from which version on a build can read it.
 const VERSION: u32 = 1;
+
+/// Longest `state.json` that is read, bytes: three numbers take 60, and later builds may add to them.
+const STATE_BYTES_MAX: u64 = 64 << 10;
 
 /// Slots taken at once, so that the counter's file is not rewritten for every layer.
 const SLOTS_RESERVED: u32 = 64;
@@ -296,8 +300,7 @@ impl StoreRoot {
         let record = |entry: std::fs::DirEntry| {
             let name = entry.file_name();
             let id = format!("sha256:{}", name.to_str()?).parse().ok()?;
-            let bytes = std::fs::read(entry.path().join("layer.json")).ok()?;
-            let record = Record::decode(&bytes).ok()?;
+            let record = Record::read(&entry.path().join("layer.json")).ok()?;
             (record.location.digest == id).then_some((id, record))
         };
         let records: Vec<(Digest, Record)> = entries.flatten().filter_map(record).collect();
@@ -439,9 +442,11 @@ fn take_mark(path: &Path, disk: &dyn Disk) -> Ended {
 /// differ from those of this boot's sessions only, and those die with their daemon.
 fn read_state(path: &Path) -> Result<u32, OpenStoreError> {
     const FIRST_SLOT: u32 = 1;
-    let bytes = match std::fs::read(path) {
+    let bytes = match bounded::read(path, STATE_BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(FIRST_SLOT),
+        // As one that cannot be understood.
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Vec::new(),
         Err(error) => return Err(at(path)(error)),
     };
     if let Ok(told) = serde_json::from_slice::<Versions>(&bytes)

@@ -1,6 +1,5 @@
 //! One layer in the store.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -12,6 +11,7 @@ use larder_proto::erofs::{Image, ImageError};
 use larder_proto::index::{Chunk, Index, IndexError};
 use larder_proto::limits;
 use larder_proto::verified::Verified;
+use larder_registry::bounded;
 
 use super::device::{Device, Published};
 use super::direct::{DirectMark, was_read_lately};
@@ -228,8 +228,7 @@ impl StoredLayer {
     ) -> Result<(), LayerStoreError> {
         let (index, mut record) = new.check()?;
         let path = directory.join("layer.json");
-        let before = std::fs::read(&path).ok();
-        let before = before.and_then(|bytes| Record::decode(&bytes).ok());
+        let before = Record::read(&path).ok();
         if let Some(before) = before.filter(|before| before.slot == new.slot) {
             record.patches = before.patches;
             // What was found true is looked at once more; what was found wrong was not rot.
@@ -252,11 +251,10 @@ impl StoredLayer {
         rules: Rules,
         ended: Ended,
     ) -> Result<Self, LayerStoreError> {
-        let path = directory.join("layer.json");
-        let bytes = std::fs::read(&path).map_err(at(&path))?;
-        let record = Record::decode(&bytes).map_err(LayerStoreError::Record)?;
+        let record = Record::read(&directory.join("layer.json"))?;
         let index = map(&directory.join("index"))?;
-        if sum(index.as_ref()) != record.index_sum {
+        let has_its_length = index.as_ref().len() as u64 == record.location.len;
+        if !has_its_length || sum(index.as_ref()) != record.index_sum {
             return Err(LayerStoreError::Changed("index"));
         }
         let index = Index::open(index)?;
@@ -556,10 +554,14 @@ fn device_len(tar_len: u64) -> u64 {
     tar_len.next_multiple_of(limits::BLOCK)
 }
 
+/// An index, or the metadata image of a layer. What is longer than any of them is not read.
 pub(super) fn map(path: &Path) -> Result<Mapping, LayerStoreError> {
-    File::open(path)
-        .and_then(|file| Mapping::of(&file))
-        .map_err(at(path))
+    let file = bounded::open(path).map_err(at(path))?;
+    let found = file.metadata().map_err(at(path))?;
+    if found.len() > limits::INDEX_BYTES_MAX {
+        return Err(LayerStoreError::Changed("the length of a file"));
+    }
+    Mapping::of(&file).map_err(at(path))
 }
 
 #[cfg(test)]

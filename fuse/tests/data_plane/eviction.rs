@@ -183,7 +183,7 @@ async fn a_pinned_layer_stays_until_it_is_unpinned() {
     }
     assert!(data_on_disk(&layer) >= 4 * MIB as u64);
     assert_eq!(scene.plane().usage().pinned, data_on_disk(&layer));
-    assert_eq!(scene.plane().unpin("app:1").unwrap(), 1);
+    assert_eq!(scene.plane().unpin("app:1").unwrap(), [id]);
     cold(mounted.target.join("data")).await.unwrap();
     eventually("it went", || data_on_disk(&layer) == 0).await;
 }

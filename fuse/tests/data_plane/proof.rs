@@ -1,21 +1,21 @@
 //! Complete layers: proven ones are mounted directly, lying ones quarantined.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use larder_fuse::mount::mounts;
-use larder_fuse::{DriverChoice, MountError};
+use larder_fuse::{DataPlane, DataPlaneConfig, Disk, DriverChoice, MountError, StdDisk, Trust};
 use larder_proto::tree::{Kind, ROOT};
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::tar::{Entry, TarBuilder};
 use larder_test_support::{on_both_drivers, on_erofs};
 
-use crate::scene::{Mood, Scene, eventually, layer_of, noise, odd_layer, read};
+use crate::scene::{Memory, Mood, Scene, config, eventually, layer_of, noise, odd_layer, read};
 
 /// Promise: a complete, proven layer is mounted from its store file, without the session.
 async fn a_proven_layer_is_mounted_directly() {
@@ -114,6 +114,64 @@ async fn direct_mounts_fix_half_of_a_limited_store_at_most() {
     assert_eq!(bases(&scene), kinds, "there is room for one more");
 }
 
+/// A disk that keeps whoever reads the beginning of one of its files waiting.
+#[derive(Debug, Default)]
+struct Holding {
+    /// The number of the file, or 0.
+    file: AtomicU64,
+    waiting: AtomicBool,
+}
+
+impl Disk for Holding {
+    fn read_at(&self, file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let number = file.metadata()?.ino();
+        // A proof begins there; the zeros at the end are looked at before.
+        while offset == 0 && self.file.load(Ordering::Relaxed) == number {
+            self.waiting.store(true, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        StdDisk.read_at(file, bytes, offset)
+    }
+}
+
+/// Regression: after a start, a layer that a former run had proved waited for the proofs of others, which read whole layers,
+/// and what was mounted meanwhile was mounted lazily.
+///
+/// Promise: it is mounted directly as soon as it is verified, whatever is being proved.
+async fn what_was_proven_does_not_wait_for_other_proofs() {
+    let disk = Arc::new(Holding::default());
+    let given = disk.clone();
+    let change = move |config: &mut DataPlaneConfig| config.disk = given.clone();
+    let mut scene = Scene::with(DriverChoice::Erofs, &change).await;
+    let proven = layer_of(&noise(1, 2_000_000));
+    let mounted = scene.mounted(&proven, "root/at").await;
+    mounted.layer.fetch_all().await.unwrap();
+    eventually("it is proven", || mounted.layer.status().direct).await;
+    drop(mounted);
+    scene.plane.take().unwrap().shutdown().await;
+    let root = scene.scratch.path().join("root");
+    let again = DataPlane::start(config(&root, DriverChoice::Erofs, &change)).await;
+    scene.plane = Some(again.unwrap());
+
+    let fixture = layer_of(&noise(2, 2_000_000));
+    let other = scene.add(&fixture, &Memory::new(&fixture)).await;
+    let device = root.join("store").join(other.id().0.hex()).join("device");
+    let number = std::fs::metadata(device).unwrap().ino();
+    disk.file.store(number, Ordering::Relaxed);
+    other.fetch_all().await.unwrap();
+    eventually("it is being proved", || {
+        disk.waiting.load(Ordering::Relaxed)
+    })
+    .await;
+    let layer = scene.add(&proven, &Memory::new(&proven)).await;
+    let target = scene.directory("root/again");
+    layer.mount(&target, &[]).await.unwrap();
+    eventually("it is mounted directly", || bases(&scene) == ["direct"]).await;
+    assert_eq!(other.trust(), Trust::Claimed);
+    disk.file.store(0, Ordering::Relaxed);
+    assert_eq!(other.prove().await, Trust::Proven);
+}
+
 /// How the file systems of layers are mounted, in order.
 fn bases(scene: &Scene) -> Vec<String> {
     let place = scene.plane().root().join("erofs");
@@ -190,6 +248,7 @@ on_erofs!(
     a_proven_layer_is_mounted_directly,
     a_mounted_layer_becomes_direct_when_it_is_proven,
     a_mount_elsewhere_stays_the_one_it_is,
+    what_was_proven_does_not_wait_for_other_proofs,
     direct_mounts_fix_half_of_a_limited_store_at_most,
 );
 

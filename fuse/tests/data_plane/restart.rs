@@ -267,6 +267,53 @@ async fn cached_bytes_survive_a_restart_and_damage_does_not(driver: DriverChoice
     );
 }
 
+/// Promise: a record, index or metadata image of a gigabyte that nobody wrote costs no more memory than any other start, and
+/// counts as damaged: the start goes on, and layers are read right.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_of_a_gigabyte_cost_no_memory_and_no_start() {
+    let mut scene = Scene::new(DriverChoice::Fuse).await;
+    let root = scene.scratch.path().join("root").canonicalize().unwrap();
+    let files = ["layer.json", "index", "meta", "present", "known", "direct"];
+    let mut damaged = vec![root.join("state.json"), root.join("pins.json")];
+    let mut layers = Vec::new();
+    for (seed, name) in (20..).zip(files) {
+        let fixture = layer_of(&noise(seed, 100_000));
+        let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
+        layer.fetch_all().await.unwrap();
+        scene.plane().pin(&[layer.id()], name).unwrap();
+        damaged.push(root.join("store").join(layer.id().0.hex()).join(name));
+        layers.push((name, layer.id(), fixture, noise(seed, 100_000)));
+    }
+    scene.plane.take().unwrap().shutdown().await;
+    for path in &damaged {
+        std::fs::File::create(path)
+            .unwrap()
+            .set_len(1 << 30)
+            .unwrap();
+    }
+    let mut child = start_doomed(&root, "fuse", None);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 400_000, "{peak} kB");
+    assert!(root.join("pins.damaged").exists());
+
+    let plane = DataPlane::start(config(&root, DriverChoice::Fuse, |_| {})).await;
+    scene.plane = Some(plane.unwrap());
+    for (name, id, fixture, data) in layers {
+        let is_gone = matches!(name, "index" | "layer.json");
+        assert_eq!(scene.plane().layer(&id).is_none(), is_gone, "{name}");
+        let mounted = scene.mounted(&fixture, name).await;
+        let found = read(mounted.target.join("data")).await.unwrap();
+        assert!(found == data, "{name}");
+    }
+}
+
 /// Promise: damaged files of the store cost the layer, never the start.
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_store_files_never_keep_a_plane_from_starting() {

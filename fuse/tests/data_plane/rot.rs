@@ -5,14 +5,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use larder_fuse::{DeviceReads, DriverChoice, ImpliedDirectory, Layer};
+use larder_fuse::{DataPlaneConfig, DeviceReads, DriverChoice, ImpliedDirectory, Layer};
 use larder_test_support::layer::LayerFixture;
 use larder_test_support::rot::rot;
 use larder_test_support::tar::{Entry, TarBuilder};
 use larder_test_support::{on_both_drivers, on_erofs};
 use rustix::fs::{Advice, fadvise};
 
-use crate::scene::{Memory, Mood, Scene, cold, eventually, layer_of, noise};
+use crate::scene::{Memory, Mood, Mounted, Scene, cold, eventually, layer_of, noise};
 
 fn device(scene: &Scene, layer: &Layer) -> PathBuf {
     let store = scene.plane().root().join("store");
@@ -35,19 +35,31 @@ async fn something_else(scene: &Scene) -> PathBuf {
         .join("data")
 }
 
+/// A layer whose file was read whole, on a plane that reads devices past the kernel's memory; and what is in the file.
+async fn was_read(
+    driver: DriverChoice,
+    change: impl Fn(&mut DataPlaneConfig),
+) -> (Scene, Mounted, Vec<u8>) {
+    let scene = Scene::with(driver, |config| {
+        config.device_reads = DeviceReads::Direct;
+        change(config);
+    });
+    let scene = scene.await;
+    let data = noise(1, 500_000);
+    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    assert!(cold(mounted.target.join("data")).await.unwrap() == data);
+    (scene, mounted, data)
+}
+
 /// Promise: bits that the disk changed after they were verified are found before the reply, and
 /// fetched again, while the container runs on.
 async fn rot_is_found_before_the_reply_and_fetched_again(driver: DriverChoice) {
-    let scene = Scene::with(driver, |config| {
+    let change = |config: &mut DataPlaneConfig| {
         config.verify_again_after = Duration::from_millis(100);
-        config.device_reads = DeviceReads::Direct;
-    })
-    .await;
-    let data = noise(1, 500_000);
-    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    };
+    let (scene, mounted, data) = was_read(driver, change).await;
     let path = mounted.target.join("data");
     let other = something_else(&scene).await;
-    assert!(cold(path.clone()).await.unwrap() == data);
     let before = mounted.source.requests().len();
     for (round, at) in [100_000, 200_000, 499_000].into_iter().enumerate() {
         cold(other.clone()).await.unwrap();
@@ -65,12 +77,9 @@ async fn rot_is_found_before_the_reply_and_fetched_again(driver: DriverChoice) {
 /// Promise: bits that the disk changed are found whenever they are read from it, however short a time ago the chunk was
 /// verified; each is fetched again once, and counted.
 async fn rot_is_found_when_the_disk_is_read(driver: DriverChoice) {
-    let scene = Scene::with(driver, |config| config.device_reads = DeviceReads::Direct).await;
-    let data = noise(1, 500_000);
-    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    let (scene, mounted, data) = was_read(driver, |_| {}).await;
     let path = mounted.target.join("data");
     let other = something_else(&scene).await;
-    assert!(cold(path.clone()).await.unwrap() == data);
     let before = mounted.source.requests().len();
     for (round, at) in [100_000, 200_000, 499_000].into_iter().enumerate() {
         cold(other.clone()).await.unwrap();
@@ -97,12 +106,9 @@ async fn rot_is_found_when_the_disk_is_read(driver: DriverChoice) {
 /// Promise: where somebody makes a hole of a device file below the daemon that serves it, readers wait for what was there
 /// to be fetched again, get it, and it is counted as damage; none gets zeros.
 async fn a_hole_that_somebody_made_is_fetched_again(driver: DriverChoice) {
-    let scene = Scene::with(driver, |config| config.device_reads = DeviceReads::Direct).await;
-    let data = noise(1, 500_000);
-    let mounted = scene.mounted(&layer_of(&data), "at").await;
+    let (scene, mounted, data) = was_read(driver, |_| {}).await;
     let path = mounted.target.join("data");
     let other = something_else(&scene).await;
-    assert!(cold(path.clone()).await.unwrap() == data);
     let place = device(&scene, &mounted.layer);
     let device = OpenOptions::new().write(true).open(place).unwrap();
     let len = device.metadata().unwrap().len();

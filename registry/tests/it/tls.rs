@@ -88,6 +88,42 @@ async fn a_private_authority_is_trusted_where_it_is_named() {
     assert_eq!(world.read(&repository).await.unwrap(), 10_000);
 }
 
+/// Promise: a file of authorities that broke is as it was known to be, and nobody else is trusted for that; mended, it
+/// is read again.
+#[tokio::test]
+async fn an_authority_that_is_known_is_trusted_while_its_file_is_broken() {
+    let world = World::new(Certificates::new(), None).await;
+    let toml = format!("server = \"https://{}\"\n", world.registry.host());
+    let _ = world.client(&[("hosts.toml", toml.as_bytes())]);
+    let other = std::fs::read(Certificates::new().authority()).unwrap();
+    let file = world.dir.path().join("extra.pem");
+    let read = async |known: Option<&[u8]>| {
+        let known = known.map(|pem| (file.clone(), pem.to_owned()));
+        let options = ClientOptions {
+            extra_ca: vec![file.clone()],
+            known_ca: known.into_iter().collect(),
+            unchecked: true,
+            hosts_dir: Some(world.dir.path().into()),
+            ..options(&TestClock::new())
+        };
+        let repository = open(&world.registry.reference("team/app", "v1"), options);
+        world.read(&repository).await
+    };
+    let good = world.authority();
+    for broken in [None, Some(&good[..good.len() / 2]), Some(&b""[..])] {
+        match broken {
+            None => assert!(!file.exists()),
+            Some(bytes) => std::fs::write(&file, bytes).unwrap(),
+        }
+        assert_eq!(read(Some(&good)).await.unwrap(), 10_000);
+        assert!(read(Some(&other)).await.is_err());
+        let told = read(None).await.unwrap_err().to_string();
+        assert!(told.contains("extra.pem"), "{told}");
+    }
+    std::fs::write(&file, &good).unwrap();
+    assert_eq!(read(Some(&other)).await.unwrap(), 10_000);
+}
+
 #[tokio::test]
 async fn an_unknown_authority_is_refused_at_once_with_advice() {
     let world = World::new(Certificates::new(), None).await;

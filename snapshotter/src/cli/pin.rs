@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use larder_proto::digest::Digest;
-use larder_proto::grpc::control::{PinRequest, UnpinRequest};
+use larder_proto::grpc::control::{PinRequest, PinResponse, UnpinRequest};
 use larder_registry::Reference;
 
 use super::asked::asked;
@@ -71,16 +71,27 @@ impl PinArgs {
         }
     }
 
-    fn tell(&self, done: &str, layers: u32, unknown: &[String]) -> anyhow::Result<()> {
+    fn tell(&self, done: &str, answer: &PinResponse) -> anyhow::Result<()> {
         let name = self.name();
+        let PinResponse {
+            layers,
+            unknown,
+            freed,
+        } = answer;
         if self.json {
-            let told = serde_json::json!({"name": name, "layers": layers, "unknown": unknown});
+            let told = serde_json::json!({
+                "name": name, "layers": layers, "unknown": unknown, "freed": freed,
+            });
             return print_json(&told);
         }
-        let rest = match unknown.len() {
-            0 => String::new(),
-            many => format!("; {many} more are unpacked or not on this node"),
-        };
+        let mut rest = String::new();
+        if !unknown.is_empty() {
+            let many = unknown.len();
+            rest = format!("; {many} more are unpacked or not on this node");
+        }
+        if *freed > 0 {
+            rest = format!("; {freed} of them had no snapshot any more, and are gone");
+        }
         print(&format!("{name}: {layers} layers {done}{rest}\n"))
     }
 }
@@ -112,7 +123,7 @@ pub(super) async fn pin(args: PinArgs) -> anyhow::Result<()> {
             args.name()
         );
     }
-    args.tell("pinned", answer.layers, &answer.unknown)
+    args.tell("pinned", &answer)
 }
 
 /// Undoes [`pin`].
@@ -125,11 +136,10 @@ pub(super) async fn unpin(args: PinArgs) -> anyhow::Result<()> {
     });
     let answer = answer.await;
     let answer = answer.map_err(|status| super::status::refused(&config.root, &status))?;
-    let layers = answer.layers;
-    if layers == 0 {
+    if answer.layers == 0 {
         bail!("{} is not pinned; `status` shows what is", args.name());
     }
-    args.tell("unpinned", layers, &[])
+    args.tell("unpinned", &answer)
 }
 
 /// The digests of the layers of `image`, of each platform whose manifest is there.

@@ -189,8 +189,12 @@ fn store(store: &Store) -> String {
         0 => String::new(),
         removed => format!(" {} of removed layers that are open,", size(removed)),
     };
+    let kept = match store.kept {
+        0 => String::new(),
+        kept => format!(" {} that no snapshot has,", size(kept)),
+    };
     format!(
-        "store: {} on disk ({limit}), {} of it evictable, {} pinned,{removed} {} indexes and records; \
+        "store: {} on disk ({limit}), {} of it evictable, {} pinned,{removed}{kept} {} indexes and records; \
          database {}, profiles {}",
         size(store.total),
         size(store.evictable),
@@ -295,7 +299,18 @@ fn on_disk(layer: &Layer) -> String {
     if !layer.pins.is_empty() {
         told.push(format!("pinned as {}", layer.pins.join(", ")));
     }
+    told.extend(kept(layer).map(str::to_owned));
     told.join(", ")
+}
+
+/// What keeps a layer that no snapshot has.
+fn kept(layer: &Layer) -> Option<&'static str> {
+    match layer.kept.as_str() {
+        "" => None,
+        "pinned" => Some("no snapshot has it, its pin keeps it"),
+        "keep_removed" => Some("no snapshot has it, keep_removed keeps it"),
+        _ => Some("no snapshot has it, it goes soon"),
+    }
 }
 
 /// A number of bytes for people.
@@ -316,6 +331,21 @@ fn old_configuration(old: &OldConfiguration) -> String {
 
 fn old_object(old: &OldConfiguration) -> serde_json::Value {
     json!({"since": moment(old.since), "why": old.why})
+}
+
+fn store_object(store: &Store) -> serde_json::Value {
+    json!({
+        "limit": (store.limit > 0).then_some(store.limit),
+        "total": store.total,
+        "data": store.data,
+        "overhead": store.overhead,
+        "evictable": store.evictable,
+        "pinned": store.pinned,
+        "removed": store.removed,
+        "kept": store.kept,
+        "database": store.database,
+        "profiles": store.profiles,
+    })
 }
 
 fn object(status: &StatusResponse) -> serde_json::Value {
@@ -353,6 +383,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
             "last_used": (layer.last_used > 0).then(|| moment(layer.last_used)),
             "pins": layer.pins,
             "proven": layer.proven,
+            "kept": (!layer.kept.is_empty()).then_some(&layer.kept),
             "sources": sources,
         })
     };
@@ -365,17 +396,7 @@ fn object(status: &StatusResponse) -> serde_json::Value {
         "old_configuration": status.old_configuration.as_ref().map(old_object),
         "caching_stopped": caching_stopped,
         "containers_lost": lost,
-        "store": status.store.as_ref().map(|store| json!({
-            "limit": (store.limit > 0).then_some(store.limit),
-            "total": store.total,
-            "data": store.data,
-            "overhead": store.overhead,
-            "evictable": store.evictable,
-            "pinned": store.pinned,
-            "removed": store.removed,
-            "database": store.database,
-            "profiles": store.profiles,
-        })),
+        "store": status.store.as_ref().map(store_object),
         "profiles": status.profiles.iter().map(profile_object).collect::<Vec<_>>(),
         "disagreement": status.disagreement.as_ref().map(|found| json!({
             "unknown": found.unknown,
@@ -404,6 +425,14 @@ mod tests {
         }
     }
 
+    /// That of a daemon that is well: nothing is told in such words, or in such a field.
+    fn untold(words: &str, field: &str) -> StatusResponse {
+        let status = StatusResponse::default();
+        assert!(!text(&status).contains(words));
+        assert!(object(&status)[field].is_null());
+        status
+    }
+
     /// Promise: a daemon that is not there is told in one sentence with what to do, and no more.
     #[tokio::test]
     async fn a_daemon_that_is_not_there_is_told_in_a_sentence() {
@@ -419,9 +448,7 @@ mod tests {
     /// nothing of it while all is well.
     #[test]
     fn a_stop_of_caching_is_told_with_its_beginning() {
-        let mut status = StatusResponse::default();
-        assert!(!text(&status).contains("caching"));
-        assert!(object(&status)["caching_stopped"].is_null());
+        let mut status = untold("caching", "caching_stopped");
         status.caching_stopped = "the disk is full: free some".into();
         status.caching_stopped_since = 1_800_000_000;
         let said = "caching: stopped since 2027-01-15T08:00:00Z, the disk is full: free some\n";
@@ -435,9 +462,7 @@ mod tests {
     /// nothing of it otherwise.
     #[test]
     fn an_old_configuration_is_told_with_what_is_wrong_with_the_new_one() {
-        let mut status = StatusResponse::default();
-        assert!(!text(&status).contains("configuration:"));
-        assert!(object(&status)["old_configuration"].is_null());
+        let mut status = untold("configuration:", "old_configuration");
         status.old_configuration = Some(OldConfiguration {
             since: 1_800_000_000,
             why: "configuration /x, line 2: a mistake".into(),
@@ -454,9 +479,7 @@ mod tests {
     /// and nothing of it otherwise.
     #[test]
     fn containers_that_must_be_restarted_are_told() {
-        let mut status = StatusResponse::default();
-        assert!(!text(&status).contains("containers:"));
-        assert!(object(&status)["containers_lost"].is_null());
+        let mut status = untold("containers:", "containers_lost");
         status.containers_lost = 1_800_000_000;
         let said = "restart those that have run since before 2027-01-15T08:00:00Z";
         assert!(text(&status).contains(said), "{}", text(&status));
@@ -467,9 +490,7 @@ mod tests {
     /// do, to people and programs; and nothing of it otherwise.
     #[test]
     fn a_wiped_side_is_told_with_what_to_do() {
-        let mut status = StatusResponse::default();
-        assert!(!text(&status).contains("snapshots:"));
-        assert!(object(&status)["disagreement"].is_null());
+        let mut status = untold("snapshots:", "disagreement");
         status.disagreement = Some(Disagreement {
             unknown: 3,
             since: 1_800_000_000,
@@ -580,29 +601,45 @@ mod tests {
             total: 2_000_000_000,
             overhead: 20_000_000,
             removed: 3_000_000,
+            kept: 4_000_000,
             ..Store::default()
         });
-        status.layers = vec![Layer {
-            data_on_disk: 1_000_000,
-            last_used: 1_800_000_000,
-            pins: vec!["default/r.test/app:1".into()],
+        let kept = |kept: &str| Layer {
+            kept: kept.into(),
             ..layer("lazy", "", 0)
-        }];
+        };
+        status.layers = vec![
+            Layer {
+                data_on_disk: 1_000_000,
+                last_used: 1_800_000_000,
+                pins: vec!["default/r.test/app:1".into()],
+                ..layer("lazy", "", 0)
+            },
+            kept("pinned"),
+            kept("keep_removed"),
+            kept("passing"),
+        ];
         let told = text(&status);
         assert!(
             told.contains("store: 2.0 GB on disk (limit 10.0 GB), 0 bytes of it evictable"),
             "{told}"
         );
         assert!(
-            told.contains("3.0 MB of removed layers that are open"),
+            told.contains("3.0 MB of removed layers that are open, 4.0 MB that no snapshot has"),
             "{told}"
         );
+        for why in ["its pin keeps it", "keep_removed keeps it", "it goes soon"] {
+            let line = format!("not in use, no snapshot has it, {why}\n");
+            assert!(told.contains(&line), "{told}");
+        }
         let line = "1.0 MB on disk, 0 bytes beside, last read 2027-01-15T08:00:00Z, not in use, \
                     pinned as default/r.test/app:1\n";
         assert!(told.contains(line), "{told}");
         let object = object(&status);
         assert_eq!(object["store"]["limit"], 10_000_000_000_u64);
         assert_eq!(object["layers"][0]["pins"][0], "default/r.test/app:1");
+        assert!(object["layers"][0]["kept"].is_null());
+        assert_eq!(object["layers"][2]["kept"], "keep_removed");
     }
 
     /// Promise: how a start went by its profile is told to people and programs; nothing of profiles while there

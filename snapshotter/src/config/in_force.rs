@@ -47,8 +47,8 @@ impl InForce {
         let refused = match usable(path, overrides, before.as_ref()) {
             Ok((config, text)) => {
                 return Ok(Self {
+                    kept: Kept::now(text, &config),
                     config,
-                    kept: Kept::now(text),
                     old: None,
                 });
             }
@@ -123,7 +123,10 @@ fn stays(running: &Config, next: &Config) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use larder_test_support::certificates::Certificates;
+
     use super::*;
+    use crate::registries::Registries;
 
     struct File(tempfile::NamedTempFile);
 
@@ -183,6 +186,49 @@ mod tests {
         assert_eq!(next.config.registry.authfile.as_deref(), Some(named.path()));
         let old = next.old.unwrap().to_string();
         assert!(old.contains("line 2, key registry.authfile: "), "{old}");
+    }
+
+    /// Regression: a daemon that took over while a file of authorities was broken trusted none of them, and no registry could
+    /// be asked for anything.
+    ///
+    /// Promise: authorities are those that the file held when it could last be used, also for the daemon after that; once
+    /// it is mended, those that it holds.
+    #[test]
+    fn authorities_whose_file_broke_are_those_of_before() {
+        let certificates = Certificates::new();
+        let good = std::fs::read(certificates.authority()).unwrap();
+        let named = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(named.path(), &good).unwrap();
+        let file = File::new(&format!("[registry]\nextra_ca = [{:?}]\n", named.path()));
+        let first = file.load(None).unwrap();
+        assert!(first.config.registry.known_ca.is_empty());
+        let mut before = first.kept;
+        for broken in [Some(&good[..good.len() / 2]), Some(&b""[..]), None] {
+            match broken {
+                Some(bytes) => std::fs::write(named.path(), bytes).unwrap(),
+                None => std::fs::remove_file(named.path()).unwrap(),
+            }
+            assert!(file.load(None).is_err());
+            // As the supervisor hands it on.
+            let given = Kept::open(before.seal().unwrap());
+            let next = file.load(given).unwrap();
+            let known = &next.config.registry.known_ca;
+            assert_eq!(known[named.path()], good, "{broken:?}");
+            assert!(Registries::for_layers(&next.config.registry).is_ok());
+            let old = next.old.unwrap().to_string();
+            assert!(old.contains("line 2, key registry.extra_ca: "), "{old}");
+            before = next.kept;
+        }
+        let other = std::fs::read(Certificates::new().authority()).unwrap();
+        std::fs::write(named.path(), &other).unwrap();
+        let mended = file.load(Some(before)).unwrap();
+        assert_eq!(
+            (mended.old, mended.config.registry.known_ca.len()),
+            (None, 0)
+        );
+        std::fs::write(named.path(), "").unwrap();
+        let next = file.load(Some(mended.kept)).unwrap();
+        assert_eq!(next.config.registry.known_ca[named.path()], other);
     }
 
     /// Regression: a root directory that was changed in the file was taken at the next reload.

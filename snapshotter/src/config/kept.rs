@@ -1,12 +1,13 @@
-//! The text of a configuration that a daemon served with, for the daemon after it.
+//! The text of a configuration that a daemon served with, and the authorities that it names, for the daemon after it.
 //!
 //! It lies in memory that the supervisor holds, and so lives exactly as long as the mounts do that need it: no
 //! file, whose place would be a key of the configuration that cannot be read.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
@@ -14,13 +15,17 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::text::{TEXT_BYTES_MAX, Text};
-use super::{Config, ConfigError, Overrides, Written};
+use super::{Config, ConfigError, Overrides, Written, registry};
 
 /// The memory's name: who looks at the supervisor finds it by that.
 const NAME: &str = "larder-configuration";
 
-/// Most bytes of it that are read: JSON writes a byte of text as six at the worst.
+/// Most bytes of it that are read: JSON writes a byte of text as six at the worst, and there are authorities.
 const KEPT_BYTES_MAX: u64 = 8 * TEXT_BYTES_MAX;
+
+/// Most bytes of authorities that are kept, of all files: five times the bundle of all public ones, and few enough that
+/// every build reads what is kept. Of what is above it the next daemon reads the file.
+const AUTHORITIES_BYTES_MAX: u64 = 1 << 20;
 
 /// What one daemon leaves to the next. Fields are only ever added, each with a default: either may be the older
 /// program.
@@ -30,14 +35,18 @@ pub struct Kept {
     text: String,
     /// When it was read, seconds since 1970.
     pub(super) since: u64,
+    /// What the files of authorities held then that it names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    authorities: BTreeMap<PathBuf, String>,
 }
 
 impl Kept {
-    /// Of a text that was read just now.
-    pub(super) fn now(text: Text) -> Self {
+    /// Of a text that was read just now, and what it means.
+    pub(super) fn now(text: Text, config: &Config) -> Self {
         Self {
             text: text.into_text(),
             since: UNIX_EPOCH.elapsed().unwrap_or_default().as_secs(),
+            authorities: registry::authorities(&config.registry, AUTHORITIES_BYTES_MAX),
         }
     }
 
@@ -45,7 +54,16 @@ impl Kept {
     pub fn seal(&self) -> io::Result<OwnedFd> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let mut file = File::from(memfd_create(NAME, flags)?);
-        file.write_all(&serde_json::to_vec(self)?)?;
+        let mut json = serde_json::to_vec(self)?;
+        if json.len() as u64 > KEPT_BYTES_MAX {
+            // Both are mostly what JSON writes as six bytes: the text goes first.
+            let authorities = BTreeMap::new();
+            json = serde_json::to_vec(&Self {
+                authorities,
+                ..self.clone()
+            })?;
+        }
+        file.write_all(&json)?;
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         fcntl_add_seals(&file, seals)?;
         Ok(file.into())
@@ -82,7 +100,8 @@ impl Kept {
     }
 
     /// What the text means to this program, and the keys that mean nothing to it. The files it names are not
-    /// looked at: they may be as broken as what is there now, and each is read when somebody needs it.
+    /// looked at: they may be as broken as what is there now, and each is read when somebody needs it; authorities
+    /// are then as they were where they cannot be.
     pub(super) fn config(
         &self,
         overrides: &Overrides,
@@ -97,6 +116,9 @@ impl Kept {
             match Config::resolve(written, overrides) {
                 Ok(mut config) => {
                     config.registry.unchecked = true;
+                    let known = self.authorities.iter();
+                    let known = known.map(|(path, pem)| (path.clone(), pem.clone().into_bytes()));
+                    config.registry.known_ca = known.collect();
                     return Ok((config, unknown));
                 }
                 // Another build took the value. Never the places: mounts and clients are there.
@@ -160,6 +182,7 @@ mod tests {
         Kept {
             text: text.to_owned(),
             since: 1_800_000_000,
+            authorities: BTreeMap::from([("/ca.pem".into(), "an authority".to_owned())]),
         }
     }
 
@@ -175,6 +198,14 @@ mod tests {
         let own = std::process::id().to_string();
         assert_eq!(Kept::of_process(&own), Some(before));
         assert!(rustix::io::write(&sealed, b"x").is_err());
+        // More than every build reads: the text alone.
+        let mut long = kept("root = \"/x\"\n");
+        long.authorities = BTreeMap::from([("/ca.pem".into(), "\0".repeat(2 << 20))]);
+        let found = Kept::open(long.seal().unwrap()).unwrap();
+        assert_eq!(
+            (found.text, found.authorities),
+            (long.text, BTreeMap::new())
+        );
         assert_eq!(Kept::of_process("1/../self"), None);
         let later = r#"{"text": "a = 1", "since": 3, "weather": "fine"}"#;
         let later: Kept = serde_json::from_str(later).unwrap();
@@ -208,6 +239,8 @@ mod tests {
             Some(Path::new("/none"))
         );
         assert!(config.registry.unchecked);
+        let known = &config.registry.known_ca[Path::new("/ca.pem")];
+        assert_eq!(known, b"an authority");
         for text in ["root = \"relative\"", "root = [", "address = \"x\""] {
             assert!(kept(text).config(&Overrides::default()).is_err(), "{text}");
         }

@@ -1,7 +1,8 @@
 //! The values of `[registry]` and `[hosts]`: a mistake in them would show as layers that are not
 //! lazy, much later.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use larder_registry::{CREDENTIALS_BYTES_MAX, PEM_BYTES_MAX, Reference, bounded, holds_authority};
 
@@ -49,6 +50,22 @@ pub(super) fn check_files(config: &RegistryConfig) -> Result<(), ConfigError> {
         check_authority(file)?;
     }
     Ok(())
+}
+
+/// What the files of authorities hold, which were looked at just now, as far as all of it has at most `bytes_max`.
+pub(super) fn authorities(config: &RegistryConfig, bytes_max: u64) -> BTreeMap<PathBuf, String> {
+    let mut left = bytes_max;
+    let mut held = BTreeMap::new();
+    for path in &config.extra_ca {
+        // What is no text is between the certificates.
+        let pem = bounded::read(path, PEM_BYTES_MAX.min(left)).ok();
+        let pem = pem.filter(|pem| holds_authority(pem));
+        if let Some(pem) = pem.map(|pem| String::from_utf8_lossy(&pem).into_owned()) {
+            left = left.saturating_sub(pem.len() as u64);
+            held.insert(path.clone(), pem);
+        }
+    }
+    held
 }
 
 /// What images can name: an entry that no reference has would never be used.
@@ -150,8 +167,7 @@ mod tests {
     fn what_is_no_file_or_too_long_is_refused_at_once() {
         let scratch = tempfile::tempdir().unwrap();
         let (pipe, long) = (scratch.path().join("pipe"), scratch.path().join("long"));
-        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+        larder_test_support::pipe::pipe(&pipe);
         let file = fs::File::create(&long).unwrap();
         file.set_len(CREDENTIALS_BYTES_MAX + 1).unwrap();
         for (path, words) in [

@@ -100,7 +100,10 @@ impl control_server::Control for ImageControl {
 
     async fn unpin(&self, request: Request<UnpinRequest>) -> Result<Response<PinResponse>, Status> {
         let plane = Some(self.mounter.plane().as_ref());
-        tokio::task::block_in_place(|| super::pins::unpin(plane, &request.into_inner()))
+        let name = request.into_inner().name;
+        let layers = tokio::task::block_in_place(|| super::pins::unpin(plane, &name))?;
+        // Nothing is freed here but by eviction.
+        Ok(super::pins::unpinned(layers.len(), 0))
     }
 
     async fn list_profiles(

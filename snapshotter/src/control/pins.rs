@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use larder_proto::digest::Digest;
-use larder_proto::grpc::control::{PinRequest, PinResponse, UnpinRequest};
+use larder_proto::grpc::control::{PinRequest, PinResponse};
 use tonic::{Response, Status};
 
 use crate::plane::{Plane, PlaneError};
@@ -24,6 +24,7 @@ pub(super) fn pin(
     Ok(Response::new(PinResponse {
         layers: u32::try_from(layers.len()).unwrap_or(u32::MAX),
         unknown,
+        freed: 0,
     }))
 }
 
@@ -57,19 +58,20 @@ pub(super) fn named(
     Ok((found, unknown))
 }
 
-/// Takes the pins of that name away.
-pub(super) fn unpin(
-    plane: Option<&dyn Plane>,
-    request: &UnpinRequest,
-) -> Result<Response<PinResponse>, Status> {
+/// Takes the pins of that name away; the layers that had one.
+pub(super) fn unpin(plane: Option<&dyn Plane>, name: &str) -> Result<Vec<Digest>, Status> {
     let plane = plane.ok_or_else(without_plane)?;
-    let layers = plane
-        .unpin(&request.name)
-        .map_err(|error| refused(&error))?;
-    Ok(Response::new(PinResponse {
-        layers: u32::try_from(layers).unwrap_or(u32::MAX),
+    plane.unpin(name).map_err(|error| refused(&error))
+}
+
+/// That so many layers had the pin, and so many went with it.
+pub(super) fn unpinned(layers: usize, freed: usize) -> Response<PinResponse> {
+    let count = |many| u32::try_from(many).unwrap_or(u32::MAX);
+    Response::new(PinResponse {
+        layers: count(layers),
         unknown: Vec::new(),
-    }))
+        freed: count(freed),
+    })
 }
 
 fn refused(error: &PlaneError) -> Status {

@@ -1,12 +1,10 @@
-//! The life of lazily loaded layers after their Prepare: mounted again at the next start, freed
-//! with their last snapshot unless they are to be kept.
+//! The life of lazily loaded layers after their Prepare: mounted again at the next start, unmounted
+//! with their snapshot.
 
-use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use larder_proto::digest::Digest;
 
 use super::{Lazy, Reason, blocking};
 use crate::failpoint::failpoint;
@@ -15,10 +13,6 @@ use crate::store::{Record, Store};
 
 /// Mounts made at once at the start: enough to hide the waiting, few enough for one core.
 const MOUNTING_MAX: usize = 8;
-
-/// How long a layer may be without snapshot before its bytes are freed: a pull that fell back
-/// because of a slow registry may be repeated, and then finds its index here.
-const UNUSED_GRACE: Duration = Duration::from_mins(10);
 
 /// Pause between attempts to fetch again the index of a layer that the store lost: kubelet waits as
 /// long before it starts a container again.
@@ -183,56 +177,4 @@ impl Lazy {
         self.set_missing(id, None);
         Ok(())
     }
-
-    /// Frees layers that no snapshot has used for a while.
-    pub(crate) async fn sweep(&self, store: &Arc<Store>) -> Result<(), Reason> {
-        self.let_lies_go().await?;
-        let used = used(store).await?;
-        let overdue: Vec<Digest> = {
-            let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
-            let idle: Vec<Digest> = self
-                .plane
-                .layers()
-                .into_iter()
-                .filter(|layer| !used.contains(layer))
-                .collect();
-            unused.retain(|layer, _| idle.contains(layer));
-            let since = |layer: &Digest| *unused.entry(*layer).or_insert_with(Instant::now);
-            let mut since = since;
-            idle.into_iter()
-                .filter(|layer| since(layer).elapsed() > UNUSED_GRACE)
-                .collect()
-        };
-        self.free(store, &overdue).await
-    }
-
-    /// Frees those of `layers` that no snapshot uses. While a layer is being added, nothing is
-    /// freed: the sweep comes back to it.
-    pub(super) async fn free(&self, store: &Arc<Store>, layers: &[Digest]) -> Result<(), Reason> {
-        let Ok(_gate) = self.gate.try_write() else {
-            return Ok(());
-        };
-        let used = used(store).await?;
-        let unused = layers.iter().filter(|layer| !used.contains(*layer));
-        for layer in unused.filter(|layer| !self.is_kept(layer)) {
-            self.plane.remove(layer).await?;
-            self.profiles.freed(layer);
-        }
-        Ok(())
-    }
-
-    /// Whether a layer without snapshot stays all the same: it is pinned, or removed layers are kept
-    /// and this one has bytes that were not evicted yet.
-    fn is_kept(&self, layer: &Digest) -> bool {
-        let progress = self.plane.progress(layer).unwrap_or_default();
-        !progress.pins.is_empty() || (self.keep_removed && progress.data_on_disk > 0)
-    }
-}
-
-async fn used(store: &Arc<Store>) -> Result<HashSet<Digest>, Reason> {
-    let layers = blocking(store, Store::layers).await?;
-    Ok(layers
-        .iter()
-        .filter_map(|(_, record)| record.layer())
-        .collect())
 }

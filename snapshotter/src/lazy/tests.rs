@@ -9,6 +9,7 @@ mod plane;
 mod prepare;
 mod profiles;
 mod restart;
+mod unused;
 mod world;
 
 pub(crate) use plane::FakePlane;

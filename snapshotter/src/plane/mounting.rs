@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -428,8 +428,14 @@ impl Plane for MountingPlane {
         pinned.map_err(|error| refused(&error))
     }
 
-    fn unpin(&self, name: &str) -> Result<usize, PlaneError> {
-        self.plane.unpin(name).map_err(|error| refused(&error))
+    fn unpin(&self, name: &str) -> Result<Vec<Digest>, PlaneError> {
+        let layers = self.plane.unpin(name).map_err(|error| refused(&error))?;
+        Ok(layers.into_iter().map(|layer| layer.0).collect())
+    }
+
+    fn age(&self, index: &Digest) -> Duration {
+        self.layer(index)
+            .map_or(Duration::ZERO, |layer| layer.age())
     }
 
     fn complete(&self, index: &Digest) {

@@ -97,20 +97,23 @@ fn create(store: &Store, key: &str, parent: &str) {
 /// After how many operations which names were there for certain.
 type Known = Vec<(usize, Vec<String>)>;
 
+/// A store below `root` whose calls are recorded.
+fn recorded(root: &Path, trace: &Trace) -> Store {
+    let opened = Store::open_with(root, |builder, path| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = FileBackend::new(options.open(path)?)?;
+        let trace = Arc::clone(trace);
+        builder.create_with_backend(Recorder { file, trace })
+    });
+    opened.unwrap()
+}
+
 /// What is recorded, and after how many operations which names were there for certain.
 fn live() -> (Vec<Op>, Known) {
     let dir = tempfile::tempdir().unwrap();
     let trace = Trace::default();
-    let open = || {
-        Store::open_with(dir.path(), |builder, path| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            let file = FileBackend::new(options.open(path)?)?;
-            let trace = Arc::clone(&trace);
-            builder.create_with_backend(Recorder { file, trace })
-        })
-        .unwrap()
-    };
+    let open = || recorded(dir.path(), &trace);
     let store = open();
     let mut known = Vec::new();
     let mut note = |store: &Store| known.push((trace.lock().unwrap().len(), names(store)));
@@ -135,6 +138,31 @@ fn live() -> (Vec<Op>, Known) {
     drop(store);
     let ops = trace.lock().unwrap().clone();
     (ops, known)
+}
+
+/// Regression: each start committed, and needed room on the disk for that.
+///
+/// Promise: a start that changes nothing commits nothing: redb marks the file as open, in its first page, and no more.
+#[test]
+fn a_start_that_changes_nothing_commits_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = Trace::default();
+    let store = recorded(dir.path(), &trace);
+    create(&store, "a", "");
+    drop(store);
+    trace.lock().unwrap().clear();
+    let store = recorded(dir.path(), &trace);
+    assert_eq!(store.orphans().unwrap(), [0; 0]);
+    let ops = trace.lock().unwrap().clone();
+    for op in &ops {
+        let is_mark = match op {
+            Op::Write(at, bytes) => at + bytes.len() as u64 <= 4096,
+            Op::SetLen(_) => false,
+            Op::Sync | Op::Nothing => true,
+        };
+        assert!(is_mark, "{op:?}");
+    }
+    assert!(ops.len() <= 3, "{ops:?}");
 }
 
 /// Numbers that look random, the same for the same seed.

@@ -1,8 +1,8 @@
 //! The tables of the database, and the few ways they change together.
 
 use redb::{
-    Database, MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefinition,
-    WriteTransaction,
+    Database, MultimapTableDefinition, ReadOnlyTable, ReadableDatabase, ReadableTable,
+    TableDefinition, TableError, WriteTransaction,
 };
 
 use super::{Kind, Record, StoreError};
@@ -39,9 +39,12 @@ const VERSION_NEWEST: u64 = 1;
 /// chain could not be mounted; it also ends the walk should records ever form a circle.
 const PARENTS_MAX: usize = 1000;
 
-/// Makes the tables that are missing and returns the next id.
+/// Makes the tables that are missing and returns the next id. Where none is, nothing is committed: a start must not need
+/// room on the disk.
 pub(super) fn prepare(database: &Database) -> Result<u64, StoreError> {
-    let known = {
+    let known = if let Some(meta) = whole(database)? {
+        meta
+    } else {
         let txn = database.begin_write()?;
         txn.open_table(SNAPSHOTS)?;
         txn.open_multimap_table(CHILDREN)?;
@@ -49,23 +52,47 @@ pub(super) fn prepare(database: &Database) -> Result<u64, StoreError> {
         txn.open_table(LAYERS)?;
         txn.open_table(REMOVED)?;
         let mut meta = txn.open_table(META)?;
-        let found = meta.get(VERSION)?.map(|value| value.value());
-        let since = meta.get(READABLE_SINCE)?.map(|value| value.value());
-        match found {
-            Some(found) if since.unwrap_or(found) > VERSION_NEWEST => {
-                return Err(StoreError::TooNew {
-                    found,
-                    newest: VERSION_NEWEST,
-                });
-            }
-            Some(_) => {}
-            None => drop(meta.insert(VERSION, VERSION_NEWEST)?),
+        if !is_readable(&meta)? {
+            meta.insert(VERSION, VERSION_NEWEST)?;
         }
         drop(meta);
         txn.commit()?;
         database.begin_read()?.open_table(META)?
     };
     Ok(known.get(NEXT_ID)?.map_or(1, |value| value.value()))
+}
+
+/// The table of numbers, if no table is missing and the version is one that this build can use.
+fn whole(database: &Database) -> Result<Option<ReadOnlyTable<&'static str, u64>>, StoreError> {
+    let txn = database.begin_read()?;
+    let open = || {
+        txn.open_table(SNAPSHOTS)?;
+        txn.open_multimap_table(CHILDREN)?;
+        txn.open_multimap_table(CHAINS)?;
+        txn.open_table(LAYERS)?;
+        txn.open_table(REMOVED)?;
+        txn.open_table(META)
+    };
+    match open() {
+        Ok(meta) => Ok(is_readable(&meta)?.then_some(meta)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a build that this one understands wrote the tables; not if they have no version yet.
+fn is_readable(meta: &impl ReadableTable<&'static str, u64>) -> Result<bool, StoreError> {
+    let number = |key| Ok::<_, StoreError>(meta.get(key)?.map(|value| value.value()));
+    let Some(found) = number(VERSION)? else {
+        return Ok(false);
+    };
+    if number(READABLE_SINCE)?.unwrap_or(found) > VERSION_NEWEST {
+        return Err(StoreError::TooNew {
+            found,
+            newest: VERSION_NEWEST,
+        });
+    }
+    Ok(true)
 }
 
 /// The record of `key`.

@@ -5,6 +5,7 @@ pub mod hostile;
 pub mod kernel;
 pub mod layer;
 pub mod noise;
+pub mod pipe;
 pub mod registry;
 pub mod rot;
 pub mod tar;

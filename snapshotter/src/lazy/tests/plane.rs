@@ -41,6 +41,10 @@ pub(crate) struct FakePlane {
     /// Bytes each layer takes on the disk.
     pub(super) data_on_disk: AtomicUsize,
     pub(super) pins: Mutex<BTreeMap<Digest, String>>,
+    /// How long each layer has been there.
+    pub(super) age_seconds: AtomicUsize,
+    /// Layers that somebody has mounted elsewhere: they cannot be removed.
+    pub(super) held: Vec<Digest>,
     /// The places of chains that were merged.
     pub(super) merged: Mutex<BTreeSet<PathBuf>>,
     /// How long merging takes.
@@ -155,6 +159,9 @@ impl Plane for FakePlane {
     }
 
     fn remove<'a>(&'a self, index: &'a Digest) -> BoxFuture<'a, Result<(), PlaneError>> {
+        if self.held.contains(index) {
+            return Box::pin(async { Err(PlaneError::Failed("it is mounted".to_owned())) });
+        }
         self.trees.lock().unwrap().remove(index);
         Box::pin(async { Ok(()) })
     }
@@ -220,11 +227,14 @@ impl Plane for FakePlane {
         Ok(())
     }
 
-    fn unpin(&self, name: &str) -> Result<usize, PlaneError> {
+    fn unpin(&self, name: &str) -> Result<Vec<Digest>, PlaneError> {
         let mut pins = self.pins.lock().unwrap();
-        let before = pins.len();
-        pins.retain(|_, pin| pin != name);
-        Ok(before - pins.len())
+        let gone = pins.extract_if(.., |_, pin| pin == name);
+        Ok(gone.map(|(layer, _)| layer).collect())
+    }
+
+    fn age(&self, _: &Digest) -> Duration {
+        Duration::from_secs(self.age_seconds.load(Ordering::Relaxed) as u64)
     }
 
     fn attached_profile<'a>(

@@ -135,7 +135,7 @@ async fn a_kept_or_pinned_layer_outlives_its_last_snapshot() {
         world.settle(|| !fs.exists()).await;
         assert_eq!((world.mounted(), plane.layers().len()), (0, 1), "{keep}");
         if pinned {
-            assert_eq!(plane.unpin("a pin").unwrap(), 1);
+            assert_eq!(plane.unpin("a pin").unwrap().len(), 1);
         } else {
             plane.data_on_disk.store(0, Ordering::Relaxed);
         }
