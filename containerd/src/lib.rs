@@ -15,7 +15,7 @@ use tonic::{Request, Status};
 pub use connector::Connector;
 pub use containerd_client::types::Descriptor;
 pub use content::{Blob, ContentError};
-pub use session::{CallError, SOURCE_PREFIX, Session, WriteError, unique};
+pub use session::{CallError, SOURCE_PREFIX, STALLED_MAX, Session, WriteError, unique};
 
 /// Nobody listens where containerd should.
 #[derive(Debug, thiserror::Error)]

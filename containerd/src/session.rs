@@ -31,6 +31,13 @@ const LOCKED_TIME: Duration = Duration::from_secs(10);
 /// How often is looked whether it still is.
 const LOCKED_LOOK: Duration = Duration::from_millis(20);
 
+/// How often is looked whether another command gets on with a blob: it may take minutes.
+const OTHER_LOOK: Duration = Duration::from_millis(500);
+
+/// How often another command may be found not to get on with a blob, half a second each: the registry client gives a
+/// stalled sender up before.
+pub const STALLED_MAX: usize = 60;
+
 /// containerd in one namespace, keeping what is made until [`Session::end`].
 #[derive(Debug, Clone)]
 pub struct Session {
@@ -62,8 +69,12 @@ impl CallError {
     }
 
     /// Whether somebody else is writing the same blob at this moment.
+    ///
+    /// containerd 2 loses the code on its way where it truncates what is there of a blob; the words stay: "truncate failed: ref …
+    /// locked for 31 ms: unavailable".
     pub fn is_locked(&self) -> bool {
-        self.code() == Code::Unavailable && self.status.message().contains("locked")
+        let is_unavailable = matches!(self.code(), Code::Unavailable | Code::Unknown);
+        is_unavailable && self.status.message().contains(" locked for ")
     }
 
     /// The gRPC code.
@@ -250,6 +261,23 @@ impl Session {
         }
     }
 
+    /// Waits while another command writes a blob; whether it is there then. If not, the other one ended, or does not get on: that
+    /// may be so [`STALLED_MAX`] times.
+    pub async fn wait_for_other(&self, digest: &Digest) -> Result<bool, CallError> {
+        let mut before = None;
+        loop {
+            tokio::time::sleep(OTHER_LOOK).await;
+            if self.has(digest).await? {
+                return Ok(true);
+            }
+            let written = Some(self.written(digest).await?);
+            if written == before {
+                return Ok(false);
+            }
+            before = written;
+        }
+    }
+
     /// Throws away what an interrupted [`Session::write`] left.
     pub async fn abort(&self, digest: &Digest) -> Result<(), CallError> {
         let r#ref = upload(digest);
@@ -419,6 +447,18 @@ pub fn unique() -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Promise: that another command writes the same blob is known by either way in which containerd says so.
+    #[test]
+    fn a_locked_blob_is_waited_for_whatever_the_code() {
+        let said = |code, words: &str| CallError::of("store")(Status::new(code, words)).is_locked();
+        let words =
+            "truncate failed: ref larder-sha256:00 locked for 31ms (since now): unavailable";
+        assert!(said(Code::Unknown, words));
+        assert!(said(Code::Unavailable, words));
+        assert!(!said(Code::Unavailable, "error reading from server: EOF"));
+        assert!(!said(Code::Unknown, "truncate failed: the file is locked"));
+    }
 
     /// A pull by another name must not make the node forget where else the image is.
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use larder_containerd::{CallError, Containerd, Session, Unreachable, WriteError};
+use larder_containerd::{CallError, Containerd, STALLED_MAX, Session, Unreachable, WriteError};
 use larder_proto::digest::Digest;
 use larder_registry::oci::Descriptor;
 
@@ -263,25 +263,36 @@ impl ContainerdDestination {
         sent: impl Fn(u64) + Send + Sync,
     ) -> Result<(), ContainerdError> {
         let session = self.session();
-        // What an interrupted conversion left is the same blob: names of uploads are digests.
-        let begun = session.written(digest).await?.min(size);
-        let body = futures_util::stream::try_unfold(begun, |at| {
-            let file = Arc::clone(&file);
-            sent(at);
-            async move {
-                let bytes = read_at(file, at, MESSAGE_BYTES).await?;
-                let next = at + bytes.len() as u64;
-                Ok((!bytes.is_empty()).then_some((bytes, next)))
+        let mut stalled = 0;
+        loop {
+            // What an interrupted conversion left is the same blob: names of uploads are digests.
+            let begun = session.written(digest).await?.min(size);
+            let (file, sent) = (&file, &sent);
+            let body = futures_util::stream::try_unfold(begun, |at| {
+                sent(at);
+                async move {
+                    let bytes = read_at(Arc::clone(file), at, MESSAGE_BYTES).await?;
+                    let next = at + bytes.len() as u64;
+                    Ok((!bytes.is_empty()).then_some((bytes, next)))
+                }
+            });
+            let written = session.write(digest, size, HashMap::new(), begun, body);
+            match written.await {
+                Ok(()) => return Ok(()),
+                // Another command's upload, which is not ours to throw away.
+                Err(WriteError::Call(error)) if error.is_locked() && stalled < STALLED_MAX => {
+                    if session.wait_for_other(digest).await? {
+                        return Ok(session.keep(digest).await?);
+                    }
+                    stalled += 1;
+                }
+                Err(error) => {
+                    // The first error is the one to tell; what cannot be thrown away is collected later.
+                    let _ = session.abort(digest).await;
+                    return Err(refused(error));
+                }
             }
-        });
-        let written = session
-            .write(digest, size, HashMap::new(), begun, body)
-            .await;
-        if written.is_err() {
-            // The first error is the one to tell; what cannot be thrown away is collected later.
-            let _ = session.abort(digest).await;
         }
-        written.map_err(refused)
     }
 
     /// Puts a manifest or index, with the labels by which the collector finds what it names.

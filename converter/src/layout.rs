@@ -106,6 +106,7 @@ pub enum LayoutError {
 pub struct LayoutSource {
     files: Files,
     root: Descriptor,
+    unnamed: Vec<Descriptor>,
 }
 
 impl LayoutSource {
@@ -121,7 +122,18 @@ impl LayoutSource {
                 path: files.path().to_owned(),
                 reason: not_among(tag, index.manifests.len(), &names(&index)),
             })?;
-        Ok(Self { files, root })
+        let mut unnamed = index.manifests;
+        unnamed.retain(|entry| !entry.annotations.contains_key(REF_NAME) && *entry != root);
+        Ok(Self {
+            files,
+            root,
+            unnamed,
+        })
+    }
+
+    /// The entries without a name, apart from the image: what refers to an image is among them.
+    pub fn unnamed(&self) -> &[Descriptor] {
+        &self.unnamed
     }
 
     /// The descriptor of the image.

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use larder_proto::digest::Digest;
-use larder_registry::oci::Descriptor;
+use larder_registry::oci::{Descriptor, Manifest};
 use larder_registry::{Reference, Repository};
 
 use crate::access::{Access, AccessError};
@@ -17,6 +17,9 @@ use crate::files::{Files, Window};
 use crate::layout::{LayoutError, LayoutSource};
 use crate::location::Location;
 use crate::manifest::{Document, MANIFEST_BYTES_MAX};
+
+/// Referrers of one manifest that are looked at; images have a handful.
+const REFERRERS_MAX: usize = 100;
 
 /// An image to be read.
 #[derive(Debug)]
@@ -113,6 +116,47 @@ impl Source {
         }
         let bytes = self.small_blob(entry, MANIFEST_BYTES_MAX).await?;
         Ok(Document::new(entry.media_type.clone(), bytes))
+    }
+
+    /// What refers to the manifest `subject`, as far as its place tells: registries by their API or its tag, layouts by
+    /// entries without a name, of which the first hundred are looked at. Archives of Docker and containerd do not tell.
+    pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, AccessError> {
+        let mut found = match &self.kind {
+            Kind::Registry { repository, .. } => repository.referrers(subject).await?,
+            Kind::Layout(layout) => {
+                let mut found = Vec::new();
+                for entry in layout.unnamed().iter().take(REFERRERS_MAX) {
+                    found.extend(self.referring(entry, subject).await?);
+                }
+                found
+            }
+            Kind::Docker(_) | Kind::Containerd(_) => Vec::new(),
+        };
+        found.truncate(REFERRERS_MAX);
+        Ok(found)
+    }
+
+    /// An entry of a layout, with its type, if it refers to `subject`.
+    async fn referring(
+        &self,
+        entry: &Descriptor,
+        subject: &Digest,
+    ) -> Result<Option<Descriptor>, AccessError> {
+        let document = self.document(entry).await?;
+        let Ok(manifest) = Manifest::parse(&document.bytes) else {
+            return Ok(None);
+        };
+        if manifest
+            .subject
+            .is_none_or(|found| found.digest != *subject)
+        {
+            return Ok(None);
+        }
+        let mut entry = entry.clone();
+        let config = manifest.config.media_type;
+        let said = entry.artifact_type.take().or(manifest.artifact_type);
+        entry.artifact_type = said.or(Some(config));
+        Ok(Some(entry))
     }
 
     /// Whether the image is there without this blob, as far as that can be known without reading it.

@@ -3,7 +3,7 @@
 mod lookup;
 
 pub use larder_containerd::{
-    Blob, CallError, Containerd, ContentError, Session, WriteError, unique,
+    Blob, CallError, Containerd, ContentError, STALLED_MAX, Session, WriteError, unique,
 };
 pub use lookup::chain_ids;
 pub(crate) use lookup::{Image, Key, Lookup, chain_id};

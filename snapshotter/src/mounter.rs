@@ -30,6 +30,9 @@ const IMAGES: &str = "images";
 /// An image that could not be mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum MountImageError {
+    /// An overlay of nothing does not exist.
+    #[error("{0} has no layers, so there is nothing to mount")]
+    NoLayers(String),
     /// The reference is none.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
@@ -209,6 +212,9 @@ impl Mounter {
             plain_http,
         };
         let layers = &resolved.parsed.layers;
+        if layers.is_empty() {
+            return Err(MountImageError::NoLayers(image.to_string()));
+        }
         let wanted = layers.iter().map(|layer| wanted(layer, &origin));
         let wanted: Vec<Wanted> = wanted.collect::<Result<_, _>>()?;
         let mut mounted = self.mounted.lock().await;

@@ -129,6 +129,22 @@ class ContainerdTransport(world.Case):
             self.assertEqual({layer["action"] for layer in again["layers"]}, {"reused"})
             self.assertEqual(again["digest"], told["digest"])
 
+    @world.once_per(release=list(world.RELEASES))
+    def test_conversions_at_the_same_time_wait_for_each_other(self, release):
+        """Promise: several conversions of one image into one containerd all succeed, by one name and by several, and what they leave is
+        an image that is whole."""
+        with self.node(release, lazy=False) as node:
+            names = [CONVERTED, CONVERTED, CONVERTED + "-2", CONVERTED + "-3"]
+            command = [os.path.join(world.PROGRAMS, "larder"), "convert", "--address", node.socket, "--no-cache", "--json",
+                       f"oci:{images.layout('tools-layers')}:latest"]
+            started = [subprocess.Popen([*command, f"containerd:{name}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                       for name in names]
+            ended = [process.communicate(timeout=300) for process in started]
+            self.assertEqual([process.returncode for process in started], [0] * len(names), ended)
+            self.assertEqual(len({json.loads(out)["digest"] for out, _ in ended}), 1)
+            for name in set(names):
+                self.larder(node, "check", f"containerd:{name}")
+
     def test_what_refers_to_the_image_is_kept_as_long_as_it(self):
         """Promise: an SBOM copied along refers to the converted image, and containerd collects it with the image, not before."""
         original, _ = world.publish("tools")

@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use larder_proto::annotation;
 use larder_proto::digest::Digest;
 use larder_proto::profile::{LayerReads, MEDIA_TYPE, PROFILE_BYTES_MAX, Profile};
-use larder_registry::Repository;
 use larder_registry::oci::{Descriptor, Manifest, media_type};
 
 use super::blobs::{self, Waiting};
@@ -19,9 +18,7 @@ use crate::access::AccessError;
 use crate::destination::Referrer;
 use crate::manifest::{Document, Parsed};
 use crate::plan::larder_location;
-
-/// Referrers of one manifest that are looked at; images have a handful.
-const REFERRERS_MAX: usize = 100;
+use crate::source::Source;
 
 /// Words in the type of an artifact that holds a signature over a digest.
 const SIGNED: [&str; 5] = ["signature", "cosign", "sigstore", "notary", "in-toto"];
@@ -53,9 +50,7 @@ pub(super) async fn prepare(
     notes: &mut Vec<String>,
 ) -> Result<Prepared, ConvertError> {
     let mut prepared = Prepared::default();
-    let Some(repository) = conversion.source.repository() else {
-        return Ok(prepared);
-    };
+    let source = &conversion.source;
     let (mut signed, mut left) = (Vec::new(), 0);
     for node in image.root.walk() {
         let old = node.document().digest;
@@ -64,16 +59,16 @@ pub(super) async fn prepare(
         };
         if new.digest == old {
             if mode == Referrers::Copy {
-                for entry in referrers(repository, &old, mode).await? {
+                for entry in referrers(source, &old, mode).await? {
                     copy(conversion, &entry, None, old, &mut prepared).await?;
                 }
             }
             continue;
         }
-        if has_signature_tag(repository, &old).await {
+        if has_signature_tag(source, &old).await {
             signed.push(old);
         }
-        for entry in referrers(repository, &old, mode).await? {
+        for entry in referrers(source, &old, mode).await? {
             if is_signature(&entry) {
                 signed.push(old);
             } else if mode == Referrers::Skip {
@@ -106,23 +101,23 @@ pub(super) async fn prepare(
 }
 
 /// Whether the image has a signature where cosign puts it in registries without referrers.
-async fn has_signature_tag(repository: &Repository, digest: &Digest) -> bool {
+async fn has_signature_tag(source: &Source, digest: &Digest) -> bool {
+    let Some(repository) = source.repository() else {
+        return false;
+    };
     let tag = format!("sha256-{}.sig", digest.hex());
     repository.head_manifest(&tag).await.is_ok()
 }
 
 async fn referrers(
-    repository: &Repository,
+    source: &Source,
     digest: &Digest,
     mode: Referrers,
 ) -> Result<Vec<Descriptor>, ConvertError> {
-    match repository.referrers(digest).await {
-        Ok(mut found) => {
-            found.truncate(REFERRERS_MAX);
-            Ok(found)
-        }
+    match source.referrers(digest).await {
+        Ok(found) => Ok(found),
         // They were asked for, so that they cannot be listed is a failure; else it is a pity.
-        Err(error) if mode == Referrers::Copy => Err(AccessError::from(error).into()),
+        Err(error) if mode == Referrers::Copy => Err(error.into()),
         Err(error) => {
             tracing::debug!(%error, "referrers cannot be listed");
             Ok(Vec::new())

@@ -331,6 +331,17 @@ async fn referrers_are_copied_where_asked_and_signatures_never() {
             1
         );
         assert!(registry.manifest("d/again", digest).is_some());
+        // Through a layout and back, and from a layout to another.
+        for way in [
+            "R/b/dest:v2 oci:@there",
+            "oci:@there R/e/back:v5",
+            "oci:@there oci:@further",
+        ] {
+            let arguments = format!("convert {way} --referrers copy --json");
+            let ran = larder(&world, &registry, &arguments).await;
+            assert_eq!(ran.json()["referrers"], 1, "{way}");
+        }
+        assert!(registry.manifest("e/back", digest).is_some());
     }
 }
 

@@ -14,7 +14,7 @@ use tonic::Code;
 
 use super::ContainerdArgs;
 use crate::config::Config;
-use crate::containerd::{Containerd, Lookup, Session, WriteError};
+use crate::containerd::{Containerd, Lookup, STALLED_MAX, Session, WriteError};
 use crate::plane::with_port;
 use crate::registries::Registries;
 use crate::store::Origin;
@@ -22,13 +22,6 @@ use crate::store::Origin;
 /// How many senders of one repository may send wrong bytes before it is given up: the registry
 /// and more mirrors than anybody configures.
 const SENDERS_MAX: usize = 4;
-
-/// How often is looked whether another command gets on with a blob: it may take minutes.
-const OTHER_LOOK: Duration = Duration::from_millis(500);
-
-/// How often another command may be found not to get on, a second each: the registry client gives a
-/// stalled sender up before.
-const STALLED_MAX: usize = 60;
 
 /// How often the progress of a blob is shown on a terminal.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
@@ -173,39 +166,15 @@ impl Downloads {
                     }
                 }
                 Err(WriteError::Call(error)) if error.is_locked() && stalled < STALLED_MAX => {
-                    match self.other_command(&blob.digest).await? {
-                        Other::Brought => return Ok(Ok(())),
-                        Other::Stalled => stalled += 1,
+                    if self.session.wait_for_other(&blob.digest).await? {
+                        return Ok(Ok(()));
                     }
+                    stalled += 1;
                 }
                 Err(WriteError::Call(error)) => return Err(error.into()),
             }
         }
     }
-
-    /// Waits while another command brings a blob.
-    async fn other_command(&self, blob: &Digest) -> anyhow::Result<Other> {
-        let mut before = None;
-        loop {
-            tokio::time::sleep(OTHER_LOOK).await;
-            if self.session.has(blob).await? {
-                return Ok(Other::Brought);
-            }
-            let written = Some(self.session.written(blob).await?);
-            if written == before {
-                return Ok(Other::Stalled);
-            }
-            before = written;
-        }
-    }
-}
-
-/// How another command fares that brings the same blob.
-enum Other {
-    /// The blob is there.
-    Brought,
-    /// It ended or does not get on.
-    Stalled,
 }
 
 /// Why a repository did not deliver.
