@@ -148,8 +148,11 @@ class FullDisk(world.Case):
             node.pull(converted)
             before, filler = self.shown(root), os.path.join(root, "filler")
             self.assertIn("motd", before)
+            snapshots = set(os.listdir(os.path.join(root, "snapshots")))
             world.snapshotter("pull", "--complete", "--config", os.path.join(node.work, "larder.toml"), "--address", node.socket, converted)
             self.assertEqual({layer["state"] for layer in world.status(root)["layers"]}, {"complete"})
+            # To see whether a container could start, it makes a view, which containerd collects later.
+            rig.wait_for(lambda: set(os.listdir(os.path.join(root, "snapshots"))) == snapshots, "the view to be collected", node.log)
             used = world.status(root)["driver"]
             for way in ("killed", "killed", "stopped"):  # what is left, also of a start on a full disk, and what an orderly end took away
                 if way == "killed":
