@@ -262,6 +262,20 @@ async fn a_signature_is_not_carried_over_silently() {
     );
 }
 
+/// Copies the image through a layout and back, and from a layout to another; the SBOM comes along.
+async fn through_layouts(world: &World, registry: &FakeRegistry, sbom: &str) {
+    for way in [
+        "R/b/dest:v2 oci:@there",
+        "oci:@there R/e/back:v5",
+        "oci:@there oci:@further",
+    ] {
+        let arguments = format!("convert {way} --referrers copy --json");
+        let ran = larder(world, registry, &arguments).await;
+        assert_eq!(ran.json()["referrers"], 1, "{way}");
+    }
+    assert!(registry.manifest("e/back", sbom).is_some());
+}
+
 /// Promise: with `--referrers copy` an SBOM comes along and refers to the converted manifest; a
 /// signature, which signs the original, stays; without it the user is told.
 #[tokio::test(flavor = "multi_thread")]
@@ -331,17 +345,7 @@ async fn referrers_are_copied_where_asked_and_signatures_never() {
             1
         );
         assert!(registry.manifest("d/again", digest).is_some());
-        // Through a layout and back, and from a layout to another.
-        for way in [
-            "R/b/dest:v2 oci:@there",
-            "oci:@there R/e/back:v5",
-            "oci:@there oci:@further",
-        ] {
-            let arguments = format!("convert {way} --referrers copy --json");
-            let ran = larder(&world, &registry, &arguments).await;
-            assert_eq!(ran.json()["referrers"], 1, "{way}");
-        }
-        assert!(registry.manifest("e/back", digest).is_some());
+        through_layouts(&world, &registry, digest).await;
     }
 }
 
