@@ -1,13 +1,15 @@
 //! Bytes that the disk changed: found before they are read, where that can be.
 //!
-//! What we read ourselves is verified again before its first use of every hour. A file that the
+//! What we read ourselves is verified whenever it comes from the disk. A file that the
 //! kernel reads past us cannot be looked at before each of its reads; it is read through in the
 //! background, and what is damaged is fetched again and written over the wrong bytes, while new mounts
 //! go through FUSE. Metadata images are read past us always, and are written over from the index; an index is
 //! mapped, and fetched again. See `docs/adr/0009-bounded-store.md`.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Weak;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
@@ -18,6 +20,13 @@ use crate::store::Checked;
 
 /// Pause after each chunk: at 256 KiB a chunk, at most 5 MB/s of the disk go to this.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long after a start a round that is due begins: containers start then, and need the disk.
+const FIRST: Duration = Duration::from_mins(10);
+
+/// When a round ended last, as the time of this file of the root: a daemon that is followed by another one every day would never begin
+/// one by its own clock.
+const SCRUBBED: &str = "scrubbed";
 
 /// Lets what was verified long ago be verified again, until the plane is gone. What a daemon before
 /// verified may be due sooner than what this one does.
@@ -34,8 +43,13 @@ pub(super) async fn expire_now_and_then(plane: Weak<Plane>, first: Duration, eve
 
 /// Reads through what the kernel reads past us, until the plane is gone.
 pub(super) async fn scrub_now_and_then(plane: Weak<Plane>, every: Duration) {
+    let Some(root) = plane.upgrade().map(|plane| plane.store.root().to_owned()) else {
+        return;
+    };
+    let place = root.join(SCRUBBED);
+    let mut pause = due(&place, every, SystemTime::now());
     loop {
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(std::mem::replace(&mut pause, every)).await;
         let layers: Vec<Layer> = {
             let Some(plane) = plane.upgrade() else { return };
             plane.lock_layers().values().cloned().collect()
@@ -49,7 +63,18 @@ pub(super) async fn scrub_now_and_then(plane: Weak<Plane>, every: Duration) {
                 scrub(&layer, every.min(PAUSE)).await;
             }
         }
+        // Where it cannot be noted, on a full disk, the next daemon begins sooner than it needs to.
+        let _ = File::create(&place).and_then(|file| file.set_modified(SystemTime::now()));
     }
+}
+
+/// How long from `now` until a round is due, of which the last one is noted at `place`.
+fn due(place: &Path, every: Duration, now: SystemTime) -> Duration {
+    let noted = place.metadata().and_then(|found| found.modified());
+    // A clock that was set back since is no reason to wait for longer than ever.
+    let ago = noted.map(|noted| now.duration_since(noted).unwrap_or_default());
+    let left = ago.map(|ago| every.saturating_sub(ago)).unwrap_or_default();
+    left.max(every.min(FIRST))
 }
 
 async fn scrub_index(plane: &Weak<Plane>, layer: &Layer) {
@@ -120,5 +145,35 @@ async fn scrub(layer: &Layer, pause: Duration) {
             continue;
         }
         info!(layer = %layer.blob(), chunk = row, "the chunk is right again");
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests {
+    use super::*;
+
+    /// Promise: daemons that follow each other sooner than a round is due do not put it off; none begins right at the start, and a
+    /// clock that was set back delays it by one round at most.
+    #[test]
+    fn a_round_is_due_whoever_ended_the_last_one() {
+        const HOUR: Duration = Duration::from_hours(1);
+        let scratch = tempfile::tempdir().unwrap();
+        let (place, now) = (scratch.path().join(SCRUBBED), SystemTime::now());
+        assert_eq!(due(&place, 24 * HOUR, now), FIRST);
+        let file = File::create(&place).unwrap();
+        for (noted, left) in [
+            (now - 20 * HOUR, 4 * HOUR),
+            (now - 24 * HOUR, FIRST),
+            (now - 900 * HOUR, FIRST),
+            (now + 900 * HOUR, 24 * HOUR),
+        ] {
+            file.set_modified(noted).unwrap();
+            assert_eq!(due(&place, 24 * HOUR, now), left);
+        }
+        assert_eq!(
+            due(&place, Duration::from_secs(1), now),
+            Duration::from_secs(1)
+        );
     }
 }
