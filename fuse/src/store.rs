@@ -39,6 +39,7 @@ mod owners;
 mod pins;
 mod presence;
 mod record;
+mod recorded;
 mod reread;
 mod retired;
 mod room;

@@ -1,14 +1,8 @@
 //! `layer.json`: what names a stored layer, and the sums of its files, its own as the last.
 
-use std::io;
-use std::path::Path;
-
 use larder_proto::annotation::IndexLocation;
 use larder_proto::digest::{Algorithm, Digest};
-use larder_registry::bounded;
 use serde::{Deserialize, Serialize};
-
-use super::stored::{LayerStoreError, at};
 
 /// Version of what this build writes of a layer. Fields are only ever added, each with a default that
 /// says what its absence means; a build that does not know one drops it.
@@ -23,10 +17,6 @@ const SUM_AFTER: &str = "\"\n}";
 
 /// Most patched images one layer may have; a layer is rarely used on more than a few parents.
 pub(crate) const PATCHES_MAX: usize = 256;
-
-/// Longest record that is read, bytes: 256 patched images of 250 bytes each, and a lie that quotes the longest path, of
-/// which quoting and JSON make up to twelve for each; twice that, for what later builds add.
-pub(super) const RECORD_BYTES_MAX: u64 = 256 << 10;
 
 /// Whether the index tells the truth about the tar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,18 +96,6 @@ impl Record {
             serde_json::to_string_pretty(&raw).expect("strings and numbers always serialise");
         let body = text.trim_end_matches("\n}");
         format!("{body}{SUM_BEFORE}{}{SUM_AFTER}", sum(body.as_bytes())).into_bytes()
-    }
-
-    /// What the file at `path` says.
-    pub(super) fn read(path: &Path) -> Result<Self, LayerStoreError> {
-        let bytes = bounded::read(path, RECORD_BYTES_MAX).map_err(|error| match error.kind() {
-            // Nobody wrote that: the next attempt finds the same.
-            io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => {
-                LayerStoreError::Record(error.to_string())
-            }
-            _ => at(path)(error),
-        })?;
-        Self::decode(&bytes).map_err(LayerStoreError::Record)
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
