@@ -21,24 +21,25 @@ pub struct Overlay {
     pub upper: Option<(PathBuf, PathBuf)>,
 }
 
+/// How often an overlay is begun. A layer's mount is exchanged once, for a direct one when it is proven ([`super::replace`]), and that
+/// is short: to meet it again and again takes as many layers that were proven at the same moment.
+const ATTEMPTS: usize = 8;
+
 /// Mounts `overlay` at `target`.
 ///
 /// Layers are added one by one where the kernel can (6.5), which has no limit on their number of
 /// bytes; otherwise as one string, of which the kernel takes 255 bytes here and 4 KiB by mount(2).
 pub fn mount_overlay(overlay: &Overlay, target: &Path) -> Result<(), MountFailed> {
-    let context = open_context("overlay", target)?;
-    let configured = configure(&context, overlay, lower_one_by_one);
-    let context = match configured {
-        Err(Errno::INVAL) => {
+    let mut attempts = ATTEMPTS;
+    let context = loop {
+        let context = open_context("overlay", target)?;
+        match configure(&context, overlay, lower_one_by_one) {
+            Ok(()) => break context,
+            // A layer went between its naming and the mounting.
+            Err(Errno::INVAL) if attempts > 1 => attempts -= 1,
             // The kernel does not know `lowerdir+`, or the layers are wrong: the older way tells.
-            let context = open_context("overlay", target)?;
-            configure(&context, overlay, lower_as_one)
-                .map_err(|error| refused("mount overlay at", target, &context, error))?;
-            context
-        }
-        other => {
-            other.map_err(|error| refused("mount overlay at", target, &context, error))?;
-            context
+            Err(Errno::INVAL) => break older(overlay, target)?,
+            Err(error) => return Err(refused("mount overlay at", target, &context, error)),
         }
     };
     let attributes = if overlay.upper.is_some() {
@@ -47,6 +48,13 @@ pub fn mount_overlay(overlay: &Overlay, target: &Path) -> Result<(), MountFailed
         MountAttrFlags::MOUNT_ATTR_RDONLY
     };
     attach(&context, attributes, target)
+}
+
+fn older(overlay: &Overlay, target: &Path) -> Result<OwnedFd, MountFailed> {
+    let context = open_context("overlay", target)?;
+    configure(&context, overlay, lower_as_one)
+        .map_err(|error| refused("mount overlay at", target, &context, error))?;
+    Ok(context)
 }
 
 fn configure(
@@ -92,8 +100,11 @@ fn escape(path: &Path) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
     use super::*;
-    use crate::mount::{Unmount, unmount};
+    use crate::mount::{Unmount, bind, replace, unmount};
 
     struct Gone<'a>(&'a Path);
 
@@ -129,6 +140,54 @@ mod tests {
         let _gone = Gone(&at);
         assert_eq!(std::fs::read(at.join("top")).unwrap(), b"top");
         assert!(std::fs::write(at.join("new"), "new").is_err());
+    }
+
+    /// Promise: layers whose mounts are exchanged while an overlay of them is made are no reason for it to fail. Without
+    /// further attempts, one of three runs fails.
+    #[test]
+    fn a_layer_that_is_exchanged_meanwhile_is_taken() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        for name in ["lazy", "direct", "layer", "below", "at"] {
+            std::fs::create_dir(root.join(name)).unwrap();
+        }
+        std::fs::write(root.join("lazy/file"), "same").unwrap();
+        std::fs::write(root.join("direct/file"), "same").unwrap();
+        let (layer, at) = (root.join("layer"), root.join("at"));
+        // The kernel exchanges what is a mount of its own, so both are.
+        for name in ["lazy", "direct"] {
+            bind(&root.join(name), &root.join(name)).unwrap();
+        }
+        bind(&root.join("lazy"), &layer).unwrap();
+        let made = ["lazy", "direct", "layer"].map(|name| root.join(name));
+        let _gone = made.each_ref().map(|place| Gone(place));
+        let ends = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    for name in ["direct", "lazy"] {
+                        replace(&root.join(name), &layer).unwrap();
+                        std::thread::sleep(Duration::from_micros(100));
+                    }
+                }
+            });
+            let overlay = Overlay {
+                lower: vec![layer.clone(), root.join("below")],
+                upper: None,
+            };
+            let once = || {
+                mount_overlay(&overlay, &at).map_err(|error| error.to_string())?;
+                let found = std::fs::read(at.join("file"));
+                unmount(&at, Unmount::Lazy).unwrap();
+                let found = found.map_err(|error| error.to_string())?;
+                (found == b"same")
+                    .then_some(())
+                    .ok_or(String::from("other bytes"))
+            };
+            let all = (0..1_000).try_for_each(|_| once());
+            ends.store(true, Ordering::Relaxed);
+            assert_eq!(all, Ok(()));
+        });
     }
 
     #[test]
