@@ -59,7 +59,8 @@ pub struct DataPlaneConfig {
     pub quarantine: Quarantine,
     /// How the kernel reads the devices.
     pub device_reads: DeviceReads,
-    /// After this long, a chunk is verified again before it is used: the disk may have changed it.
+    /// For how long a chunk that was verified counts as such where it is not read by us: for the next daemon, and for what is
+    /// mounted directly. What we read is verified whenever it comes from the disk.
     pub verify_again_after: Duration,
     /// How often files that the kernel reads directly are read through and verified.
     pub scrub_every: Duration,

@@ -64,7 +64,9 @@ pub(super) async fn scrub_now_and_then(plane: Weak<Plane>, every: Duration) {
             }
         }
         // Where it cannot be noted, on a full disk, the next daemon begins sooner than it needs to.
-        let _ = File::create(&place).and_then(|file| file.set_modified(SystemTime::now()));
+        let place = place.clone();
+        let note = move || File::create(place)?.set_modified(SystemTime::now());
+        drop(tokio::task::spawn_blocking(note).await);
     }
 }
 
