@@ -164,7 +164,7 @@ impl std::str::FromStr for DriverChoice {
     }
 }
 
-/// How the kernel reads a device: `docs/adr/0002-device-reads.md` has the figures.
+/// How the kernel reads a device: `docs/adr/0002-device-reads.md` has the figures of the first two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceReads {
     /// Exactly the bytes EROFS asks for, past the page cache.
@@ -174,10 +174,28 @@ pub enum DeviceReads {
         /// The session's `read_ahead_kb`.
         read_ahead_kb: u32,
     },
+    /// What EROFS asks for, many requests at a time, past the page cache until the layer is proven; from then on buffered.
+    /// `docs/adr/0022-cold-layers-are-read-directly.md`.
+    DirectUntilProven {
+        /// As above, for what is proven.
+        read_ahead_kb: u32,
+    },
+}
+
+impl DeviceReads {
+    /// The session's `read_ahead_kb`, where anything is read ahead.
+    pub(crate) const fn read_ahead_kb(self) -> Option<u32> {
+        match self {
+            Self::Direct => None,
+            Self::Buffered { read_ahead_kb } | Self::DirectUntilProven { read_ahead_kb } => {
+                Some(read_ahead_kb)
+            }
+        }
+    }
 }
 
 impl Default for DeviceReads {
     fn default() -> Self {
-        Self::Buffered { read_ahead_kb: 128 }
+        Self::DirectUntilProven { read_ahead_kb: 128 }
     }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::UnmountFlags;
 
 pub(crate) use attach::{
-    Erofs, bind, mount_erofs, mount_memory, open_erofs, open_fuse_control, replace,
+    Erofs, bind, buffer_reads, mount_erofs, mount_memory, open_erofs, open_fuse_control, replace,
 };
 pub use mountinfo::{Mount, mounts};
 pub use overlay::{Overlay, mount_overlay};

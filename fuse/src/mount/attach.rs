@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
+    fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    fspick, move_mount, open_tree,
 };
 
 use super::{MountFailed, SOURCE, Unmount, unmount};
@@ -21,7 +22,13 @@ const MESSAGE_MAX: usize = 1024;
 pub(crate) struct Erofs<'a> {
     pub(crate) image: &'a Path,
     pub(crate) devices: &'a [PathBuf],
+    /// Whether it reads its devices past the page cache, without waiting for one request before the next. Where the kernel
+    /// cannot, it does not.
+    pub(crate) direct_reads: bool,
 }
+
+/// EROFS's option for that. A kernel without it (before Linux 6.14) refuses it and takes the others.
+const DIRECT_READS: &str = "directio";
 
 /// Mounts an EROFS image that is a plain file, without a loop device.
 pub(crate) fn mount_erofs(erofs: Erofs<'_>, target: &Path) -> Result<(), MountFailed> {
@@ -62,9 +69,26 @@ fn create_erofs(erofs: Erofs<'_>, target: &Path) -> Result<OwnedFd, MountFailed>
             devices.try_for_each(|device| fsconfig_set_string(&context, "device", device))
         })
         .and_then(|()| fsconfig_set_flag(&context, "ro"))
-        .and_then(|()| fsconfig_create(&context));
+        .and_then(|()| {
+            if erofs.direct_reads && fsconfig_set_flag(&context, DIRECT_READS).is_err() {
+                tracing::debug!("this kernel's EROFS reads devices through the page cache alone");
+            }
+            fsconfig_create(&context)
+        });
     made.map_err(|error| refused("mount EROFS at", target, &context, error))?;
     Ok(context)
+}
+
+/// Has the EROFS file system at `target` read its devices through the page cache from here on, whoever uses it. What is
+/// being read goes on.
+pub(crate) fn buffer_reads(target: &Path) -> Result<(), MountFailed> {
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_SYMLINK_NOFOLLOW;
+    let context = fspick(CWD, target, flags)
+        .map_err(|error| MountFailed::new("take up the file system at", target, error))?;
+    // Its options are those that are given here: without `directio` there is none.
+    let changed =
+        fsconfig_set_flag(&context, "ro").and_then(|()| fsconfig_reconfigure(&context));
+    changed.map_err(|error| refused("change the file system at", target, &context, error))
 }
 
 /// Makes the mount, or the directory, at `from` appear at `to` as well.

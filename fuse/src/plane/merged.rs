@@ -71,7 +71,7 @@ pub(super) struct Merged {
     /// Whether a daemon before made it, and nobody said yet that it is wanted.
     unclaimed: bool,
     /// Whether its devices are the store's files themselves.
-    direct: bool,
+    pub(super) direct: bool,
     file: MergedFile,
 }
 
@@ -124,7 +124,7 @@ impl DataPlane {
 }
 
 impl Plane {
-    fn merged_place(&self, name: &str) -> PathBuf {
+    pub(super) fn merged_place(&self, name: &str) -> PathBuf {
         let places = places::erofs(self.store.root());
         places.join(format!("{PREFIX}{name}"))
     }
@@ -184,8 +184,12 @@ impl Plane {
             path: place.to_owned(),
             error,
         })?;
-        let devices = &devices;
-        apart(|| mount_erofs(Erofs { image, devices }, place))?;
+        let erofs = Erofs {
+            image,
+            devices: &devices,
+            direct_reads: !direct && layers.iter().any(|layer| self.reads_directly(layer)),
+        };
+        apart(|| mount_erofs(erofs, place))?;
         Ok(())
     }
 
@@ -231,7 +235,7 @@ impl Plane {
     }
 
     /// A layer that may be mounted.
-    fn usable(&self, id: &LayerId) -> Result<Layer, MergeLayersError> {
+    pub(super) fn usable(&self, id: &LayerId) -> Result<Layer, MergeLayersError> {
         let layer = self.lock_layers().get(id).cloned();
         let layer = layer.ok_or(MergeLayersError::Gone(*id))?;
         match layer.quarantine() {

@@ -172,6 +172,7 @@ impl Plane {
             let erofs = Erofs {
                 image,
                 devices: &[device],
+                direct_reads: !base.direct && self.reads_directly(layer),
             };
             apart(|| mount_erofs(erofs, &place))?;
         }

@@ -3,12 +3,15 @@
 //! A container keeps the file system it began with. The place its layer is mounted at, where the next
 //! container looks, gets the direct one instead, without a moment in between.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Plane;
-use super::mounts::{Base, Mounts};
+use super::merged::Merged;
+use super::mounts::{Base, Mounts, slots};
+use crate::apart::apart;
+use crate::config::DeviceReads;
 use crate::layer::{Layer, MountError};
-use crate::mount::{Unmount, replace, unmount};
+use crate::mount::{Unmount, buffer_reads, replace, unmount};
 
 /// The share of the store's limit that direct mounts may fix: one in so many. Nothing can be taken from what
 /// the kernel reads past us, and the rest must be enough for what is read now.
@@ -17,8 +20,41 @@ const FIXED_SHARE: u64 = 2;
 impl Plane {
     /// Puts direct mounts in the place of a layer's lazy ones, now that it is proven.
     pub(crate) fn renew(&self, layer: &Layer) {
+        self.buffer_lazy(layer);
         self.renew_alone(layer);
         self.renew_merged(layer);
+    }
+
+    /// Whether what is mounted of it now reads its device past the page cache.
+    pub(super) fn reads_directly(&self, layer: &Layer) -> bool {
+        matches!(self.config.device_reads, DeviceReads::DirectUntilProven { .. })
+            && !layer.is_proven_here()
+    }
+
+    /// Has its lazy mounts, which containers that run keep, read through the page cache: nothing waits for the network any
+    /// more, and a tree of small files is read in a fifteenth of the requests. Before others take their places, where
+    /// they could not be found any more.
+    fn buffer_lazy(&self, layer: &Layer) {
+        if !matches!(self.config.device_reads, DeviceReads::DirectUntilProven { .. }) {
+            return;
+        }
+        let mounts = self.lock_mounts();
+        let is_lazy = |base: &Base| !base.direct && slots(layer).contains(&base.slot);
+        let alone = mounts.bases.keys().filter(|base| is_lazy(base));
+        let mut places: Vec<PathBuf> = alone.map(|base| self.base_path(*base)).collect();
+        let is_due = |merged: &Merged| {
+            let mut layers = merged.layers.iter();
+            !merged.direct
+                && merged.layers.contains(&layer.id())
+                && layers.all(|id| self.usable(id).is_ok_and(|layer| layer.is_proven_here()))
+        };
+        let due = mounts.merged.iter().filter(|(_, merged)| is_due(merged));
+        places.extend(due.map(|(name, _)| self.merged_place(name)));
+        for place in places {
+            if let Err(error) = apart(|| buffer_reads(&place)) {
+                tracing::info!(%error, "a layer that is whole is read in more requests than it need be");
+            }
+        }
     }
 
     fn renew_alone(&self, layer: &Layer) {

@@ -23,7 +23,6 @@ use super::reads::READ_BYTES_MAX;
 use super::replay::replay;
 use super::{Manner, Slots};
 use crate::apart::apart;
-use crate::config::DeviceReads;
 use crate::mount::SOURCE;
 
 /// A mounted session. Its threads end when the kernel lets go of it.
@@ -86,7 +85,7 @@ impl FuseMount {
             Ok(mount)
         })();
         let mount = started.inspect_err(|_| detach(path))?;
-        if let DeviceReads::Buffered { read_ahead_kb } = manner.reads
+        if let Some(read_ahead_kb) = manner.reads.read_ahead_kb()
             && let Err(error) = mount.set_read_ahead(read_ahead_kb)
         {
             warn!(%error, "cannot set the session's read-ahead; trees are read in smaller pieces");
