@@ -4,6 +4,7 @@
     reason = "a test stops where something unexpected happens"
 )]
 
+mod cold;
 mod completion;
 mod disk;
 mod eviction;
