@@ -136,6 +136,7 @@ class Memory(world.Case):
 def remove(folder):
     """With the blocks that the disk of `scripts/lib/isolated` has for it: the next driver needs as many, and that disk keeps them else."""
     rig.run("rm", "-r", "--one-file-system", folder)
+    rig.run("sync", "--file-system", world.work())  # before that nothing is free
     subprocess.run(["fstrim", world.work()], capture_output=True)  # where it cannot be done, `rm` has done it
 
 
