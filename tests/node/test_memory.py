@@ -5,16 +5,15 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import unittest
 
 import cgroups
+import layouts
 import world
 from world import DRIVERS, once_per, rig
 
-import bench  # of scripts/lib, as world says
-import daemon
+import daemon  # of scripts/lib, as world says
 
 MIB = 1 << 20
 # `scripts/soak memory` has 32 readers of 1 GiB each.
@@ -27,13 +26,28 @@ READ_SECONDS_MAX = 3600
 UNREAD = "nobody reads this"
 COMPLETE_SECONDS_MAX = 60 + FILE_BYTES * IMAGES // MIB  # a MB/s, on a machine that does much else
 UNIT = 64 << 10
+# Half of it noise, so that it is fetched, and half of it text, so that it is decompressed. `scripts/soak memory` has less noise, as the
+# disk keeps it twice: in the registry and in the store.
+NOISE = UNIT // int(os.environ.get("LARDER_NOISE_PART", 2))
 
 
 def blocks(seed, length):
-    """Half of it noise, so that it is fetched, and half of it text, so that it is decompressed."""
     chance = random.Random(seed)
     for at in range(0, length, UNIT):
-        yield chance.randbytes(UNIT // 2) + (b"%16d" % at) * (UNIT // 32)
+        yield chance.randbytes(NOISE) + (b"%16d" % at) * ((UNIT - NOISE) // 16)
+
+
+class Content:
+    """A file of `blocks`, to be read once from its beginning; `total` is the sum of what was read."""
+
+    def __init__(self, seed):
+        self.blocks, self.total = blocks(seed, FILE_BYTES), hashlib.sha256()
+
+    def read(self, length):
+        assert length == UNIT, length
+        block = next(self.blocks)
+        self.total.update(block)
+        return block
 
 
 READER = """
@@ -51,25 +65,17 @@ class Memory(world.Case):
 
     def images(self):
         """Labels of images with a large file for each reader, and the sums of the files."""
-        registry, sums, found = f"{world.REGISTRY}", {}, []
+        sums, found = {}, []
         world.registry()
         for image in range(IMAGES):
-            tree = tempfile.mkdtemp(dir=world.work())
-            with open(os.path.join(tree, UNREAD), "wb") as out:
-                out.writelines(blocks(READERS + image, FILE_BYTES))
-            for reader in range(image, READERS, IMAGES):
-                total = hashlib.sha256()
-                with open(os.path.join(tree, f"file-{reader}"), "wb") as out:
-                    for block in blocks(reader, FILE_BYTES):
-                        out.write(block)
-                        total.update(block)
-                sums[reader] = total.hexdigest()
-            layout = os.path.join(tempfile.mkdtemp(dir=world.work()), "layout")
-            bench.one_layer(tree, layout)
-            rig.run("rm", "-r", tree)
-            _, converted = world.publish_layout(f"memory-{image}", layout)
-            rig.run("rm", "-r", layout)
-            found += daemon.labels(Address(registry), converted)
+            layout = os.path.join(self.folder(), "layout")
+            files = {f"file-{reader}": Content(reader) for reader in range(image, READERS, IMAGES)}
+            layouts.write_large(layout, files | {UNREAD: Content(READERS + image)}, FILE_BYTES, UNIT)
+            sums |= {int(name.removeprefix("file-")): content.total.hexdigest() for name, content in files.items()}
+            converted = f"{world.REGISTRY}/test/memory-{image}:larder"
+            world.larder("convert", "--no-start-list", f"oci:{layout}:latest", converted)
+            remove(layout)
+            found += daemon.labels(Address(world.REGISTRY), converted)
         return found, sums
 
     @once_per(driver=DRIVERS)
@@ -80,6 +86,7 @@ class Memory(world.Case):
         group = cgroups.Limited(LIMIT)
         self.addCleanup(group.remove)
         one = daemon.Daemon(world.PROGRAMS, world.work(), driver, world.REGISTRY, 600, group.before)
+        self.addCleanup(remove, one.root)
         self.addCleanup(one.close)
         places = [one.prepare(label, "keep") for label in labels]
         rest = one.memory()
@@ -124,6 +131,13 @@ class Memory(world.Case):
         process = subprocess.Popen([sys.executable, "-c", READER, path], stdout=subprocess.PIPE, text=True)
         self.addCleanup(process.kill)
         return process
+
+
+def remove(folder):
+    """With the blocks that the disk of `scripts/lib/isolated` has for it: the next driver needs as many, and that disk keeps them else."""
+    rig.run("rm", "-r", "--one-file-system", folder)
+    rig.run("sync", "--file-system", world.work())  # before that nothing is free
+    subprocess.run(["fstrim", world.work()], capture_output=True)  # where it cannot be done, `rm` has done it
 
 
 class Address:
