@@ -1,6 +1,6 @@
 //! Logging in: one session for each registry, repository and kind of access.
 //!
-//! A session is begun by the registry's first 401, renewed shortly before its token expires and
+//! A session is begun by the registry's first 401, or by what that said of the token server to another one, renewed shortly before its token expires and
 //! on every later 401. However many requests wait for it, one of them asks the token server.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ mod refusal;
 mod showing;
 mod token;
 
-use challenge::Challenge;
+use challenge::{Bearer, Challenge};
 use lookup::Lookup;
 use refusal::{Mark, Marker, Refusal};
 
@@ -60,6 +60,15 @@ pub(crate) struct Sessions {
     timeout: Duration,
     marker: Marker,
     known: std::sync::Mutex<HashMap<Key, Arc<Session>>>,
+    /// By endpoint; as many as there are sessions at most.
+    token_servers: std::sync::Mutex<HashMap<String, TokenServer>>,
+}
+
+/// Who gives out an endpoint's tokens, and what it took for one.
+#[derive(Debug, Clone)]
+struct TokenServer {
+    bearer: Bearer,
+    shown: Mark,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -83,6 +92,8 @@ struct Session {
 #[derive(Debug, Default)]
 struct State {
     challenge: Option<Challenge>,
+    /// Whether a token was asked for before the registry said that it wants one.
+    looked_ahead: bool,
     grant: Option<Grant>,
     /// These two by the clock's uptime.
     expires: Option<Duration>,
@@ -112,7 +123,23 @@ impl Sessions {
             timeout,
             marker: Marker::default(),
             known: std::sync::Mutex::default(),
+            token_servers: std::sync::Mutex::default(),
         }
+    }
+
+    fn remember(&self, endpoint: &Endpoint, known: TokenServer) {
+        let servers = self.token_servers.lock();
+        let mut servers = servers.unwrap_or_else(PoisonError::into_inner);
+        if servers.len() >= SESSIONS_MAX {
+            servers.clear();
+        }
+        servers.insert(endpoint.base.to_string(), known);
+    }
+
+    fn token_server(&self, endpoint: &Endpoint) -> Option<TokenServer> {
+        let servers = self.token_servers.lock();
+        let servers = servers.unwrap_or_else(PoisonError::into_inner);
+        servers.get(endpoint.base.as_str()).cloned()
     }
 
     fn session(&self, endpoint: &Endpoint, repository: &str, access: &Access) -> Arc<Session> {
@@ -146,6 +173,11 @@ impl Sessions {
         };
         let expired = state.expires.is_some_and(|end| end <= self.clock.uptime());
         if state.grant.is_none() {
+            if *access == Access::Pull
+                && let Some(grant) = lookup.ahead(&session, &mut state).await
+            {
+                return Ok(Some(grant));
+            }
             return lookup.still_welcome(&state).await.map(|()| None);
         }
         if !expired {

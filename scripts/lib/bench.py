@@ -24,11 +24,12 @@ from daemon import Daemon, labels
 from density import run as density  # noqa: F401 - found by its name
 from made import Registry, one_layer, small_files, unpack
 from samples import Table, abba, percentile, seconds
+from trips import run as trips  # noqa: F401 - likewise
 from warm import run as warm  # noqa: F401 - likewise
 
 # What `all` measures, and what is asked for by name only: the grid takes hours.
 ALL = ("convert", "mount", "stall", "local", "cold")
-NAMED = ("grid", "chunks", "miss", "readers", "whole", "warm", "density")
+NAMED = ("grid", "chunks", "miss", "readers", "whole", "warm", "density", "trips")
 QUIET = ("warm", "density")  # which calibrate no link
 LINES = ("cold", "grid", "chunks")  # whose --json is a file of lines that a run goes on with
 IMPORT = ["python3", "-c", "import numpy, pandas, flask"]
@@ -46,6 +47,7 @@ def main():
     words.add_argument("--image", action="append", default=[])
     words.add_argument("--reads", type=int, default=2000)
     words.add_argument("--busy", action="store_true")
+    words.add_argument("--containerd", help="the folder of another containerd")
     words.add_argument("--fs-driver", choices=("erofs", "fuse"))
     words.add_argument("--json")
     args = words.parse_args()

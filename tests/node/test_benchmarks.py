@@ -7,6 +7,7 @@ import world  # noqa: F401 - it says where scripts/lib is
 import links
 import results
 import start_oracle
+import trips
 
 MBIT = 1e6 / 8
 MB = 1_000_000
@@ -152,6 +153,30 @@ class Kept(unittest.TestCase):
             self.assertEqual((cell["spread"], cell["starts"], cell["busy"]), ((2.0, 9.0), 3, False))
             [busy] = [cell for cell in kept.cells() if cell["variant"] == "fuse"]
             self.assertTrue(busy["busy"])
+
+
+class Rounds(unittest.TestCase):
+    """What is counted of a start's round trips; requests as a recorder has them."""
+
+    beside = True
+
+    def request(self, came, answered, first=False, agent="larder/1", path="/v2/a/blobs/sha256:b", span=""):
+        return trips.Request("registry", 1, first, agent, "GET", path, span, 206, 1, came, answered)
+
+    def test_what_was_sent_before_an_answer_came_is_in_its_round(self):
+        """Promise: requests that go side by side count once, those that wait for each other each, and a new connection once more."""
+        requests = [self.request(0, 2, first=True), self.request(0.1, 2.1, first=True), self.request(2.05, 3), self.request(2.2, 4),
+                    self.request(3.5, 5, first=True)]
+        self.assertEqual(trips.rounds(requests), [2, 2, 3, 3, 5])
+
+    def test_data_alone_counts_as_data(self):
+        """Promise: from containerd's last request to data; what comes with an index, and what somebody else asks for, is none."""
+        image = trips.Image("a", {"sha256:c": "config"}, {"sha256:b": 1000})
+        begun = [self.request(0, 2, first=True, agent="containerd/2", path="/v2/a/blobs/sha256:c"),
+                 self.request(2.1, 4.1, first=True, span="bytes=1000-1099"),
+                 self.request(2.2, 4.2, first=True, span="bytes=0-1099")]
+        self.assertIsNone(trips.own_rounds(begun, image))
+        self.assertEqual(trips.own_rounds([*begun, self.request(4.3, 5.3, span="bytes=0-499")], image), 3)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,11 @@ const PLACE_HELD_MAX: Duration = Duration::from_secs(5);
 /// earlier holds up the others by no more than a request's length.
 const LOOKED_THROUGH: usize = 256;
 
+/// Stored bytes up to which a chunk comes along with its neighbour, though nobody is known to read it: three packets cost less than the
+/// round trip of whoever does. Between files stand headers of some hundred bytes, and EROFS reads whole pages: the first or last one of
+/// a file mostly reaches into such a chunk.
+const SLIGHT_BYTES_MAX: u32 = 4 << 10;
+
 /// The chunks that wait, by the time they are expected to be read at.
 #[derive(Debug)]
 pub(crate) struct Replays {
@@ -150,19 +155,36 @@ impl Waiting {
             .collect();
         let fits = |rows: &Range<usize>| fetcher.batch_end(rows.start, bytes_max) >= rows.end;
         let mut rows = row..row + 1;
+        let is_due = |row: usize| near.contains_key(&row);
+        // One between two that are due, or at the end: of many in a row nothing is known.
+        let comes_along = |row: usize| is_slight(fetcher, row) && !is_due(row);
+        let mut was_due = true;
         // What follows first: it is read soon more often than what lies before.
-        while near.contains_key(&rows.end) && fits(&(rows.start..rows.end + 1)) {
+        while (is_due(rows.end) || was_due && comes_along(rows.end))
+            && fits(&(rows.start..rows.end + 1))
+        {
+            was_due = is_due(rows.end);
             rows.end += 1;
         }
-        while rows.start > 0
-            && near.contains_key(&(rows.start - 1))
-            && fits(&(rows.start - 1..rows.end))
+        was_due = true;
+        while let Some(before) = rows.start.checked_sub(1)
+            && (is_due(before) || was_due && comes_along(before))
+            && fits(&(before..rows.end))
         {
-            rows.start -= 1;
+            was_due = is_due(before);
+            rows.start = before;
         }
         for due in rows.clone().filter_map(|row| near.get(&row)) {
             self.by_time.remove(due);
         }
         rows
     }
+}
+
+/// Whether a chunk is missing and costs next to nothing.
+fn is_slight(fetcher: &Fetcher, row: usize) -> bool {
+    let layer = fetcher.layer();
+    let chunk = layer.index().chunk(row);
+    chunk.is_some_and(|chunk| chunk.stored_len <= SLIGHT_BYTES_MAX)
+        && layer.presence().state(row) == ChunkState::Absent
 }

@@ -123,6 +123,20 @@ impl Bearer {
         }
         scopes
     }
+
+    /// The same without what it says of one repository, for the others of the registry. `None` where the registry has
+    /// another name for `repository` than we: then ours of the others mean nothing to it.
+    pub(super) fn of_all(&self, repository: &str) -> Option<Self> {
+        let ours = format!("repository:{repository}:");
+        let named = self.scope.as_deref().unwrap_or_default();
+        let is_ours = named
+            .split_whitespace()
+            .all(|scope| scope.starts_with(&ours));
+        is_ours.then(|| Self {
+            scope: None,
+            ..self.clone()
+        })
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use reqwest::header::HeaderValue;
 
 use super::challenge::Challenge;
 use super::refusal::Refusal;
-use super::{Access, Grant, SKEW, Session, Sessions, State, lasting, token, unauthorized};
+use super::{
+    Access, Grant, SKEW, Session, Sessions, State, TokenServer, lasting, token, unauthorized,
+};
 use crate::credentials::Credential;
 use crate::endpoint::Endpoint;
 use crate::error::Cause;
@@ -55,6 +57,12 @@ impl Lookup<'_> {
         }
         state.refusal = None;
         let obtained = self.obtain(state.challenge.as_ref(), credential).await;
+        if let (Ok(_), Some(Challenge::Bearer(bearer))) = (&obtained, &state.challenge)
+            && let Some(bearer) = bearer.of_all(self.repository)
+        {
+            let known = TokenServer { bearer, shown };
+            self.sessions.remember(self.endpoint, known);
+        }
         // Also where there are no credentials at all: having none is refused like having wrong ones.
         let obtained = obtained.map_err(lasting);
         if let Err(cause @ Cause::Unauthorized { .. }) = &obtained {
@@ -70,6 +78,32 @@ impl Lookup<'_> {
             shows: expires.is_none().then_some(shown),
         };
         Ok((grant, expires))
+    }
+
+    /// A grant by what the registry said of its token server when it was asked for another repository, which
+    /// saves the round trip of a 401. Only if the credentials are the same ones, which that server took: others are shown when
+    /// they are asked for. If there is none to be had, the registry itself is asked, which may want no token here.
+    pub(super) async fn ahead(&self, session: &Session, state: &mut State) -> Option<Grant> {
+        if state.challenge.is_some() || state.looked_ahead || state.refusal.is_some() {
+            return None;
+        }
+        let known = self.sessions.token_server(self.endpoint)?;
+        state.looked_ahead = true;
+        let credential = self.credential().await.ok()?;
+        if self.sessions.marker.of(credential.as_ref()) != known.shown {
+            return None;
+        }
+        let challenge = Challenge::Bearer(known.bearer);
+        let (mut header, expires) = self.obtain(Some(&challenge), credential).await.ok()?;
+        header.set_sensitive(true);
+        let grant = Grant {
+            header,
+            generation: session.asked.fetch_add(1, Ordering::AcqRel) + 1,
+            shows: expires.is_none().then_some(known.shown),
+        };
+        (state.challenge, state.expires) = (Some(challenge), expires);
+        state.grant = Some(grant.clone());
+        Some(grant)
     }
 
     /// Fails if the credentials there are now were refused a while ago.

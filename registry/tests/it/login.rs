@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use larder_proto::digest::Digest;
-use larder_registry::{ClientOptions, Repository};
+use larder_registry::{Client, ClientOptions, Repository};
 use larder_test_support::registry::{Auth, Cdn, FakeRegistry, Fault, On, Seen, Settings};
 
 use crate::world::{TestClock, authfile, login, noise, options, repository};
@@ -267,6 +267,60 @@ async fn sixty_four_readers_ask_for_one_token() {
             _ => registry.revoke_tokens(),
         }
     }
+}
+
+/// The repository `team/other` of a registry, and a blob in it.
+fn another(registry: &FakeRegistry, client: &Client) -> (Repository, Digest) {
+    let digest = registry.push_blob_into("team/other", noise(1000));
+    let reference = registry.reference("team/other", "v1").parse().unwrap();
+    (client.repository(&reference), digest)
+}
+
+/// Promise: the registry says once where its tokens come from: of its next repository, the first request brings one already,
+/// and is not refused.
+#[tokio::test]
+async fn the_next_repository_is_not_refused_first() {
+    let (registry, digest) = with(tokens()).await;
+    let client = Client::new(ClientOptions {
+        authfile: Some(login(&registry.host(), "anna", "hunter2")),
+        ..options(&TestClock::new())
+    });
+    let client = client.unwrap();
+    let reference = registry.reference("team/app", "v1").parse().unwrap();
+    let first = client.repository(&reference);
+    first.blob_range(&digest, 0..10).await.unwrap();
+    let (other, digest) = another(&registry, &client);
+    registry.clear_requests();
+    let readers = (0..8).map(|_| other.blob_range(&digest, 0..10));
+    for read in futures_util::future::join_all(readers).await {
+        read.unwrap();
+    }
+    let seen = registry.requests();
+    assert_eq!(asked(&seen, "/token"), 1);
+    assert_eq!(seen.len(), 9, "{seen:?}");
+}
+
+/// Promise: a token server that gives none for the next repository is asked once; then the registry says whether it wants one.
+#[tokio::test]
+async fn a_token_that_nobody_asked_for_may_be_refused() {
+    let (registry, digest) = with(tokens()).await;
+    let client = Client::new(ClientOptions {
+        authfile: Some(login(&registry.host(), "anna", "hunter2")),
+        ..options(&TestClock::new())
+    });
+    let client = client.unwrap();
+    let reference = registry.reference("team/app", "v1").parse().unwrap();
+    let first = client.repository(&reference);
+    first.blob_range(&digest, 0..10).await.unwrap();
+    let (other, digest) = another(&registry, &client);
+    registry.clear_requests();
+    registry.fault_times(1, On::Path("GET", "/token"), Fault::Status(403, None));
+    for _ in 0..3 {
+        other.blob_range(&digest, 0..10).await.unwrap();
+    }
+    let seen = registry.requests();
+    assert_eq!(asked(&seen, "/token"), 2, "{seen:?}");
+    assert_eq!(seen.len(), 2 + 1 + 3, "{seen:?}");
 }
 
 /// When the token server fails, those who waited for the same token do not ask it one by one.

@@ -4,10 +4,11 @@
 //! names all of them, and is in containerd's content store before the first layer is asked for.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, PoisonError};
 
-use futures_util::{StreamExt as _, stream};
-use larder_proto::annotation;
+use futures_util::future::join_all;
+use larder_proto::annotation::{self, IndexLocation};
 use larder_proto::digest::Digest;
 
 use super::Lazy;
@@ -16,10 +17,17 @@ use crate::containerd::{Image, Key};
 use crate::plane::{Wanted, start_list, with_port};
 use crate::snapshots::Labels;
 use crate::store::Origin;
+use tokio::sync::Semaphore;
 
-/// Indexes that are fetched at a time: the requests of one layer of an image and its next ones, on a link
-/// that has nothing else to do yet.
-const AT_A_TIME: usize = 8;
+/// Bytes that are asked for at a time: the first layer's index shares the link with them, and is to come within the two seconds that
+/// Prepare has.
+const BYTES_AT_A_TIME: u64 = 1 << 20;
+
+/// What one index takes of it: of the smallest, 32 come at a time, for which connections are kept; of the largest, eight.
+const BYTES_OF_ONE: RangeInclusive<u64> = 32 << 10..=128 << 10;
+
+/// Most bytes of a layer that may come whole with its index.
+const WHOLE_BYTES_MAX: u64 = 1 << 20;
 
 /// Layers whose indexes are being fetched for an image that is pulled now.
 #[derive(Debug, Default)]
@@ -104,7 +112,10 @@ impl Lazy {
         // Who prepares it adds it, by what its own labels say.
         unknown.retain(|layer| mine.contains(&layer.blob) && layer.blob != wanted.blob);
         let _gate = self.gate.read().await;
-        let adding = stream::iter(unknown).map(|layer| async move {
+        let room = &Semaphore::new(usize::try_from(BYTES_AT_A_TIME).unwrap_or(usize::MAX));
+        let adding = unknown.into_iter().map(|layer| async move {
+            // First come, first served: in the order in which they are prepared.
+            let _place = room.acquire_many(takes(&layer.index)).await;
             match self.plane.add(&layer).await {
                 Ok(()) => self.profiles.layer_added(&layer, name),
                 Err(error) => {
@@ -112,7 +123,43 @@ impl Lazy {
                 }
             }
         });
-        adding.buffer_unordered(AT_A_TIME).collect::<()>().await;
+        join_all(adding).await;
         self.siblings.give_back(&mine);
+    }
+}
+
+/// What fetching an index takes of what is asked for at a time.
+fn takes(index: &IndexLocation) -> u32 {
+    let end = index.offset.saturating_add(index.stored_len);
+    let bytes = if end > WHOLE_BYTES_MAX {
+        index.stored_len
+    } else {
+        end
+    };
+    let bytes = bytes.clamp(*BYTES_OF_ONE.start(), *BYTES_OF_ONE.end());
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise: the small indexes of an image of 32 layers come in one round trip; large ones leave the first layer its share.
+    #[test]
+    fn small_indexes_come_at_once_and_large_ones_leave_room() {
+        let index = |offset, stored_len| IndexLocation {
+            offset,
+            stored_len,
+            len: 4 * stored_len.min(1 << 20),
+            digest: Digest::of(b"index"),
+        };
+        let at_a_time =
+            |offset, stored_len| BYTES_AT_A_TIME / u64::from(takes(&index(offset, stored_len)));
+        assert_eq!(at_a_time(50 << 20, 20_000), 32);
+        assert_eq!(at_a_time(100, 300), 32);
+        assert_eq!(at_a_time(50 << 20, 4 << 20), 8);
+        // May come whole.
+        assert_eq!(at_a_time(500_000, 300), 8);
+        assert_eq!(at_a_time(u64::MAX, u64::MAX), 8);
     }
 }
