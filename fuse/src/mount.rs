@@ -95,7 +95,7 @@ pub(crate) fn unmount_left(root: &Path) {
     let mut left: Vec<_> = left.filter(|mount| mount.is_ours(root)).collect();
     left.reverse();
     for mount in &left {
-        tracing::info!(target = %mount.target.display(), "unmounting what was left");
+        tracing::info!(place = %mount.target.display(), "unmounting what was left");
         if let Err(error) = unmount(&mount.target, Unmount::Lazy) {
             tracing::warn!(%error, "a mount stays");
         }

@@ -6,9 +6,11 @@
 //! look and a write another process may take the room, and files know no such thing. So lines are queued, and a
 //! thread writes them that may wait. What finds no room is counted, and told once there is some again.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -60,9 +62,33 @@ pub fn flush(patience: Duration) {
     STDERR.flush(patience);
 }
 
+thread_local! {
+    /// Whether this thread's panics are an answer that somebody waits for.
+    static CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `work`, and takes a panic for its answer, which is told nowhere else: for what reads files that a disk may have damaged
+/// with code that takes them to be whole.
+///
+/// # Errors
+/// What the panic said.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    CAUGHT.set(true);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    CAUGHT.set(false);
+    done.map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        text.unwrap_or_else(|| "its reader gave up".into())
+    })
+}
+
 /// Has panics told like everything else.
 pub fn tell_panics() {
     std::panic::set_hook(Box::new(|panic| {
+        if CAUGHT.get() {
+            return;
+        }
         let thread = thread::current();
         let name = thread.name().unwrap_or("<unnamed>");
         let trace = std::backtrace::Backtrace::capture();

@@ -1,5 +1,7 @@
 //! Images mounted by hand: the root file system, read-only and lazy, without containerd.
 
+mod names;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,8 @@ use crate::plane::{Plane, PlaneError, Wanted, start_list};
 use crate::profiles::Profiles;
 use crate::registries::Registries;
 use crate::store::Origin;
+
+pub use names::ImageNames;
 
 /// The directory of mounted images below the root.
 const IMAGES: &str = "images";
@@ -90,6 +94,8 @@ pub enum MountImageError {
 #[derive(Debug, Clone)]
 struct Mounted {
     reference: String,
+    /// The indexes of its layers.
+    indexes: Vec<Digest>,
     /// Where its layers are, lowest first. The only layer of an image is the target itself: an
     /// overlay would look for its own attributes on every file.
     layers: Vec<PathBuf>,
@@ -113,6 +119,7 @@ pub struct Mounter {
     mounted: Mutex<Images>,
     count: watch::Sender<usize>,
     profiles: Arc<Profiles>,
+    names: Arc<ImageNames>,
 }
 
 /// What is mounted, by its place.
@@ -155,7 +162,22 @@ impl Mounter {
             mounted,
             count,
             profiles,
+            names: Arc::default(),
         })
+    }
+
+    /// Has `names` know what is mounted.
+    #[must_use]
+    pub fn naming(mut self, names: Arc<ImageNames>) -> Self {
+        self.names = names;
+        self
+    }
+
+    fn changed(&self, mounted: &Images) {
+        let images = mounted.at.values();
+        self.names
+            .are(images.map(|image| (image.reference.as_str(), &image.indexes[..])));
+        self.count.send_replace(mounted.at.len());
     }
 
     /// The number of mounted images, as it changes.
@@ -230,6 +252,7 @@ impl Mounter {
             .join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let mut made = Mounted {
             reference: image.to_string(),
+            indexes: wanted.iter().map(|layer| layer.index.digest).collect(),
             layers: Vec::new(),
             stacked: wanted.len() != 1 || changes.is_some(),
             directory,
@@ -238,11 +261,10 @@ impl Mounter {
         };
         let stacked = async {
             self.add(&wanted, &resolved.diff_ids).await?;
-            let indexes: Vec<_> = wanted.iter().map(|layer| layer.index.digest).collect();
             for layer in &wanted {
                 self.profiles.layer_added(layer, &made.reference);
             }
-            self.profiles.starting(&made.reference, &indexes);
+            self.profiles.starting(&made.reference, &made.indexes);
             self.clear(&mounted, target)?;
             self.stack(&wanted, target, &mut made).await
         };
@@ -254,7 +276,7 @@ impl Mounter {
         let there = table.into_iter().rfind(|mount| mount.target == target);
         made.shown = there;
         mounted.at.insert(target.to_owned(), made);
-        self.count.send_replace(mounted.at.len());
+        self.changed(&mounted);
         Ok((resolved.manifest.digest, wanted.len()))
     }
 
@@ -358,7 +380,7 @@ impl Mounter {
         }
         mounted.at.remove(target);
         let torn = self.tear_down(&image).await;
-        self.count.send_replace(mounted.at.len());
+        self.changed(&mounted);
         torn?;
         Ok(self.clear(&mounted, target)?)
     }
@@ -380,7 +402,7 @@ impl Mounter {
         };
         let taken = clear_left(target, &self.root, lives)?;
         if taken > 0 {
-            tracing::info!(target = %target.display(), taken, "unmounted what an owner before left");
+            tracing::info!(place = %target.display(), taken, "unmounted what an owner before left");
         }
         Ok(())
     }
@@ -404,11 +426,11 @@ impl Mounter {
             let Some(image) = mounted.at.remove(&target) else {
                 continue;
             };
-            tracing::info!(target = %target.display(), "the image was unmounted by somebody else");
+            tracing::info!(place = %target.display(), "the image was unmounted by somebody else");
             if let Err(error) = self.tear_down(&image).await {
-                tracing::warn!(target = %target.display(), %error, "cannot unmount its layers");
+                tracing::warn!(place = %target.display(), %error, "cannot unmount its layers");
             }
-            self.count.send_replace(mounted.at.len());
+            self.changed(&mounted);
         }
     }
 
@@ -424,7 +446,7 @@ impl Mounter {
         self.mounted.lock().await.is_closed = true;
         for (_, target) in self.list().await {
             if let Err(error) = self.unmount(&target).await {
-                tracing::warn!(target = %target.display(), %error, "cannot unmount");
+                tracing::warn!(place = %target.display(), %error, "cannot unmount");
             }
         }
     }

@@ -13,6 +13,7 @@
 
 mod directories;
 mod error;
+mod intact;
 mod layers;
 mod listing;
 mod mend;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use crate::failpoint::failpoint;
+use larder_fuse::stderr::caught;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableMultimapTable, ReadableTable,
     WriteTransaction,
@@ -102,6 +104,10 @@ impl Store {
         builder.set_cache_size(CACHE_BYTES_MAX);
         let open =
             |path: &Path| create(&builder, path).map_err(|error| StoreError::open(path, error));
+        let highest = directories.highest()?;
+        if !path.exists() && highest > 0 {
+            return Err(StoreError::unusable(&path, "it is not there"));
+        }
         if !path.exists() {
             // A database whose making was interrupted is none, and would be refused for ever: it
             // gets its name when it is whole.
@@ -114,13 +120,23 @@ impl Store {
         }
         // Also a file that an earlier build left open to others.
         directories::private_file(&path)?;
-        let highest = directories.highest()?;
         let is_empty = fs::metadata(&path).is_ok_and(|found| found.len() == 0);
         if is_empty && highest > 0 {
             return Err(StoreError::unusable(&path, "it is empty"));
         }
-        let database = open(&path)?;
-        let prepared = tables::prepare(&database).map_err(|error| error.of_file(&path))?;
+        intact::check(&path)?;
+        let opened = caught(|| {
+            let database = open(&path)?;
+            let prepared = tables::prepare(&database).map_err(|error| error.of_file(&path))?;
+            Ok((database, prepared))
+        });
+        let (database, prepared) = opened.unwrap_or_else(|why| {
+            // redb asserts what it has written itself.
+            Err(StoreError::unusable(
+                &path,
+                format!("it is damaged ({why})"),
+            ))
+        })?;
         let next_id = prepared.max(highest + 1);
         Ok(Self {
             path,

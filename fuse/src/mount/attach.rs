@@ -86,8 +86,7 @@ pub(crate) fn buffer_reads(target: &Path) -> Result<(), MountFailed> {
     let context = fspick(CWD, target, flags)
         .map_err(|error| MountFailed::new("take up the file system at", target, error))?;
     // Its options are those that are given here: without `directio` there is none.
-    let changed =
-        fsconfig_set_flag(&context, "ro").and_then(|()| fsconfig_reconfigure(&context));
+    let changed = fsconfig_set_flag(&context, "ro").and_then(|()| fsconfig_reconfigure(&context));
     changed.map_err(|error| refused("change the file system at", target, &context, error))
 }
 

@@ -40,7 +40,7 @@ impl Plane {
             let layer = owners.get(&found.slot).copied();
             if layer.is_none() {
                 tracing::warn!(
-                    target = %found.target.display(),
+                    place = %found.target.display(),
                     "a mount of a layer that nobody knows; what runs on it must be restarted"
                 );
             }
@@ -102,7 +102,7 @@ impl Plane {
                 self.forget(&mut mounts, &target);
                 continue;
             }
-            tracing::info!(target = %target.display(), "unmounting what a killed change left");
+            tracing::info!(place = %target.display(), "unmounting what a killed change left");
             if let Err(error) = self.unmount_known(&mut mounts, &target) {
                 tracing::warn!(%error, "a mount stays");
             }

@@ -27,15 +27,20 @@ impl Plane {
 
     /// Whether what is mounted of it now reads its device past the page cache.
     pub(super) fn reads_directly(&self, layer: &Layer) -> bool {
-        matches!(self.config.device_reads, DeviceReads::DirectUntilProven { .. })
-            && !layer.is_proven_here()
+        matches!(
+            self.config.device_reads,
+            DeviceReads::DirectUntilProven { .. }
+        ) && !layer.is_proven_here()
     }
 
     /// Has its lazy mounts, which containers that run keep, read through the page cache: nothing waits for the network any
     /// more, and a tree of small files is read in a fifteenth of the requests. Before others take their places, where
     /// they could not be found any more.
     fn buffer_lazy(&self, layer: &Layer) {
-        if !matches!(self.config.device_reads, DeviceReads::DirectUntilProven { .. }) {
+        if !matches!(
+            self.config.device_reads,
+            DeviceReads::DirectUntilProven { .. }
+        ) {
             return;
         }
         let mounts = self.lock_mounts();
@@ -74,7 +79,7 @@ impl Plane {
         for (target, old, image) in lazy {
             match self.renew_one(&mut mounts, layer, &target, old, &image) {
                 Ok(true) => {
-                    tracing::debug!(target = %target.display(), "mounted directly from here on");
+                    tracing::debug!(place = %target.display(), "mounted directly from here on");
                 }
                 // The lazy one goes on serving.
                 Ok(false) => return,

@@ -60,9 +60,7 @@ async fn what_is_proven_is_read_through_the_page_cache_by_who_has_it_open() {
     let scene = Scene::new(DriverChoice::Erofs).await;
     let content = noise(1, 900_000);
     let tar = TarBuilder::new().entry(Entry::file("data", content.clone()));
-    let mounted = scene
-        .mounted(&LayerFixture::new(tar.finish()), "at")
-        .await;
+    let mounted = scene.mounted(&LayerFixture::new(tar.finish()), "at").await;
     let root = scene.scratch.path();
     assert!(is_direct(&options(root)), "{:?}", options(root));
     let data = mounted.target.join("data");

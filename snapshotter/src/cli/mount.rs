@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use larder_fuse::mount::{Unmount, clear_left, mounts, refuse_foreign, unmount};
-use larder_fuse::{OpenStoreError, StartError, private_directory};
+use larder_fuse::{Observer, OpenStoreError, StartError, private_directory};
 use larder_proto::grpc::control::control_client::ControlClient;
 use larder_proto::grpc::control::{MountImageRequest, UnmountImageRequest};
 use tokio::io::AsyncReadExt;
@@ -31,7 +31,7 @@ use super::watch;
 use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
 use crate::control::ImageControl;
 use crate::log;
-use crate::mounter::Mounter;
+use crate::mounter::{ImageNames, Mounter};
 use crate::plane::{MountingPlane, Plane, StartPlaneError};
 use crate::registries::Registries;
 use crate::socket::{self, Connector};
@@ -271,17 +271,16 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
     let signals = Signals::new()?;
     let registries = Registries::new(&config.registry)?;
     registries.check(&args.image).await?;
-    let plane = Arc::new(MountingPlane::start(config, registries.clone(), None, None).await?);
+    let names = Arc::new(ImageNames::default());
+    let observer = Arc::clone(&names) as Arc<dyn Observer>;
+    let started = MountingPlane::start(config, registries.clone(), None, Some(observer));
+    let plane = Arc::new(started.await?);
     let _watcher = watch::start(&plane);
     let control = Config::control(&config.root);
     let (listener, _bound) = socket::bind(&control)?;
     let owner = Arc::clone(&plane) as Arc<dyn Plane>;
-    let mounter = Arc::new(Mounter::new(
-        owner,
-        registries,
-        &config.root,
-        config.profiles,
-    )?);
+    let mounter = Mounter::new(owner, registries, &config.root, config.profiles)?;
+    let mounter = Arc::new(mounter.naming(names));
     if args.background {
         // The caller's directory must not be busy for as long as the image is mounted, and he goes on as soon
         // as it is. Everything that is named by its path was made absolute.

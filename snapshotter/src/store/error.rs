@@ -97,6 +97,11 @@ impl StoreError {
         }
     }
 
+    /// redb asserts what it has written itself: `why` is what such an assertion said.
+    pub(super) fn damaged(path: &Path, why: &str) -> Self {
+        Self::unusable(path, format!("it is damaged ({why})"))
+    }
+
     /// The same of the file it was found in, if that is damaged.
     pub(super) fn of_file(self, path: &Path) -> Self {
         match self {

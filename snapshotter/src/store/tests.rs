@@ -514,6 +514,11 @@ fn a_damaged_database_is_named_and_nothing_is_made_anew_over_what_is_there() {
         assert!(error.contains("put it back from a copy"), "{error}");
         assert_eq!(fs::read(&written).unwrap(), b"by a container");
     }
+    fs::remove_file(&path).unwrap();
+    let error = Store::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("it is not there"), "{error}");
+    assert_eq!(fs::read(&written).unwrap(), b"by a container");
+    assert!(!path.exists(), "nothing was made anew");
     fs::write(&path, &whole).unwrap();
     assert_eq!(
         Store::open(dir.path())
@@ -524,4 +529,38 @@ fn a_damaged_database_is_named_and_nothing_is_made_anew_over_what_is_there() {
             .id,
         id
     );
+}
+
+/// Regression: a database that was cut off, or in which a page changed, ended the process with a panic of its reader. It opens with
+/// what was in it, or is refused by the sentence.
+#[test]
+fn no_damage_of_the_database_is_a_panic() {
+    let world = World::new();
+    for number in 0..40 {
+        world.active(&format!("writable-{number}"), "").unwrap();
+    }
+    let World { dir, store } = world;
+    drop(store);
+    let path = dir.path().join("snapshots.redb");
+    let whole = fs::read(&path).unwrap();
+    let cut = (1..64).map(|part| whole[..whole.len() / 64 * part].to_vec());
+    let changed = (0..whole.len()).step_by(2048).map(|at| {
+        let mut bytes = whole.clone();
+        bytes[at..at + 16].iter_mut().for_each(|byte| *byte ^= 0xa5);
+        bytes
+    });
+    let mut refused = 0;
+    for damaged in cut.chain(changed) {
+        fs::write(&path, &damaged).unwrap();
+        match Store::open(dir.path()) {
+            Ok(store) => drop(store),
+            Err(error) => {
+                refused += 1;
+                let error = error.to_string();
+                assert!(error.contains(&path.display().to_string()), "{error}");
+                assert!(error.contains("put it back from a copy"), "{error}");
+            }
+        }
+    }
+    assert!(refused > 60, "{refused}");
 }
