@@ -1,10 +1,14 @@
 """Commands as a person types them: `mount` in the foreground, `status` of a running daemon, progress on a terminal."""
 
+import contextlib
 import os
 import pty
 import re
 import signal
+import socket
+import socketserver
 import subprocess
+import threading
 
 import images
 import world
@@ -54,6 +58,65 @@ class Foreground(world.Case):
         self.end(owner, first, getattr(signal, by))
         with open("/proc/self/mountinfo") as table:
             self.assertFalse([line for line in table if f" {root}/" in line], "mounts below the root")
+
+
+class Gate(socketserver.ThreadingTCPServer):
+    """The registry behind a port that takes connections and passes on nothing until `opened`."""
+
+    daemon_threads, allow_reuse_address = True, True
+
+    def __init__(self, address):
+        super().__init__(("127.0.0.1", 0), Passing)
+        self.behind, self.opened, self.asked = address, threading.Event(), threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Passing(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.server.asked.set()
+        self.server.opened.wait(END_SECONDS_MAX)
+        host, _, port = self.server.behind.partition(":")
+        with socket.create_connection((host, int(port))) as registry:
+            back = threading.Thread(target=self.copy, args=(registry, self.request), daemon=True)
+            back.start()
+            self.copy(self.request, registry)
+            back.join()
+
+    def copy(self, source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+class Detached(world.Case):
+    """`larder-snapshotter mount --detach`."""
+
+    @once_per(driver=DRIVERS)
+    def test_a_command_that_was_ended_mounts_nothing_later(self, driver):
+        """Regression: ended while the registry was silent, it left a process that mounted the image once the registry answered."""
+        _, reference = world.publish("tools")
+        registry, _, name = reference.partition("/")
+        gate = Gate(registry)
+        self.addCleanup(gate.server_close)
+        self.addCleanup(gate.shutdown)
+        root, place = self.folder(), self.folder()
+        command = subprocess.Popen([os.path.join(world.PROGRAMS, "larder-snapshotter"), "mount", "--detach", "--root", root, "--fs-driver",
+                                    driver, "--plain-http", f"127.0.0.1:{gate.server_address[1]}/{name}", place])
+        self.assertTrue(gate.asked.wait(END_SECONDS_MAX))
+        rig.wait_for(lambda: owners(root), "the process that is to own the mount")
+        command.terminate()
+        command.wait()
+        gate.opened.set()
+        rig.wait_for(lambda: not owners(root), "that process to end")
+        self.assertFalse(os.path.ismount(place))
+        with open(os.path.join(root, "mount.log")) as log:
+            self.assertIn("nobody waits for it any more", log.read())
+
+
+def owners(root):
+    """Whether a process of `mount --detach` owns, or is to own, `root`."""
+    return any("--background" in words and root in words for _, words in rig.command_lines())
 
 
 class Status(world.Case):

@@ -301,8 +301,11 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
         });
     let mut server = tokio::spawn(server);
     announce(args, target);
-    if args.background {
-        tell_parent();
+    if args.background && !tell_parent() {
+        // The command was ended, or said that it gave up: then there must be no mount later.
+        tracing::warn!(image = %args.image, "nobody waits for it any more; unmounting");
+        let unmounted = mounter.unmount(target).await;
+        unmounted.context("unmount what nobody waits for")?;
     }
     let served = tokio::select! {
         served = &mut server => Some(served),
@@ -410,14 +413,14 @@ async fn mounted(owner: &mut Child) -> Result<(), io::Result<ExitStatus>> {
     }
 }
 
-/// Tells whoever started this process that the image is there.
-fn tell_parent() {
+/// Tells whoever started this process that the image is there; whether it heard it.
+fn tell_parent() -> bool {
     let mut parent = io::stdout();
-    // Who does not wait any more is no reason to unmount.
-    drop(parent.write_all(MOUNTED).and_then(|()| parent.flush()));
+    let told = parent.write_all(MOUNTED).and_then(|()| parent.flush());
     if let Ok(nowhere) = File::options().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(nowhere);
     }
+    told.is_ok()
 }
 
 /// What was written to a log after its first `written` bytes.
