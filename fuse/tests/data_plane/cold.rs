@@ -32,7 +32,7 @@ fn is_direct(options: &[String]) -> bool {
 async fn a_file_brings_no_chunk_of_its_neighbours() {
     let mut tar = TarBuilder::new();
     for number in 0..8 {
-        tar = tar.entry(Entry::file(&format!("f{number}"), noise(number, LEN)));
+        tar = tar.entry(Entry::file(format!("f{number}"), noise(number, LEN)));
     }
     let fixture = LayerFixture::new(tar.finish());
     let scene = Scene::new(DriverChoice::Erofs).await;
