@@ -256,7 +256,7 @@ class Node:
         for name in ("larder.log", "containerd.log"):
             path = os.path.join(self.work, name)
             if os.path.exists(path):
-                with open(path) as lines:
+                with open(path, errors="replace") as lines:
                     text += f"--- {name}\n" + "".join(lines.readlines()[-20:])
         return text
 

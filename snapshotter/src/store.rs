@@ -105,6 +105,9 @@ impl Store {
         let open =
             |path: &Path| create(&builder, path).map_err(|error| StoreError::open(path, error));
         let highest = directories.highest()?;
+        if path.is_symlink() {
+            return Err(StoreError::unusable(&path, "it is a link"));
+        }
         if !path.exists() && highest > 0 {
             return Err(StoreError::unusable(&path, "it is not there"));
         }

@@ -147,7 +147,8 @@ class Log:
     """A daemon's log, as it grows."""
 
     def __init__(self, path):
-        self.file = open(path)
+        # A shell that finds another program in its script's place tells it byte by byte.
+        self.file = open(path, errors="replace")
         self.file.seek(0, os.SEEK_END)
         self.lines = []
 

@@ -346,7 +346,8 @@ class Takeover(world.Case):
 
         Promise: an upgrade is replaced, without a warning. Of a program that cannot start, each attempt is told with its exit code and
         when the next one comes, `status` says that nobody serves the socket; with the program of before all goes on."""
-        failed = ("the daemon before ended with exit code 3",)
+        # The last of them may find the good program in its script's place, and fail otherwise.
+        failed = ("the daemon before ended with exit code ",)
         with self.serving(driver, True, failed, 'metrics_address = "{work}/metrics.sock"\n') as (node, place, known, log):
             program, page = os.path.join(node.programs, "larder-snapshotter"), os.path.join(node.work, "metrics.sock")
 
@@ -379,7 +380,7 @@ class Takeover(world.Case):
             counted = self.takeovers(page)
             self.assertEqual((counted["replaced"], counted["killed"], counted["unknown"]), (2, 0, 0))
             self.assertGreaterEqual(counted["failed"], 5)
-            told = [line for line in log.lines if re.match(r"larder-snapshotter: the daemon \(process \d+\) ended with exit code 3 ", line)]
+            told = [line for line in log.lines if re.match(r"larder-snapshotter: the daemon \(process \d+\) ended with exit code \d+ ", line)]
             self.assertEqual(len(told), counted["failed"])
 
     @once_per(driver=DRIVERS[:1])

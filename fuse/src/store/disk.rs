@@ -9,6 +9,9 @@ use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 
+/// Whoever leaves a link in the place of one of our files would have us write over what it leads to. `O_NOFOLLOW`.
+const NO_LINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+
 /// What the store asks of the disk below it. [`StdDisk`] does it; tests fail the nth call.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// Reads exactly `bytes.len()` bytes at `offset`.
@@ -38,18 +41,18 @@ pub trait Disk: Send + Sync + fmt::Debug {
         file.set_len(len)
     }
 
-    /// A new, empty file at `path`, mode 0600; one that is there is emptied.
+    /// A new, empty file at `path`, mode 0600; one that is there is emptied, and a link is an error.
     fn create(&self, path: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
-        options.open(path)
+        options.custom_flags(NO_LINK).open(path)
     }
 
-    /// The file at `path`, to be read and written, mode 0600; an empty one if there is none.
+    /// The file at `path`, to be read and written, mode 0600; an empty one if there is none. A link is an error.
     fn open(&self, path: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        options.mode(0o600).open(path)
+        options.mode(0o600).custom_flags(NO_LINK).open(path)
     }
 
     /// Takes the name `path` away; whoever has the file open keeps it.

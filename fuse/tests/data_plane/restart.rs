@@ -359,6 +359,41 @@ async fn damaged_store_files_never_keep_a_plane_from_starting() {
     }
 }
 
+/// Regression: where somebody had left a link in the place of a file of a layer, a layer was written over what it led to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_in_the_place_of_a_file_is_not_followed() {
+    let fixture = layer_of(&noise(10, 100_000));
+    for name in [
+        "device",
+        "present",
+        "known",
+        "layer.json",
+        "present.new",
+        "layer.new",
+    ] {
+        let mut scene = Scene::new(DriverChoice::Fuse).await;
+        let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
+        let id = layer.id();
+        drop(layer);
+        scene.plane.take().unwrap().shutdown().await;
+        let root = scene.scratch.path().join("root");
+        let path = root.join("store").join(id.0.hex()).join(name);
+        let precious = scene.scratch.path().join("precious");
+        std::fs::write(&precious, "of somebody else").unwrap();
+        std::fs::remove_file(&path).ok();
+        std::os::unix::fs::symlink(&precious, &path).unwrap();
+        let plane = DataPlane::start(config(&root, DriverChoice::Fuse, |_| {}));
+        scene.plane = Some(plane.await.unwrap());
+        let layer = scene.add(&fixture, &Memory::new(&fixture)).await;
+        let target = scene.directory("at");
+        layer.mount(&target, &[]).await.unwrap();
+        let found = read(target.join("data")).await.unwrap();
+        assert!(found == noise(10, 100_000), "{name}");
+        let kept = std::fs::read(&precious).unwrap();
+        assert!(kept == b"of somebody else", "{name}");
+    }
+}
+
 on_both_drivers!(
     after_kill_9_every_byte_read_before_is_served_without_network,
     what_a_killed_daemon_left_wrong_is_fetched_again,

@@ -154,7 +154,11 @@ impl Directories {
 pub(super) fn private_file(path: &Path) -> Result<(), DirectoryError> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
-    let made = options.mode(FILE_MODE).open(path);
+    // A link would have us change what it leads to.
+    let made = options
+        .mode(FILE_MODE)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path);
     made.map_err(failed("create", path))?;
     set_mode(path, FILE_MODE)
 }

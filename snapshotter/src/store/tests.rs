@@ -519,6 +519,11 @@ fn a_damaged_database_is_named_and_nothing_is_made_anew_over_what_is_there() {
     assert!(error.contains("it is not there"), "{error}");
     assert_eq!(fs::read(&written).unwrap(), b"by a container");
     assert!(!path.exists(), "nothing was made anew");
+    std::os::unix::fs::symlink(&written, &path).unwrap();
+    let error = Store::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("it is a link"), "{error}");
+    assert_eq!(fs::read(&written).unwrap(), b"by a container");
+    fs::remove_file(&path).unwrap();
     fs::write(&path, &whole).unwrap();
     assert_eq!(
         Store::open(dir.path())
