@@ -183,6 +183,21 @@ pub enum DeviceReads {
 }
 
 impl DeviceReads {
+    /// The same where the kernel may do so, else buffered always.
+    pub(crate) const fn allowed(self, may_read_directly: bool) -> Self {
+        match self {
+            Self::DirectUntilProven { read_ahead_kb } if !may_read_directly => {
+                Self::Buffered { read_ahead_kb }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether EROFS itself ever reads a device past the page cache.
+    pub(crate) const fn is_direct_until_proven(self) -> bool {
+        matches!(self, Self::DirectUntilProven { .. })
+    }
+
     /// The session's `read_ahead_kb`, where anything is read ahead.
     pub(crate) const fn read_ahead_kb(self) -> Option<u32> {
         match self {

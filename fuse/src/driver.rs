@@ -11,6 +11,14 @@ pub(crate) use selftest::{SelfTest, kernel_is_safe};
 /// First kernel that mounts an EROFS image from a plain file.
 pub const EROFS_FILES_SINCE: (u32, u32) = (6, 12);
 
+/// Kernels whose EROFS may read devices past the page cache, by series and first release. Before, a request could be
+/// freed while ext4, on which the metadata lies, still used it, and the kernel panicked: CVE-2026-23224, published in February 2026. The releases
+/// of the series that were supported then are of the weeks after; each series from 7.0 on has the repair from its first.
+const DIRECT_READS_SINCE: [((u32, u32), u32); 3] = [((6, 12), 75), ((6, 18), 16), ((6, 19), 6)];
+
+/// First series that never was without it.
+const DIRECT_READS_ALWAYS: (u32, u32) = (7, 0);
+
 /// A file system that serves layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
@@ -90,6 +98,23 @@ pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// Whether EROFS may read devices past the page cache on the kernel of this release. What is not known is taken for no.
+pub(crate) fn may_read_directly(release: &str) -> bool {
+    let Some(series) = kernel_version(release) else {
+        return false;
+    };
+    let patch = release.split(|c: char| !c.is_ascii_digit()).nth(2);
+    let patch = patch.and_then(|patch| patch.parse::<u32>().ok());
+    let repaired = |(since, first)| series == since && patch.is_some_and(|patch| patch >= first);
+    series >= DIRECT_READS_ALWAYS || DIRECT_READS_SINCE.into_iter().any(repaired)
+}
+
+/// The release of this kernel; empty if it is unknown.
+pub(crate) fn kernel_release() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +134,33 @@ mod tests {
         }
         for new in ["6.12.0", "6.18.44-x", "7.0.1"] {
             assert_eq!(decide(DriverChoice::Auto, new), Ok(None));
+        }
+    }
+
+    /// Promise: EROFS reads past the page cache only where the kernel is known not to panic of it.
+    #[test]
+    fn a_kernel_that_may_panic_reads_through_the_page_cache() {
+        for unknown in [
+            "6.12.0-55.el10",
+            "6.12.74+deb13-amd64",
+            "6.14.0-37-generic",
+            "6.18.15",
+            "6.19.5",
+            "6.18",
+            "odd",
+            "",
+        ] {
+            assert!(!may_read_directly(unknown), "{unknown}");
+        }
+        for repaired in [
+            "6.12.75",
+            "6.18.16",
+            "6.18.44-x",
+            "6.19.6",
+            "7.0.0-rc1",
+            "8.1",
+        ] {
+            assert!(may_read_directly(repaired), "{repaired}");
         }
     }
 

@@ -27,8 +27,8 @@ pub(crate) struct Erofs<'a> {
     pub(crate) direct_reads: bool,
 }
 
-/// EROFS's option for that. A kernel without it (before Linux 6.14) refuses it and takes the others.
-const DIRECT_READS: &str = "directio";
+/// EROFS's option for that. A kernel without it refuses it and takes the others.
+pub(super) const DIRECT_READS: &str = "directio";
 
 /// Mounts an EROFS image that is a plain file, without a loop device.
 pub(crate) fn mount_erofs(erofs: Erofs<'_>, target: &Path) -> Result<(), MountFailed> {

@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::SOURCE;
+use super::attach::DIRECT_READS;
 
 /// One mount of this process's name space.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Mount {
     pub source: OsString,
     /// The lower layers of an overlay, topmost first; of other file systems, nothing.
     pub layers: Vec<PathBuf>,
+    /// Whether it is an EROFS file system that reads its devices past the page cache.
+    pub reads_directly: bool,
 }
 
 impl Mount {
@@ -55,10 +58,13 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8_lossy(rest.next()?).into_owned();
     let source = OsString::from_vec(unescape(rest.next()?));
-    let layers = match (&*kind, rest.next()) {
-        ("overlay", Some(options)) => layers(options),
+    let options = rest.next().unwrap_or_default();
+    let layers = match &*kind {
+        "overlay" => layers(options),
         _ => Vec::new(),
     };
+    let mut options = options.split(|&b| b == b',');
+    let reads_directly = kind == "erofs" && options.any(|option| option == DIRECT_READS.as_bytes());
     Some(Mount {
         target: path(&target),
         root: path(&root),
@@ -66,6 +72,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
         kind,
         source,
         layers,
+        reads_directly,
     })
 }
 
@@ -130,6 +137,9 @@ mod tests {
         assert_eq!(mount.device, "98:0");
         assert_eq!(mount.kind, "erofs");
         assert_eq!(mount.source, "/r/store/m\n");
+        assert!(!mount.reads_directly);
+        let direct = br"36 35 98:0 / /a ro - erofs /r/m ro,user_xattr,directio";
+        assert!(parse(direct).unwrap().reads_directly);
         for odd in [&b""[..], b"1 2 3", b"1 2 3 4 /x rw - erofs"] {
             assert_eq!(parse(odd), None);
         }
@@ -163,6 +173,7 @@ mod tests {
             kind: kind.into(),
             source: source.into(),
             layers: Vec::new(),
+            reads_directly: false,
         };
         let root = Path::new("/r");
         assert!(mount("/r/session", "fuse", "larder").is_ours(root));

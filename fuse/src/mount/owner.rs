@@ -89,6 +89,7 @@ mod tests {
             kind: kind.into(),
             source: source.into(),
             layers: Vec::new(),
+            reads_directly: false,
         }
     }
 

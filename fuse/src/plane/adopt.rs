@@ -171,6 +171,7 @@ mod tests {
             kind: kind.into(),
             source: "larder".into(),
             layers: Vec::new(),
+            reads_directly: false,
         }
     }
 

@@ -9,9 +9,8 @@ use super::Plane;
 use super::merged::Merged;
 use super::mounts::{Base, Mounts, slots};
 use crate::apart::apart;
-use crate::config::DeviceReads;
 use crate::layer::{Layer, MountError};
-use crate::mount::{Unmount, buffer_reads, replace, unmount};
+use crate::mount::{self, Unmount, buffer_reads, replace, unmount};
 
 /// The share of the store's limit that direct mounts may fix: one in so many. Nothing can be taken from what
 /// the kernel reads past us, and the rest must be enough for what is read now.
@@ -27,20 +26,14 @@ impl Plane {
 
     /// Whether what is mounted of it now reads its device past the page cache.
     pub(super) fn reads_directly(&self, layer: &Layer) -> bool {
-        matches!(
-            self.config.device_reads,
-            DeviceReads::DirectUntilProven { .. }
-        ) && !layer.is_proven_here()
+        self.config.device_reads.is_direct_until_proven() && !layer.is_proven_here()
     }
 
     /// Has its lazy mounts, which containers that run keep, read through the page cache: nothing waits for the network any
     /// more, and a tree of small files is read in a fifteenth of the requests. Before others take their places, where
     /// they could not be found any more.
     fn buffer_lazy(&self, layer: &Layer) {
-        if !matches!(
-            self.config.device_reads,
-            DeviceReads::DirectUntilProven { .. }
-        ) {
+        if !self.config.device_reads.is_direct_until_proven() {
             return;
         }
         let mounts = self.lock_mounts();
@@ -55,7 +48,16 @@ impl Plane {
         };
         let due = mounts.merged.iter().filter(|(_, merged)| is_due(merged));
         places.extend(due.map(|(name, _)| self.merged_place(name)));
-        for place in places {
+        // Those of a daemon before may be changed already: it costs them the names that nobody uses now.
+        let table = match places[..] {
+            [] => return,
+            _ => mount::mounts().unwrap_or_default(),
+        };
+        let is_direct = |place: &PathBuf| {
+            let mut table = table.iter();
+            table.any(|mount| mount.reads_directly && mount.target == *place)
+        };
+        for place in places.into_iter().filter(is_direct) {
             if let Err(error) = apart(|| buffer_reads(&place)) {
                 tracing::info!(%error, "a layer that is whole is read in more requests than it need be");
             }

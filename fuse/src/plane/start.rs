@@ -95,7 +95,9 @@ pub enum StartError {
 }
 
 impl Plane {
-    pub(super) fn start(config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
+    pub(super) fn start(mut config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
+        let may_read_directly = driver::may_read_directly(&driver::kernel_release());
+        config.device_reads = config.device_reads.allowed(may_read_directly);
         let handover = config.handover.clone();
         let mut store = open_store(&config)?;
         keep_large_blocks_apart();
@@ -470,13 +472,13 @@ fn open_session(
         FuseMount::mount(&path, slots, manner).map_err(failed)
     };
     // Without the file the release is unknown, and counts as old.
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let decided = driver::decide(config.driver, release.trim());
+    let decided = driver::decide(config.driver, &driver::kernel_release());
     if let Some(report) = decided.map_err(StartError::Driver)? {
         return Ok((of_trees()?, report));
     }
     let session = of_devices()?;
-    match driver::after_self_test(config.driver, self_test(&session, slots)) {
+    let direct_too = config.device_reads.is_direct_until_proven();
+    match driver::after_self_test(config.driver, self_test(&session, slots, direct_too)) {
         Ok(report) if report.driver == Driver::Erofs => Ok((Sessions::of_devices(session), report)),
         otherwise => {
             session.detach();
@@ -486,13 +488,13 @@ fn open_session(
     }
 }
 
-fn self_test(session: &FuseMount, slots: &Slots) -> Result<(), String> {
+fn self_test(session: &FuseMount, slots: &Slots, direct_too: bool) -> Result<(), String> {
     let files = [SelfTest::image()?, SelfTest::device()];
     for (slot, file) in SELF_TEST_SLOTS.into_iter().zip(files) {
         slots.put(slot, Content::Faulty(file));
     }
     let [image, device] = SELF_TEST_SLOTS.map(|slot| device_path(session.path(), slot));
-    let safe = kernel_is_safe(&image, device);
+    let safe = kernel_is_safe(&image, device, direct_too);
     for slot in SELF_TEST_SLOTS {
         slots.retire(slot);
     }
