@@ -19,6 +19,7 @@ use larder_proto::digest::Digest;
 
 use crate::store::{ImpliedEntry, LayerFacts, Origin, Owner};
 pub(crate) use elsewhere::with_port;
+pub(crate) use mounting::WHOLE_LAYER_MAX;
 pub use mounting::{MountingPlane, StartPlaneError};
 
 /// A layer that should be loaded lazily.

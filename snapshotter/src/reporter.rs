@@ -105,14 +105,10 @@ fn image(store: &Store, record: &Record) -> Result<String, StoreError> {
     Ok(repository.unwrap_or_default())
 }
 
-/// The images of all namespaces in one line.
-fn told(images: &BTreeSet<Image>) -> String {
-    let names: BTreeSet<_> = images.iter().map(|(_, name)| name.as_str()).collect();
-    let named: Vec<_> = names
-        .iter()
-        .filter(|name| !name.is_empty())
-        .copied()
-        .collect();
+/// The images of these names in one line.
+pub(crate) fn told<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: BTreeSet<_> = names.filter(|name| !name.is_empty()).collect();
+    let named = Vec::from_iter(names);
     let line = named[..named.len().min(IMAGES_TOLD_MAX)].join(", ");
     match named.len().checked_sub(IMAGES_TOLD_MAX) {
         None | Some(0) => line,
@@ -126,7 +122,7 @@ impl Observer for Reporter {
             debug!(%error, "the image of a slow read cannot be looked up");
             BTreeSet::new()
         });
-        read.log(&told(&images));
+        read.log(&told(images.iter().map(|(_, name)| name.as_str())));
     }
 
     fn quarantined(&self, layer: LayerId, blob: Digest, reason: &str) {

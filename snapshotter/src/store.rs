@@ -133,13 +133,8 @@ impl Store {
             let prepared = tables::prepare(&database).map_err(|error| error.of_file(&path))?;
             Ok((database, prepared))
         });
-        let (database, prepared) = opened.unwrap_or_else(|why| {
-            // redb asserts what it has written itself.
-            Err(StoreError::unusable(
-                &path,
-                format!("it is damaged ({why})"),
-            ))
-        })?;
+        let (database, prepared) =
+            opened.unwrap_or_else(|why| Err(StoreError::damaged(&path, &why)))?;
         let next_id = prepared.max(highest + 1);
         Ok(Self {
             path,

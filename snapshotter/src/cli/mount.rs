@@ -304,8 +304,9 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
     if args.background && !tell_parent() {
         // The command was ended, or said that it gave up: then there must be no mount later.
         tracing::warn!(image = %args.image, "nobody waits for it any more; unmounting");
-        let unmounted = mounter.unmount(target).await;
-        unmounted.context("unmount what nobody waits for")?;
+        if let Err(error) = mounter.unmount(target).await {
+            tracing::warn!(image = %args.image, %error, "it stays until somebody unmounts it");
+        }
     }
     let served = tokio::select! {
         served = &mut server => Some(served),

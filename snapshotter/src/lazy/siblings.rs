@@ -14,7 +14,7 @@ use larder_proto::digest::Digest;
 use super::Lazy;
 use super::locate::{IMAGE_REF, MANIFEST_DIGEST};
 use crate::containerd::{Image, Key};
-use crate::plane::{Wanted, start_list, with_port};
+use crate::plane::{WHOLE_LAYER_MAX, Wanted, start_list, with_port};
 use crate::snapshots::Labels;
 use crate::store::Origin;
 use tokio::sync::Semaphore;
@@ -25,9 +25,6 @@ const BYTES_AT_A_TIME: u64 = 1 << 20;
 
 /// What one index takes of it: of the smallest, 32 come at a time, for which connections are kept; of the largest, eight.
 const BYTES_OF_ONE: RangeInclusive<u64> = 32 << 10..=128 << 10;
-
-/// Most bytes of a layer that may come whole with its index.
-const WHOLE_BYTES_MAX: u64 = 1 << 20;
 
 /// Layers whose indexes are being fetched for an image that is pulled now.
 #[derive(Debug, Default)]
@@ -131,7 +128,7 @@ impl Lazy {
 /// What fetching an index takes of what is asked for at a time.
 fn takes(index: &IndexLocation) -> u32 {
     let end = index.offset.saturating_add(index.stored_len);
-    let bytes = if end > WHOLE_BYTES_MAX {
+    let bytes = if end > WHOLE_LAYER_MAX {
         index.stored_len
     } else {
         end

@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use larder_fuse::{Observer, SlowRead};
 use larder_proto::digest::Digest;
 
+use crate::reporter::told;
+
 /// The references of mounted images by the indexes of their layers. Tells slow reads by them.
 #[derive(Debug, Default)]
 pub struct ImageNames(Mutex<BTreeMap<Digest, BTreeSet<String>>>);
@@ -29,7 +31,7 @@ impl ImageNames {
     fn of(&self, index: &Digest) -> String {
         let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let named = names.get(index).into_iter().flatten();
-        named.map(String::as_str).collect::<Vec<_>>().join(", ")
+        told(named.map(String::as_str))
     }
 }
 

@@ -44,7 +44,7 @@ const NO_RESEND: &str = "LARDER_DEBUG_NO_RESEND";
 
 /// Longest layer that comes whole with its index, bytes: over a link of 160 Mbit/s its bytes take 50 ms, as long as the
 /// round trip they save over a long one. Start lists have layers below this whole, too.
-const WHOLE_LAYER_MAX: u64 = 1 << 20;
+pub(crate) const WHOLE_LAYER_MAX: u64 = 1 << 20;
 
 type Adding = Mutex<HashMap<Digest, Vec<Arc<dyn Source>>>>;
 

@@ -59,7 +59,10 @@ impl World {
 async fn a_layer_is_told_by_its_images() {
     let world = World::new();
     let (one, other) = (Digest::of(b"one"), Digest::of(b"other"));
-    let told = |index| told(&world.reporter.images(index).unwrap());
+    let told = |index| {
+        let images = world.reporter.images(index).unwrap();
+        told(images.iter().map(|(_, name)| name.as_str()))
+    };
     assert_eq!(told(&one), "");
     world.layer("default", &one, None);
     assert_eq!(told(&one), "r.test:5000/team/app");

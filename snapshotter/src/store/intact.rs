@@ -4,8 +4,9 @@
 //! mends what it can by going back a transaction, which would take a snapshot that was answered with success, and its directory. So a
 //! copy in memory is checked, and nothing is written.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use larder_fuse::stderr::caught;
@@ -15,20 +16,25 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{CACHE_BYTES_MAX, StoreError};
 
-/// Largest file that is copied, bytes: a hundred thousand snapshots of a few hundred each. What is larger is opened as it is.
-const COPY_BYTES_MAX: u64 = 64 << 20;
+/// Largest file that is copied, bytes: a third of the 96 MiB the daemon is to do with. The file of a thousand snapshots has less than one. What is
+/// larger is opened as it is.
+const COPY_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes that are read at a time, so that there is one copy and not two.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// Refuses a file in which a byte that matters was changed. What was not closed in order is whole if redb can mend it.
 pub(super) fn check(path: &Path) -> Result<(), StoreError> {
-    let file = File::open(path).map_err(|error| StoreError::open(path, error.into()))?;
-    let len = file.metadata().map_or(0, |found| found.len());
+    let failed = |error: io::Error| StoreError::open(path, error.into());
+    let file = File::open(path).map_err(failed)?;
     // Who has it locked is writing: opening it says so.
     let is_free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+    let len = file.metadata().map_err(failed)?.len();
     if !is_free || len == 0 || len > COPY_BYTES_MAX {
         return Ok(());
     }
-    let bytes = fs::read(path).map_err(|error| StoreError::open(path, error.into()))?;
-    match caught(|| is_whole(&bytes)) {
+    let copy = copied(&file, len).map_err(failed)?;
+    match caught(|| is_whole(copy)) {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => Err(StoreError::unusable(path, "its sums are wrong")),
         Ok(Err(error)) => Err(StoreError::open(path, error)),
@@ -36,12 +42,24 @@ pub(super) fn check(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn is_whole(bytes: &[u8]) -> Result<bool, DatabaseError> {
+fn copied(file: &File, len: u64) -> io::Result<InMemoryBackend> {
     let copy = InMemoryBackend::new();
-    let filled = copy
-        .set_len(bytes.len() as u64)
-        .and_then(|()| copy.write(0, bytes));
-    filled.map_err(|error: io::Error| DatabaseError::Storage(error.into()))?;
+    copy.set_len(len)?;
+    let mut piece = Vec::new();
+    let mut at = 0;
+    while at < len {
+        piece.resize(
+            usize::try_from(PIECE_BYTES.min(len - at)).unwrap_or_default(),
+            0,
+        );
+        file.read_exact_at(&mut piece, at)?;
+        copy.write(at, &piece)?;
+        at += PIECE_BYTES;
+    }
+    Ok(copy)
+}
+
+fn is_whole(copy: InMemoryBackend) -> Result<bool, DatabaseError> {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES_MAX);
     builder.create_with_backend(copy)?.check_integrity()
