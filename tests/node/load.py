@@ -147,8 +147,7 @@ class Log:
     """A daemon's log, as it grows."""
 
     def __init__(self, path):
-        # A shell that finds another program in its script's place tells it byte by byte.
-        self.file = open(path, errors="replace")
+        self.file = open(path)
         self.file.seek(0, os.SEEK_END)
         self.lines = []
 

@@ -346,8 +346,7 @@ class Takeover(world.Case):
 
         Promise: an upgrade is replaced, without a warning. Of a program that cannot start, each attempt is told with its exit code and
         when the next one comes, `status` says that nobody serves the socket; with the program of before all goes on."""
-        # The last of them may find the good program in its script's place, and fail otherwise.
-        failed = ("the daemon before ended with exit code ",)
+        failed = ("the daemon before ended with exit code 3",)
         with self.serving(driver, True, failed, 'metrics_address = "{work}/metrics.sock"\n') as (node, place, known, log):
             program, page = os.path.join(node.programs, "larder-snapshotter"), os.path.join(node.work, "metrics.sock")
 
@@ -358,8 +357,9 @@ class Takeover(world.Case):
 
             def broken(path):
                 with open(path, "w") as script:
-                    # It agrees to be the next one, and then cannot.
-                    script.write('#!/bin/sh\ncase "$*" in *--check-config*) exit 0; esac\nexit 3\n')
+                    # It agrees to be the next one, and then cannot. All of it is in the first line, which the kernel reads: a shell that
+                    # opens its script may find the good program in its place by then.
+                    script.write("""#!/usr/bin/env -S sh -c 'case "$*" in *--check-config*) exit 0; esac; exit 3'\n""")
                 os.chmod(path, 0o755)
             before = self.only_daemon(node)
             exchange(lambda path: shutil.copy(program, path))
@@ -380,7 +380,7 @@ class Takeover(world.Case):
             counted = self.takeovers(page)
             self.assertEqual((counted["replaced"], counted["killed"], counted["unknown"]), (2, 0, 0))
             self.assertGreaterEqual(counted["failed"], 5)
-            told = [line for line in log.lines if re.match(r"larder-snapshotter: the daemon \(process \d+\) ended with exit code \d+ ", line)]
+            told = [line for line in log.lines if re.match(r"larder-snapshotter: the daemon \(process \d+\) ended with exit code 3 ", line)]
             self.assertEqual(len(told), counted["failed"])
 
     @once_per(driver=DRIVERS[:1])

@@ -269,28 +269,30 @@ async fn sixty_four_readers_ask_for_one_token() {
     }
 }
 
-/// The repository `team/other` of a registry, and a blob in it.
-fn another(registry: &FakeRegistry, client: &Client) -> (Repository, Digest) {
-    let digest = registry.push_blob_into("team/other", noise(1000));
-    let reference = registry.reference("team/other", "v1").parse().unwrap();
-    (client.repository(&reference), digest)
-}
-
-/// Promise: the registry says once where its tokens come from: of its next repository, the first request brings one already,
-/// and is not refused.
-#[tokio::test]
-async fn the_next_repository_is_not_refused_first() {
+/// A registry whose token server somebody knows who read from one of its repositories, and that has recorded nothing yet; another repository
+/// of it, and a blob in that.
+async fn known_by_another_repository() -> (FakeRegistry, Repository, Digest) {
     let (registry, digest) = with(tokens()).await;
     let client = Client::new(ClientOptions {
         authfile: Some(login(&registry.host(), "anna", "hunter2")),
         ..options(&TestClock::new())
     });
     let client = client.unwrap();
-    let reference = registry.reference("team/app", "v1").parse().unwrap();
-    let first = client.repository(&reference);
+    let first = registry.reference("team/app", "v1").parse().unwrap();
+    let first = client.repository(&first);
     first.blob_range(&digest, 0..10).await.unwrap();
-    let (other, digest) = another(&registry, &client);
+    let digest = registry.push_blob_into("team/other", noise(1000));
+    let other = registry.reference("team/other", "v1").parse().unwrap();
     registry.clear_requests();
+    let other = client.repository(&other);
+    (registry, other, digest)
+}
+
+/// Promise: the registry says once where its tokens come from: of its next repository, the first request brings one already,
+/// and is not refused.
+#[tokio::test]
+async fn the_next_repository_is_not_refused_first() {
+    let (registry, other, digest) = known_by_another_repository().await;
     let readers = (0..8).map(|_| other.blob_range(&digest, 0..10));
     for read in futures_util::future::join_all(readers).await {
         read.unwrap();
@@ -303,17 +305,7 @@ async fn the_next_repository_is_not_refused_first() {
 /// Promise: a token server that gives none for the next repository is asked once; then the registry says whether it wants one.
 #[tokio::test]
 async fn a_token_that_nobody_asked_for_may_be_refused() {
-    let (registry, digest) = with(tokens()).await;
-    let client = Client::new(ClientOptions {
-        authfile: Some(login(&registry.host(), "anna", "hunter2")),
-        ..options(&TestClock::new())
-    });
-    let client = client.unwrap();
-    let reference = registry.reference("team/app", "v1").parse().unwrap();
-    let first = client.repository(&reference);
-    first.blob_range(&digest, 0..10).await.unwrap();
-    let (other, digest) = another(&registry, &client);
-    registry.clear_requests();
+    let (registry, other, digest) = known_by_another_repository().await;
     registry.fault_times(1, On::Path("GET", "/token"), Fault::Status(403, None));
     for _ in 0..3 {
         other.blob_range(&digest, 0..10).await.unwrap();
