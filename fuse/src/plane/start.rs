@@ -95,9 +95,8 @@ pub enum StartError {
 }
 
 impl Plane {
-    pub(super) fn start(mut config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
-        let may_read_directly = driver::may_read_directly(&driver::kernel_release());
-        config.device_reads = config.device_reads.allowed(may_read_directly);
+    pub(super) fn start(config: DataPlaneConfig) -> Result<Arc<Self>, StartError> {
+        let config = on_this_kernel(config);
         let handover = config.handover.clone();
         let mut store = open_store(&config)?;
         keep_large_blocks_apart();
@@ -486,6 +485,13 @@ fn open_session(
             Ok((of_trees()?, report))
         }
     }
+}
+
+/// What the kernel may be asked for.
+fn on_this_kernel(mut config: DataPlaneConfig) -> DataPlaneConfig {
+    let may_read_directly = driver::may_read_directly(&driver::kernel_release());
+    config.device_reads = config.device_reads.allowed(may_read_directly);
+    config
 }
 
 fn self_test(session: &FuseMount, slots: &Slots, direct_too: bool) -> Result<(), String> {
