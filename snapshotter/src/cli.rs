@@ -5,6 +5,7 @@ mod complete;
 mod doctor;
 mod download;
 mod fetch_blobs;
+mod holders;
 mod install;
 mod mount;
 mod output;

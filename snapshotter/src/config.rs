@@ -186,6 +186,8 @@ pub struct Overrides {
     pub fs_driver: Option<Driver>,
     /// `--log-level`.
     pub log_level: Option<LogLevel>,
+    /// What is logged where neither the command line nor the file says.
+    pub log_level_unsaid: LogLevel,
     /// `--log-format`.
     pub log_format: Option<LogFormat>,
 }
@@ -343,7 +345,7 @@ impl Config {
             log_level: overrides
                 .log_level
                 .or(written.log.level)
-                .unwrap_or_default(),
+                .unwrap_or(overrides.log_level_unsaid),
             log_format: overrides
                 .log_format
                 .or(written.log.format)

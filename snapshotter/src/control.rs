@@ -65,14 +65,22 @@ impl Control {
         let without_snapshot = layers.iter().filter(|layer| !layer.kept.is_empty());
         let without_snapshot = without_snapshot.map(|one| one.data_on_disk + one.beside_on_disk);
         let without_snapshot = without_snapshot.sum();
+        let process = process(plane, self.profiles());
+        let lost = process.containers_lost;
         let mut status = StatusResponse {
             layers,
+            // Once nothing is left of them, nothing is to be restarted.
+            containers_lost: if lost > 0 && store.is_used_since_before(lost)? {
+                lost
+            } else {
+                0
+            },
             disagreement: disagreement.map(disagreeing),
             old_configuration: self.old.clone().map(|old| control::OldConfiguration {
                 since: old.since,
                 why: old.why,
             }),
-            ..process(plane, self.profiles())
+            ..process
         };
         if let Some(told) = &mut status.store {
             told.database = store.database_on_disk();

@@ -79,6 +79,8 @@ class Restart(world.Case):
             node.ctr("tasks", "rm", "-f", old)
             node.ctr("containers", "rm", old)
             self.assertFalse(self.dead_mounts(node), "dead mounts")
+            # Regression: who had done what it asks for was still asked.
+            self.gone(lambda: world.status(os.path.join(node.work, "larder"))["containers_lost"])
             node.ctr("images", "rm", "--sync", reference)
             self.gone(node.left_behind)
 

@@ -139,6 +139,25 @@ class Hung(world.Case):
             log.rest()
             self.assertEqual([line for line in log.lines if re.search(r" (WARN|ERROR) ", line)], warnings)
 
+    @once_per(driver=DRIVERS[1:])
+    def test_status_and_doctor_tell_that_a_signal_stopped_the_daemon(self, driver):
+        """Regression: `status` said that the daemon did not start, and `doctor` that it was well.
+
+        Promise: both name the process and what lets it go on; then it answers as before."""
+        with self.node("2", lazy=True, driver=driver) as node:
+            root = os.path.join(node.work, "larder")
+            daemon, = rig.daemons(node.daemon.pid)
+            os.kill(daemon, signal.SIGSTOP)
+            self.addCleanup(lambda: rig.is_alive(daemon) and os.kill(daemon, signal.SIGCONT))
+            with self.assertRaisesRegex(rig.RigError, rf"(?s)exit 1.*stopped process {daemon}, .*`kill -CONT {daemon}`"):
+                world.status(root)
+            found = world.doctor(node, "daemon")
+            self.assertEqual(found["verdict"], "bad")
+            self.assertIn(f"`kill -CONT {daemon}`", found["advice"])
+            os.kill(daemon, signal.SIGCONT)
+            self.assertTrue(world.status(root)["version"])
+            self.assertEqual(world.doctor(node, "daemon")["verdict"], "good")
+
 
 def mounts_below(folder):
     with open("/proc/self/mountinfo") as table:

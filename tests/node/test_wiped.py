@@ -1,7 +1,6 @@
 """The root directory of containerd or of Larder is wiped while the other side keeps its own."""
 
 import concurrent.futures
-import json
 import os
 import secrets
 import shutil
@@ -36,7 +35,7 @@ class Wiped(world.Case):
             self.assertEqual(self.run_once(node, converted), "here\n")
             self.wait(lambda: self.compared(node) >= 1, "a look at a healthy node")
             self.assertIsNone(self.found(node))
-            self.assertEqual(self.doctor(node)["verdict"], "good")
+            self.assertEqual(world.doctor(node, "snapshots")["verdict"], "good")
 
             snapshots = set(os.listdir(os.path.join(node.work, "larder/snapshots")))
             rig.stop(node.containerd)
@@ -47,7 +46,7 @@ class Wiped(world.Case):
             self.assertGreater(found["unknown"], 1)
             self.assertEqual(found["absent"], 0)
             self.assertEqual(self.warnings(node), 1)
-            self.assertEqual(self.doctor(node)["verdict"], "notice")
+            self.assertEqual(world.doctor(node, "snapshots")["verdict"], "notice")
             for command in found["why"].split("`")[1].split(" && "):
                 self.assertEqual(command.split()[0], "ctr")
                 node.ctr(*command.split()[1:])
@@ -66,7 +65,7 @@ class Wiped(world.Case):
             self.assertEqual(found["unknown"], 0)
             self.assertGreater(found["absent"], 1)
             self.assertEqual(self.warnings(node), 2)
-            self.assertEqual(self.doctor(node)["verdict"], "bad")
+            self.assertEqual(world.doctor(node, "snapshots")["verdict"], "bad")
             self.assertIn("ctr images rm --sync", found["why"])
             self.assertIn("ctr leases rm", found["why"])
             node.ctr("images", "rm", "--sync", converted)
@@ -97,13 +96,6 @@ class Wiped(world.Case):
 
     def found(self, node):
         return world.status(os.path.join(node.work, "larder"))["disagreement"]
-
-    def doctor(self, node):
-        """What it says of the snapshots; it may fail for what else this machine lacks."""
-        words = [os.path.join(node.programs, "larder-snapshotter"), "doctor", "--json", "--config",
-                 os.path.join(node.work, "larder.toml"), "--containerd-config", os.path.join(node.work, "containerd.toml")]
-        said = rig.subprocess.run(words, capture_output=True, text=True, check=False).stdout
-        return next(finding for finding in json.loads(said) if finding["what"] == "snapshots")
 
     def lines(self, node, part):
         with open(os.path.join(node.work, "larder.log")) as log:

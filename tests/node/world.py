@@ -129,6 +129,14 @@ def status(root):
     return json.loads(snapshotter("status", "--json", "--root", root))
 
 
+def doctor(node, what):
+    """What `doctor` says of this; it may fail for what else this machine lacks."""
+    words = [os.path.join(node.programs, "larder-snapshotter"), "doctor", "--json", "--config",
+             os.path.join(node.work, "larder.toml"), "--containerd-config", os.path.join(node.work, "containerd.toml")]
+    said = rig.subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    return next(finding for finding in json.loads(said) if finding["what"] == what)
+
+
 @contextlib.contextmanager
 def node(release, lazy, driver="auto", sandbox=None, registry=REGISTRY, programs=PROGRAMS, **options):
     """A node that starts empty; what goes wrong on it is told with the ends of its logs."""

@@ -10,12 +10,22 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::sync::time::{self, Instant};
 
-/// First pause after all sources failed; doubled each time, up to [`PAUSE_MAX`].
+/// First pause after all sources failed, as after a connection that broke.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
 
-/// Longest pause between two rounds: an application waits, so the registry's return must be seen
-/// soon; eleven rounds per default deadline bound what a dead registry is asked.
-pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How much longer each pause is than the one before: a blip costs a fraction of a second, and a restart
+/// of the registry a few, in six rounds for the first read of an outage.
+const GROWTH: u32 = 4;
+
+/// Longest pause between two rounds: two of them outlast the default deadline, 30 s, so that each further read
+/// asks once for itself and once more. So is a dead registry asked less than three times for what it would be
+/// asked once, by one reader as by many, and its return is seen while those who wait still do.
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(16);
+
+/// The pause after one of `pause`.
+pub(super) fn longer(pause: Duration) -> Duration {
+    (pause * GROWTH).min(PAUSE_MAX)
+}
 
 /// Whether the sources of one layer fail, and when they are asked again.
 #[derive(Debug, Default)]
@@ -31,6 +41,8 @@ pub(super) struct Outage {
 struct Schedule {
     at: Instant,
     pause: Duration,
+    /// Somebody's own try stood in for the one that was due.
+    is_put_off: bool,
 }
 
 /// The right to ask in an outage, until it is dropped.
@@ -38,20 +50,27 @@ pub(super) type Turn = OwnedMutexGuard<()>;
 
 impl Outage {
     /// Notes that all sources failed somebody, and when they wish to be asked again. Who asked in turn
-    /// makes the pause longer.
+    /// makes the pause longer; somebody's own first try says nothing that is not known, and stands in for
+    /// the next in turn. For one: what is asked for may be what fails, and those who wait wait for others.
     pub(super) fn failed(&self, wish: Option<Duration>, in_turn: bool) {
         let now = Instant::now();
         let mut state = self.lock();
-        let pause = match *state {
-            // Somebody's own first try says nothing that is not known.
-            Some(_) if !in_turn => return,
-            Some(schedule) => (schedule.pause * 2).min(PAUSE_MAX),
+        let pause = match &mut *state {
+            Some(schedule) if !in_turn => {
+                if !schedule.is_put_off {
+                    schedule.is_put_off = true;
+                    schedule.at = schedule.at.max(now + schedule.pause);
+                }
+                return;
+            }
+            Some(schedule) => longer(schedule.pause),
             None => PAUSE_MIN,
         };
         let wait = wish.unwrap_or_default().clamp(pause, PAUSE_MAX);
         *state = Some(Schedule {
             at: now + wait,
             pause,
+            is_put_off: false,
         });
     }
 

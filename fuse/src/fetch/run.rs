@@ -13,7 +13,7 @@ use super::arriving::{Arriving, Frame};
 use super::decode::open_frame;
 use super::flight::Urgency;
 use super::lane::{Asked, Lane};
-use super::outage::{PAUSE_MAX, PAUSE_MIN};
+use super::outage::{PAUSE_MAX, PAUSE_MIN, longer};
 use super::sources::Door;
 use super::spent::Spent;
 use super::troubles::Troubles;
@@ -193,7 +193,7 @@ impl Run {
                 mine = wait => turn = mine,
                 () = changed => {}
             }
-            pause = (pause * 2).min(PAUSE_MAX);
+            pause = longer(pause);
             self.spent_on(Delay::Retry, paused.elapsed());
         }
     }

@@ -86,7 +86,8 @@ impl Request<'_> {
             });
         }
         if !status.is_success() {
-            return Err(exchange::refusal(response, &host, &*endpoint.clock).await);
+            let refusal = exchange::refusal(response, &host, &*endpoint.clock).await;
+            return Err(told_of_the_server(refusal, &host, status.as_u16()));
         }
         let bytes = body::read_all(
             response,
@@ -136,6 +137,21 @@ impl Request<'_> {
             headers.insert(AUTHORIZATION, basic(username, password)?);
         }
         Ok((Method::GET, url, headers, Payload::Empty))
+    }
+}
+
+/// A token server that is not there says nothing of what was wanted with its token.
+fn told_of_the_server(refusal: Cause, host: &str, status: u16) -> Cause {
+    match refusal {
+        Cause::NotFound { detail } => Cause::Refused {
+            host: host.into(),
+            status,
+            detail: format!(
+                "{detail} where the registry says that tokens are given: see to the registry's address of its \
+                 token server (realm)"
+            ),
+        },
+        other => other,
     }
 }
 

@@ -315,6 +315,20 @@ async fn a_token_that_nobody_asked_for_may_be_refused() {
     assert_eq!(seen.len(), 2 + 1 + 3, "{seen:?}");
 }
 
+/// Regression: it was told as a blob that is not there.
+///
+/// Promise: a token server that is not where the registry says is told as that.
+#[tokio::test]
+async fn a_token_server_that_is_not_there_is_told() {
+    let (registry, digest) = with(tokens()).await;
+    registry.fault(On::Path("GET", "/token"), Fault::Status(404, None));
+    let repository = as_anna(&registry, &TestClock::new());
+    let refused = repository.blob_range(&digest, 0..1000).await.unwrap_err();
+    assert!(!refused.is_not_found(), "{refused}");
+    assert!(refused.to_string().contains("answered 404"), "{refused}");
+    assert!(refused.to_string().contains("token server"), "{refused}");
+}
+
 /// When the token server fails, those who waited for the same token do not ask it one by one.
 #[tokio::test]
 async fn a_failing_token_server_is_not_stormed() {

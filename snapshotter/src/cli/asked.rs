@@ -15,6 +15,7 @@ use tonic::codegen::Service;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 
+use super::holders;
 use crate::config::Config;
 
 /// Largest answer, bytes: 2,000 images of 30 layers at a kilobyte each. tonic's own limit, 4 MiB, would
@@ -38,14 +39,38 @@ const SERVED: Duration = Duration::from_secs(10);
 
 /// Somebody holds a socket, and nobody serves it.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the socket {} is there and nobody serves it: a supervisor holds it, and its daemon does not start \
-     or has not yet. The log says why, as in `journalctl -u larder-snapshotter`; reads of running \
-     containers that need the daemon wait for it. After an upgrade, put the program of before back; \
-     nothing else needs to be restarted",
-    .0.display()
-)]
-struct Unserved(PathBuf);
+enum Unserved {
+    #[error(
+        "the socket {} is there and nobody serves it: a supervisor holds it, and its daemon does not start \
+         or has not yet. The log says why, as in `journalctl -u larder-snapshotter`; reads of running \
+         containers that need the daemon wait for it. After an upgrade, put the program of before back; \
+         nothing else needs to be restarted",
+        .0.display()
+    )]
+    NotStarted(PathBuf),
+    #[error(
+        "the socket {} is there and nobody serves it: a signal (SIGSTOP) has stopped process {process}, which \
+         holds it. `kill -CONT {process}` lets it go on; reads of running containers that need the \
+         daemon wait for it",
+        .socket.display()
+    )]
+    Stopped { socket: PathBuf, process: String },
+}
+
+impl Unserved {
+    /// Why nobody serves `socket`.
+    fn by(socket: PathBuf) -> Self {
+        let stopped: Vec<_> = holders::stopped(&socket)
+            .iter()
+            .map(u32::to_string)
+            .collect();
+        if stopped.is_empty() {
+            return Self::NotStarted(socket);
+        }
+        let process = stopped.join(" ");
+        Self::Stopped { socket, process }
+    }
+}
 
 /// Whether a call failed for that reason, and what is to be told of it.
 pub(super) fn unserved(status: &Status) -> Option<String> {
@@ -87,7 +112,7 @@ impl Patient {
             Ok(readable) => readable.map(|()| stream),
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                Unserved(self.socket),
+                Unserved::by(self.socket),
             )),
         }
     }

@@ -28,7 +28,7 @@ use tonic::{Code, Status};
 use super::MountArgs;
 use super::signals::Signals;
 use super::watch;
-use crate::config::{Config, Driver, LogFormat, LogLevel, Overrides};
+use crate::config::{Config, Driver, LogLevel, Overrides};
 use crate::control::ImageControl;
 use crate::log;
 use crate::mounter::{ImageNames, Mounter};
@@ -76,7 +76,7 @@ pub(super) async fn mount(args: MountArgs) -> anyhow::Result<()> {
                 // The caller's terminal and session must not take the mounts along.
                 nix::unistd::setsid().context("leave the caller's session")?;
             }
-            log::start(LogLevel::Warn, LogFormat::Text);
+            log::start(config.log_level, config.log_format);
             own_or_ask(&args, &config, &target).await
         }
     }
@@ -156,6 +156,8 @@ fn config(args: &MountArgs) -> anyhow::Result<Config> {
     let overrides = Overrides {
         root: Some(args.root.clone()),
         fs_driver: args.fs_driver,
+        // A person looks at what it says.
+        log_level_unsaid: LogLevel::Warn,
         ..Overrides::default()
     };
     let config = Config::load(args.config.as_deref(), &overrides)?;

@@ -50,7 +50,11 @@ impl Visitor<'_> for Written {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Bytes, E> {
         parse(text).map(Bytes).ok_or_else(|| {
-            E::custom("must be a whole number of bytes, or text such as \"50GB\" or \"500 MiB\"")
+            let units = UNITS.map(|(unit, _)| unit).join(", ");
+            E::custom(format!(
+                "must be a whole number of bytes, or text such as \"50GB\" or \"500 MiB\" with one of the \
+                 units {units}"
+            ))
         })
     }
 }

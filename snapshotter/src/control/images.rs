@@ -45,6 +45,8 @@ impl control_server::Control for ImageControl {
         Ok(Response::new(StatusResponse {
             layers: layers.collect(),
             mounted: mounted.collect(),
+            // What an owner that died had mounted is unmounted by the next one, and no container has it.
+            containers_lost: 0,
             ..super::process(
                 Some(self.mounter.plane().as_ref()),
                 Some(self.mounter.profiles()),

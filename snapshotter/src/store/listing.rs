@@ -5,7 +5,7 @@ use std::ops::Bound;
 use redb::ReadableDatabase;
 
 use super::tables::SNAPSHOTS;
-use super::{Record, Store, StoreError};
+use super::{Kind, Record, Store, StoreError};
 use crate::filter::{Filter, Subject};
 
 /// A part of a listing.
@@ -56,5 +56,13 @@ impl Store {
             .retain(|(_, record)| record.layer_chain().is_some());
         page.entries.sort_by_key(|(_, record)| record.id);
         Ok(page.entries)
+    }
+
+    /// Whether a container, as a snapshot that is mounted is likely to be one, is older than `moment`,
+    /// seconds since 1970.
+    pub fn is_used_since_before(&self, moment: u64) -> Result<bool, StoreError> {
+        let page = self.list(&Filter::default(), None, usize::MAX)?;
+        let mut records = page.entries.iter().map(|(_, record)| record);
+        Ok(records.any(|one| one.kind != Kind::Committed && one.created.seconds <= moment))
     }
 }

@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use larder_proto::grpc::control::StatusResponse;
 use toml::Value;
+use tonic::Status;
 
+use super::super::status;
 use super::{Finding, Verdict};
 use crate::config::Config;
 use crate::containerd::Containerd;
@@ -37,16 +40,16 @@ pub(super) async fn look(config: &Config, file: &Path) -> Vec<Finding> {
     if findings[0].verdict != Verdict::Bad {
         findings.push(loaded(config, &name).await);
     }
-    findings.push(daemon(config));
-    findings.extend(snapshots(config).await);
+    let status = status::ask(&config.root).await;
+    findings.push(daemon(config, status.as_ref()));
+    findings.extend(status.ok().map(snapshots));
     findings
 }
 
-/// Whether containerd and the daemon have the same snapshots, if the daemon can tell.
-async fn snapshots(config: &Config) -> Option<Finding> {
+/// Whether containerd and the daemon have the same snapshots, as the daemon tells.
+fn snapshots(status: StatusResponse) -> Finding {
     let what = "snapshots";
-    let status = super::super::status::ask(&config.root).await.ok()?;
-    Some(match status.disagreement {
+    match status.disagreement {
         None => Finding::good(what, "nothing is known that only one side has"),
         Some(found) => {
             let (only_here, only_there) = (found.unknown, found.absent);
@@ -59,7 +62,7 @@ async fn snapshots(config: &Config) -> Option<Finding> {
                 _ => Finding::bad(what, seen, found.why),
             }
         }
-    })
+    }
 }
 
 /// Whether the containerd that runs has our snapshotter: its file may have been changed since it
@@ -241,16 +244,22 @@ fn plugin(config: &Config) -> String {
     )
 }
 
-fn daemon(config: &Config) -> Finding {
+/// Whether there is a daemon where containerd looks for it, and whether it answers.
+fn daemon(config: &Config, status: Result<&StatusResponse, &Status>) -> Finding {
     let what = "daemon";
-    match std::os::unix::net::UnixStream::connect(&config.address) {
-        Ok(_) => Finding::good(what, config.address.display().to_string()),
-        Err(error) => {
-            let seen = format!("connect to {}: {error}", config.address.display());
+    let seen = config.address.display().to_string();
+    if let Err(error) = std::os::unix::net::UnixStream::connect(&config.address) {
+        let advice = "start larder-snapshotter run, before containerd";
+        return Finding::bad(what, format!("connect to {seen}: {error}"), advice);
+    }
+    match status {
+        Ok(_) => Finding::good(what, seen),
+        Err(refused) => {
+            let advice = status::refused_by(&config.root, refused, "--config");
             Finding::bad(
                 what,
-                seen,
-                "start larder-snapshotter run, before containerd",
+                format!("{seen} is there and no daemon answers"),
+                advice.to_string(),
             )
         }
     }
