@@ -1,8 +1,14 @@
 //! Reading ahead of streams: nothing for who jumps about, more and more for who reads on.
+//!
+//! What a start is known to read comes by that knowledge, and so does what follows it, where the start reads
+//! on: a guess would bring what nobody reads. Of *python* it was 4 MB beside 28, and 3 % of them were read.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use larder_proto::access::ACCESSES_MAX;
+
+use super::replay::SLIGHT_BYTES_MAX;
 use super::{Fetcher, Priority};
 use crate::sync::atomic::Ordering;
 use crate::sync::{spawn, spawn_blocking};
@@ -28,6 +34,8 @@ struct Stream {
     at: usize,
     /// How many chunks were read one after the other.
     steps: u32,
+    /// Those of them that no start is known to read.
+    unlisted: u32,
     /// The chunk up to which all were asked for.
     ahead: usize,
     window: usize,
@@ -39,11 +47,34 @@ struct Stream {
 pub(super) struct Ahead {
     streams: [Stream; STREAMS],
     reads: u64,
+    /// Chunks that a start is known to read, ascending, at most [`ACCESSES_MAX`].
+    listed: Vec<u32>,
+}
+
+/// What somebody who reads on reads next.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    rows: Range<usize>,
+    /// Whether he reads what no start is known to read: only then it does not come unasked.
+    is_unlisted: bool,
 }
 
 impl Ahead {
-    /// Notes that `rows` are read; what to ask for now.
-    fn read(&mut self, rows: &Range<usize>) -> Option<Range<usize>> {
+    /// Notes chunks that a start is known to read.
+    fn list(&mut self, rows: impl Iterator<Item = u32>) {
+        self.listed.extend(rows.take(ACCESSES_MAX));
+        self.listed.sort_unstable();
+        self.listed.dedup();
+        self.listed.truncate(ACCESSES_MAX);
+        self.listed.shrink_to_fit();
+    }
+
+    fn is_listed(&self, row: usize) -> bool {
+        u32::try_from(row).is_ok_and(|row| self.listed.binary_search(&row).is_ok())
+    }
+
+    /// Notes that `rows` are read, and whether nobody knew that they would be; what is wanted now.
+    fn read(&mut self, rows: &Range<usize>, is_unlisted: bool) -> Option<Wanted> {
         self.reads += 1;
         let last = rows.end.checked_sub(1)?;
         let goes_on = |stream: &&mut Stream| {
@@ -57,6 +88,7 @@ impl Ahead {
                 window: WINDOW_FIRST,
                 used: self.reads,
                 steps: 1,
+                unlisted: u32::from(is_unlisted),
             };
             return None;
         };
@@ -66,6 +98,13 @@ impl Ahead {
         }
         stream.steps = stream.steps.saturating_add(1);
         stream.at = last;
+        if is_unlisted {
+            stream.unlisted = stream.unlisted.saturating_add(1);
+            if stream.unlisted == STEPS {
+                // What was wanted before was left to come unasked.
+                (stream.ahead, stream.window) = (rows.end, WINDOW_FIRST);
+            }
+        }
         stream.ahead = stream.ahead.max(rows.end);
         // While half of the last ones is to be read, the next ones come.
         let left = stream.ahead - rows.end;
@@ -75,27 +114,50 @@ impl Ahead {
         let wanted = stream.ahead..rows.end + stream.window;
         stream.window = (stream.window * 2).min(WINDOW_MAX);
         stream.ahead = wanted.end;
-        Some(wanted)
+        Some(Wanted {
+            rows: wanted,
+            is_unlisted: stream.unlisted >= STEPS,
+        })
     }
 }
 
 impl Fetcher {
+    /// Notes chunks that a start is known to read, and that are fetched for that.
+    pub(super) fn list(&self, rows: impl Iterator<Item = u32>) {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.list(rows);
+    }
+
+    /// Whether no start is known to read `row`; slight ones come along with their neighbours.
+    fn is_unlisted(&self, ahead: &Ahead, row: usize) -> bool {
+        if ahead.listed.is_empty() {
+            return true;
+        }
+        let chunk = self.layer.index().chunk(row);
+        let is_slight = chunk.is_some_and(|chunk| chunk.stored_len <= SLIGHT_BYTES_MAX);
+        !is_slight && !ahead.is_listed(row)
+    }
+
     /// Notes that a reader wants `rows`, there or not, and asks for what follows if he reads on.
     pub(crate) fn reading(self: &Arc<Self>, rows: &Range<usize>) {
         // Another reader is noted now: the next read of this one is as good.
         let Ok(mut ahead) = self.ahead.try_lock() else {
             return;
         };
-        let wanted = ahead.read(rows);
+        let is_unlisted = self.is_unlisted(&ahead, rows.end.saturating_sub(1));
+        let wanted = ahead.read(rows, is_unlisted);
         drop(ahead);
-        if let Some(wanted) = wanted {
-            let end = wanted.end.min(self.layer.index().chunk_count());
-            self.bring_ahead(wanted.start..end);
+        if let Some(Wanted { rows, is_unlisted }) = wanted {
+            let end = rows.end.min(self.layer.index().chunk_count());
+            self.bring_ahead(rows.start..end);
+            if !is_unlisted {
+                return;
+            }
             // At most what keeps the link busy while the window before it is read.
-            let end = end.min(self.batch_end(wanted.start, 2 * self.part_bytes()));
+            let end = end.min(self.batch_end(rows.start, 2 * self.part_bytes()));
             // Without room it would come again for the reader.
-            if wanted.start < end && self.layer.may_have_room() {
-                drop(self.request(wanted.start..end, Priority::Readahead));
+            if rows.start < end && self.layer.may_have_room() {
+                drop(self.request(rows.start..end, Priority::Readahead));
             }
         }
     }
@@ -130,7 +192,7 @@ mod tests {
         for place in 0..1_000 {
             let row = place * 379 % 10_000;
             for step in 0..3 {
-                assert_eq!(ahead.read(&(row + step..row + step + 1)), None);
+                assert_eq!(ahead.read(&(row + step..row + step + 1), true), None);
             }
         }
     }
@@ -144,8 +206,9 @@ mod tests {
         for row in 0..1_000 {
             // In pieces of a quarter, and others read elsewhere.
             for _ in 0..4 {
-                asked.extend(ahead.read(&(row..row + 1)).into_iter().flatten());
-                ahead.read(&(50_000 + row * 17..50_001 + row * 17));
+                let wanted = ahead.read(&(row..row + 1), true);
+                asked.extend(wanted.into_iter().flat_map(|wanted| wanted.rows));
+                ahead.read(&(50_000 + row * 17..50_001 + row * 17), true);
             }
             if row >= 8 {
                 assert!(asked.contains(&(row + 1)), "{row}");
@@ -156,5 +219,44 @@ mod tests {
         once.dedup();
         assert_eq!(asked, once);
         assert!(asked.is_sorted());
+    }
+
+    /// Regression: beside what a profile of *python* brought, one byte in eight was read ahead, and nobody read it.
+    ///
+    /// Promise: who reads what a start is known to read has nothing guessed for him, until he reads on where nothing is
+    /// known; then each chunk is asked for once from there on.
+    #[test]
+    fn nothing_is_guessed_where_a_start_is_known() {
+        let mut ahead = Ahead::default();
+        ahead.list((0..200).rev().chain(0..200));
+        assert_eq!(ahead.listed.len(), 200);
+        let mut asked = Vec::new();
+        for row in 0..400 {
+            let is_unlisted = !ahead.is_listed(row);
+            let wanted = ahead.read(&(row..row + 1), is_unlisted);
+            let wanted = wanted.filter(|wanted| wanted.is_unlisted);
+            asked.extend(wanted.into_iter().flat_map(|wanted| wanted.rows));
+            if row < 200 {
+                assert_eq!(asked, [0; 0]);
+            }
+        }
+        let first = 200 + STEPS as usize;
+        assert!(
+            asked.iter().copied().eq(first..first + asked.len()),
+            "{asked:?}"
+        );
+        assert!(asked.len() > 196, "{}", asked.len());
+    }
+
+    /// Promise: what is noted of starts stays within the limit.
+    #[test]
+    fn what_is_listed_is_limited() {
+        let mut ahead = Ahead::default();
+        for number in 0..3 {
+            let len = u32::try_from(ACCESSES_MAX).unwrap();
+            ahead.list(number * len..(number + 1) * len);
+        }
+        assert_eq!(ahead.listed.len(), ACCESSES_MAX);
+        assert!(ahead.is_listed(0));
     }
 }

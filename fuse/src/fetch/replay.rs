@@ -33,7 +33,7 @@ const LOOKED_THROUGH: usize = 256;
 /// Stored bytes up to which a chunk comes along with its neighbour, though nobody is known to read it: three packets cost less than the
 /// round trip of whoever does. Between files stand headers of some hundred bytes, and EROFS reads whole pages: the first or last one of
 /// a file mostly reaches into such a chunk.
-const SLIGHT_BYTES_MAX: u32 = 4 << 10;
+pub(super) const SLIGHT_BYTES_MAX: u32 = 4 << 10;
 
 /// The chunks that wait, by the time they are expected to be read at.
 #[derive(Debug)]
@@ -71,6 +71,8 @@ impl Replays {
             *row < layer.index().chunk_count()
                 && layer.presence().state(*row) != ChunkState::Verified
         };
+        let rows = accesses.iter().map(|access| access.chunk);
+        fetcher.list(rows.filter(|row| (*row as usize) < layer.index().chunk_count()));
         let mut waiting = self.lock();
         let before = waiting.by_time.len();
         for access in accesses {

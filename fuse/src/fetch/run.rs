@@ -234,6 +234,10 @@ impl Run {
             lock(&self.troubles).failed(tracked.source.name(), failure.kind, failure.reason);
             return;
         }
+        tracing::debug!(
+            index = %self.fetcher.id, chunk = rows.start, chunks = rows.len(), bytes = range.end - range.start,
+            priority = ?self.priority, "asking for a part of a layer"
+        );
         let (arriving, frames) = Arriving::new(&self.fetcher.layer, rows, range.start, asked);
         let asking = async {
             self.ask(tracked, range, arriving, round).await;

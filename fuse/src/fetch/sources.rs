@@ -36,16 +36,22 @@ pub(crate) struct Tracked {
     pub(crate) source: Arc<dyn Source>,
     /// How long it is not asked again after it has said no, but for a second look.
     refusals_last: Duration,
+    delivered: Arc<Mutex<Delivered>>,
     tally: Arc<Mutex<Tally>>,
 }
 
-/// Figures about one source of one layer.
+/// What a source of one layer delivered.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Tally {
+pub(crate) struct Delivered {
     /// Bytes that came and were right.
     pub(crate) bytes: u64,
     /// Of those, which host of a registry sent how many, in the order they first did.
     pub(crate) hosts: Vec<(String, u64)>,
+}
+
+/// Figures about asking one source of one layer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tally {
     /// Range requests made.
     pub(crate) requests: u64,
     /// Requests that brought nothing usable.
@@ -100,7 +106,9 @@ impl Tally {
         self.last_failure = Some(reason);
         self.passed_over_until = Some(Instant::now() + PASSED_OVER);
     }
+}
 
+impl Delivered {
     fn count(&mut self, host: &str, bytes: u64) {
         if let Some((_, count)) = self.hosts.iter_mut().find(|(known, _)| known == host) {
             *count += bytes;
@@ -115,8 +123,14 @@ impl Tracked {
         Self {
             source,
             refusals_last,
+            delivered: Arc::default(),
             tally: Arc::default(),
         }
+    }
+
+    /// What it delivered so far.
+    pub(crate) fn deliveries(&self) -> Delivered {
+        self.lock_delivered().clone()
     }
 
     /// What came of asking it so far.
@@ -129,11 +143,13 @@ impl Tracked {
     }
 
     pub(crate) fn delivered(&self, host: Option<&str>, bytes: u64) {
-        let mut tally = self.lock();
-        tally.bytes += bytes;
+        let mut delivered = self.lock_delivered();
+        delivered.bytes += bytes;
         if let Some(host) = host {
-            tally.count(host, bytes);
+            delivered.count(host, bytes);
         }
+        drop(delivered);
+        let mut tally = self.lock();
         tally.passed_over_until = None;
         tally.refusal = None;
     }
@@ -196,6 +212,12 @@ impl Tracked {
         Door::Shut(refusal.failure.clone(), refusal.second_look.due(now))
     }
 
+    fn lock_delivered(&self) -> MutexGuard<'_, Delivered> {
+        self.delivered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -248,19 +270,20 @@ impl Sources {
         sources
     }
 
-    /// What came of a source of the same name before is remembered, and no failure of it.
+    /// What a source of the same name delivered, and still delivers, is remembered, and no failure of it.
     pub(super) fn set(&self, sources: Vec<Arc<dyn Source>>) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let before = known.clone();
         let track = |source: Arc<dyn Source>| {
             let new = Tracked::new(source, self.refusals_last);
             let same = |old: &&Tracked| old.source.name() == new.source.name();
-            if let Some(old) = before.iter().find(same) {
-                let Tally { bytes, hosts, .. } = old.tally();
-                let mut tally = new.lock();
-                (tally.bytes, tally.hosts) = (bytes, hosts);
+            match before.iter().find(same) {
+                Some(old) => Tracked {
+                    delivered: Arc::clone(&old.delivered),
+                    ..new
+                },
+                None => new,
             }
-            new
         };
         *known = sources.into_iter().map(track).collect();
         drop(known);

@@ -653,4 +653,22 @@ async fn reads_that_wait_share_one_schedule() {
     assert!(last < Duration::from_secs(25), "{last:?}");
 }
 
+/// Regression: what a source delivered to requests that were under way while the sources were set again was not counted.
+///
+/// Promise: what a source delivers counts, also where the sources were set again since it was asked.
+#[tokio::test(start_paused = true)]
+async fn deliveries_count_across_a_change_of_sources() {
+    let scene = Scene::new();
+    let source = scene.source("only", Mood::Honest);
+    scene.set(&[&source]);
+    let asked = scene.fetcher.sources().all()[0].clone();
+    scene.set(&[&source]);
+    asked.delivered(Some("host"), 7);
+    assert!(scene.read(0).await.0.is_ok());
+    let told = scene.fetcher.sources().all()[0].deliveries();
+    let read = u64::from(scene.fetcher.layer().index().chunk(0).unwrap().stored_len);
+    assert_eq!(told.bytes, 7 + read);
+    assert_eq!(told.hosts[0], ("host".to_owned(), 7));
+}
+
 mod order;

@@ -90,11 +90,11 @@ impl Layer {
         };
         let sources = self.0.fetcher.sources().all();
         let sources = sources.iter().map(|tracked| {
-            let tally = tracked.tally();
+            let (tally, delivered) = (tracked.tally(), tracked.deliveries());
             SourceStatus {
                 name: tracked.source.name().to_owned(),
-                bytes: tally.bytes,
-                hosts: tally.hosts,
+                bytes: delivered.bytes,
+                hosts: delivered.hosts,
                 requests: tally.requests,
                 failures: tally.failures,
                 last_failure: tally.last_failure,
