@@ -19,6 +19,7 @@ mod reader;
 #[cfg(test)]
 mod sample;
 mod shebang;
+mod shell;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -32,7 +33,7 @@ pub(crate) use command::Command;
 pub(crate) use reader::{Place, Reader};
 
 /// Counts the versions of these rules: what was listed by others is not taken for what would be listed now.
-pub(crate) const RULES: u32 = 1;
+pub(crate) const RULES: u32 = 2;
 
 /// Bytes of files.
 pub(crate) trait Content: Send {

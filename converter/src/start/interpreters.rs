@@ -3,7 +3,8 @@
 //! | program | files |
 //! |---|---|
 //! | any, called NAME | `/etc/NAME.conf`, and the files of `/etc/NAME` and `/etc/NAME/conf.d` |
-//! | `java` | the libraries, the module image and the configuration of its runtime, beside it |
+//! | `java` | the libraries, the module image, the classes kept ready and the configuration of its runtime, beside it |
+//! | `gcc`, `cc`, `g++`, `c++` | the compiler proper, the assembler and the linkers that it starts |
 //! | `node` | OpenSSL's configuration |
 //! | `python` | see [`super::python`] |
 
@@ -15,18 +16,36 @@ use crate::view::{Found, View};
 const CONFIGURATION_MAX: usize = 32;
 
 /// What `java` loads by itself before it runs anything, from the directory above its own.
-const JAVA: [&str; 10] = [
+const JAVA: [&str; 12] = [
     "lib/jvm.cfg",
     "lib/server/libjvm.so",
     "lib/libjava.so",
     "lib/libjimage.so",
     "lib/libzip.so",
     "lib/modules",
+    "lib/libjsvml.so",
+    "lib/tzdb.dat",
     "lib/libnio.so",
     "lib/libnet.so",
     "conf/security/java.security",
     "conf/net.properties",
 ];
+
+/// The classes that `java` keeps ready for itself, and maps at once: a start touches all of them.
+const JAVA_MAPPED: [&str; 1] = ["lib/server/classes.jsa"];
+
+/// What a compiler of the GNU collection starts, in its own directory; the first for C alone.
+const COMPILERS: [&str; 2] = ["cc1", "cc1plus"];
+const BESIDE_COMPILERS: [&str; 2] = ["collect2", "liblto_plugin.so"];
+
+/// What it starts from elsewhere.
+const TOOLS: [&str; 2] = ["/usr/bin/as", "/usr/bin/ld"];
+
+/// Where it has that directory, below one for the machine and one for the version.
+const COLLECTION: &[u8] = b"/usr/lib/gcc";
+
+/// Machines and versions in that directory that are looked at, each.
+const VERSIONS_MAX: usize = 8;
 
 /// What `node` reads before its script.
 const NODE: [&str; 2] = ["/usr/lib/ssl/openssl.cnf", "/etc/ssl/openssl.cnf"];
@@ -37,10 +56,9 @@ pub(super) fn startup(view: &View, program: &Found) -> Vec<Vec<u8>> {
     let mut paths = Vec::new();
     match name {
         b"java" => {
-            let (home, _) = split(directory);
-            let absolute = |path: &&str| [b"/", home, b"/", path.as_bytes()].concat();
-            paths.extend(JAVA.iter().map(absolute));
+            paths.extend(JAVA.iter().map(|path| below_home(directory, path)));
         }
+        name if let Some(compiler) = compiler(name) => paths.extend(collection(view, compiler)),
         b"node" | b"nodejs" => paths.extend(NODE.map(|path| path.as_bytes().to_vec())),
         _ => {}
     }
@@ -50,6 +68,61 @@ pub(super) fn startup(view: &View, program: &Found) -> Vec<Vec<u8>> {
         paths.extend(files(view, &directory));
     }
     paths
+}
+
+/// The paths of the files that a program maps when it begins and reads all of.
+pub(super) fn mapped(program: &Found) -> Vec<Vec<u8>> {
+    let (directory, name) = split(program.path());
+    let paths = JAVA_MAPPED.iter().filter(|_| name == b"java");
+    paths.map(|path| below_home(directory, path)).collect()
+}
+
+/// A path below the directory above the one of programs.
+fn below_home(programs: &[u8], path: &str) -> Vec<u8> {
+    let (home, _) = split(programs);
+    [b"/", home, b"/", path.as_bytes()].concat()
+}
+
+/// What a program called `name` compiles with, if it is a compiler of the GNU collection: `gcc`, or
+/// `x86_64-linux-gnu-g++-12`.
+fn compiler(name: &[u8]) -> Option<&'static str> {
+    let name = std::str::from_utf8(name).ok()?;
+    let name = name.trim_end_matches(|byte: char| byte.is_ascii_digit() || "-.".contains(byte));
+    match name.rsplit('-').next()? {
+        "gcc" | "cc" => Some(COMPILERS[0]),
+        "g++" | "c++" => Some(COMPILERS[1]),
+        _ => None,
+    }
+}
+
+/// The files that a compiler starts, in the order in which it does.
+fn collection(view: &View, compiler: &str) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    for machine in directories(view, COLLECTION) {
+        for version in directories(view, &machine) {
+            let file = |name: &str| [&version, &b"/"[..], name.as_bytes()].concat();
+            if view.find(&file(compiler), true).is_ok() {
+                found.push(file(compiler));
+                found.extend(BESIDE_COMPILERS.map(file));
+            }
+        }
+    }
+    if !found.is_empty() {
+        found.splice(1..1, TOOLS.map(|path| path.as_bytes().to_vec()));
+    }
+    found
+}
+
+/// The directories in a directory.
+fn directories(view: &View, path: &[u8]) -> Vec<Vec<u8>> {
+    let Ok(directory) = view.find(path, true) else {
+        return Vec::new();
+    };
+    let is_directory = |found: &Found| matches!(view.node(found).kind, Kind::Directory { .. });
+    let entries = view.list(&directory).into_iter();
+    let entries = entries.filter(|(_, found)| is_directory(found));
+    let paths = entries.map(|(name, _)| [path, b"/", &name].concat());
+    paths.take(VERSIONS_MAX).collect()
 }
 
 /// Whether a file is a Python interpreter, by its name.

@@ -132,6 +132,66 @@ async fn a_program_brings_its_loader_and_the_closure_of_its_libraries() {
     );
 }
 
+/// Promise: the programs that a shell script names are listed behind what the command names, with their libraries,
+/// also where a script calls another one; a script that calls itself ends.
+#[tokio::test]
+async fn a_script_brings_the_programs_it_names() {
+    let upper = TarBuilder::new()
+        .entry(program(
+            "app/start",
+            "#!/bin/sh\nbin=/opt/db\n/app/next &\nexec $bin/serve -D /srv\n",
+        ))
+        .entry(program("app/next", "#!/usr/bin/env sh\n/app/start; tool\n"))
+        .entry(program("usr/bin/env", elf(&["libc.so.6"])))
+        .entry(program("usr/bin/tool", elf(&[])))
+        .entry(program("opt/db/serve", elf(&["libdb.so"])))
+        .entry(Entry::file("opt/lib/libdb.so", library(&[])));
+    let paths = listed(&[base(), upper], json!({"Cmd": ["/app/start"]})).await;
+    let programs: Vec<_> = paths.iter().map(String::as_str).collect();
+    let expected = [
+        "app/start",
+        "usr/bin/sh",
+        "usr/lib64/libc.so.6",
+        "app/next",
+        "usr/bin/env",
+        "opt/db/serve",
+        "opt/lib/libdb.so",
+        "usr/bin/tool",
+    ];
+    let places = expected.map(|path| programs.iter().position(|found| *found == path));
+    assert!(places.iter().all(Option::is_some), "{programs:?}");
+    assert!(places.is_sorted(), "{programs:?}");
+}
+
+/// Promise: of a compiler what it starts is listed, for the language it is called for.
+#[tokio::test]
+async fn a_compiler_brings_what_it_starts() {
+    let collection = "usr/lib/gcc/x86_64-linux-gnu/12";
+    let upper = TarBuilder::new()
+        .entry(program(
+            "usr/bin/x86_64-linux-gnu-gcc-12",
+            elf(&["libc.so.6"]),
+        ))
+        .entry(Entry::symlink("usr/bin/gcc", "x86_64-linux-gnu-gcc-12"))
+        .entry(program("usr/bin/x86_64-linux-gnu-as", elf(&["libas.so"])))
+        .entry(Entry::symlink("usr/bin/as", "x86_64-linux-gnu-as"))
+        .entry(Entry::file("opt/lib/libas.so", library(&[])))
+        .entry(program(&format!("{collection}/cc1"), elf(&[])))
+        .entry(program(&format!("{collection}/cc1plus"), elf(&[])))
+        .entry(program(&format!("{collection}/collect2"), elf(&[])));
+    let config = json!({"Cmd": ["sh", "-c", "gcc -o /tmp/a /app/a.c && exec /tmp/a"]});
+    let paths = listed(&[base(), upper], config).await;
+    for (path, expected) in [
+        (format!("{collection}/cc1"), true),
+        (format!("{collection}/collect2"), true),
+        ("usr/bin/x86_64-linux-gnu-as".to_owned(), true),
+        ("opt/lib/libas.so".to_owned(), true),
+        (format!("{collection}/cc1plus"), false),
+    ] {
+        assert_eq!(paths.contains(&path), expected, "{path}: {paths:?}");
+    }
+}
+
 /// Promise: what an upper layer puts in a file's place is listed, and what it removes is not.
 #[tokio::test]
 async fn the_topmost_layer_wins_and_whiteouts_hide() {

@@ -16,6 +16,7 @@ use super::libraries::Libraries;
 use super::object::Object;
 use super::python::{Imports, Python};
 use super::shebang::shebang;
+use super::shell::{self, SCRIPT_BYTES_MAX};
 use crate::view::{At, Found, View};
 
 /// Files that are looked at for one image: what a start of a large program reads, and a bound for what a
@@ -28,12 +29,18 @@ const NAMES_MAX: usize = 16 << 10;
 /// Scripts run by scripts: Linux refuses the sixth.
 const SCRIPTS_MAX: usize = 5;
 
+/// Shell scripts of one image whose words are looked at: an entrypoint and what it runs.
+const SHELL_SCRIPTS_MAX: usize = 16;
+
 /// Files up to this length are listed whole, bytes: readahead and the size of chunks bring as much anyhow.
 const WHOLE_BYTES_MAX: u64 = 1 << 20;
 
 /// The same of programs and libraries: of those below, starts read most chunks, of larger ones a seventh to three
 /// quarters (measured, `docs/adr/0013-start-list.md`).
 const WHOLE_OBJECT_BYTES_MAX: u64 = 10 << 20;
+
+/// Of a file that its program maps and reads all of, bytes: the classes that Java keeps ready are 13 MB.
+const MAPPED_BYTES_MAX: u64 = 32 << 20;
 
 /// What is surely read at the beginning of a larger ELF file, bytes: the header and the tables of symbols
 /// and relocations, which the loader walks through.
@@ -69,6 +76,7 @@ pub(super) async fn pieces(
         command,
         libraries,
         python: None,
+        scripts: VecDeque::new(),
         seen: HashSet::new(),
         names: 0,
         found: Pieces::default(),
@@ -90,6 +98,8 @@ struct Walk<'a, C> {
     libraries: Libraries,
     /// The Python that was started last.
     python: Option<Python>,
+    /// Shell scripts whose words were not looked at yet.
+    scripts: VecDeque<Found>,
     seen: HashSet<At>,
     /// Names of libraries looked for so far.
     names: usize,
@@ -118,6 +128,7 @@ impl<C: Content> Walk<'_, C> {
         for word in arguments::words(rest) {
             self.word(word).await?;
         }
+        self.shell_scripts().await?;
         let values: Vec<_> = self.command.values().flat_map(arguments::paths).collect();
         for path in values {
             self.text(path.as_bytes());
@@ -140,6 +151,29 @@ impl<C: Content> Walk<'_, C> {
             return self.program(path, file).await;
         }
         self.whole(&file, TEXT_BYTES_MAX);
+        Ok(())
+    }
+
+    /// The programs that shell scripts name, and the files with their paths: behind what the command itself
+    /// names, as nobody knows here what of a script is run.
+    async fn shell_scripts(&mut self) -> Result<(), String> {
+        for _ in 0..SHELL_SCRIPTS_MAX {
+            let Some(script) = self.scripts.pop_front() else {
+                break;
+            };
+            let text = 0..SCRIPT_BYTES_MAX;
+            let text = self.content.read(self.view, &script, text).await?;
+            for word in shell::words(&text, self.command) {
+                if self.is_full() {
+                    return Ok(());
+                }
+                if word.starts_with('/') {
+                    self.word(&word).await?;
+                } else if let Some((called, file)) = self.program_named(word.as_bytes()) {
+                    self.program(called, file).await?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -186,6 +220,9 @@ impl<C: Content> Walk<'_, C> {
                 };
                 (called, file) = named;
             }
+            if shell::is_shell(&called) {
+                self.scripts.push_back(script.clone());
+            }
             if interpreters::is_python(&file) {
                 self.binary(&called, &file).await?;
                 return self.imports(|python| python.script(&script)).await;
@@ -218,6 +255,11 @@ impl<C: Content> Walk<'_, C> {
                 self.file(&file).await?;
             }
         }
+        for path in interpreters::mapped(file) {
+            if let Some(file) = regular(self.view, &path) {
+                self.whole(&file, MAPPED_BYTES_MAX);
+            }
+        }
         if interpreters::is_python(file) {
             self.python = Python::of(self.view, self.command, called, file);
             self.imports(Python::first).await?;
@@ -235,16 +277,20 @@ impl<C: Content> Walk<'_, C> {
         if self.seen.contains(&file.place()) {
             return Ok(());
         }
-        if !file.path().ends_with(b".so") {
+        if !file.path().ends_with(b".so") && !self.is_executable(file) {
             if !self.whole(file, WHOLE_BYTES_MAX) && self.enter(file) {
                 push(&mut self.found.sure, file, 0..HEAD_OF_LARGE);
             }
             return Ok(());
         }
-        let object = Object::open(self.view, self.content, file).await?;
-        if let Some(object) = object {
-            self.object(&object);
-            self.closure(object.clone(), &object).await?;
+        match Object::open(self.view, self.content, file).await? {
+            Some(object) => {
+                self.object(&object);
+                self.closure(object.clone(), &object).await?;
+            }
+            None => {
+                self.whole(file, WHOLE_BYTES_MAX);
+            }
         }
         Ok(())
     }
