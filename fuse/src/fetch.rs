@@ -9,6 +9,7 @@
 //! A miss and a damaged chunk take the same road. Whoever asks for a chunk in flight joins it.
 
 mod ahead;
+mod around;
 mod arriving;
 mod bandwidth;
 mod complete;
@@ -273,6 +274,11 @@ impl Fetcher {
         drop(flights);
         for run in runs {
             spawn(&self.context.runtime, run.fly());
+        }
+        if priority == Priority::Demand
+            && let Some(first) = missing.first()
+        {
+            self.bring_around(*first);
         }
         landing
     }

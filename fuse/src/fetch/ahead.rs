@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError};
 
 use larder_proto::access::ACCESSES_MAX;
 
+use super::around::Around;
 use super::replay::SLIGHT_BYTES_MAX;
 use super::{Fetcher, Priority};
 use crate::sync::atomic::Ordering;
@@ -49,6 +50,7 @@ pub(super) struct Ahead {
     reads: u64,
     /// Chunks that a start is known to read, ascending, at most [`ACCESSES_MAX`].
     listed: Vec<u32>,
+    pub(super) around: Around,
 }
 
 /// What somebody who reads on reads next.
@@ -144,6 +146,7 @@ impl Fetcher {
         let Ok(mut ahead) = self.ahead.try_lock() else {
             return;
         };
+        ahead.around.read(rows);
         let is_unlisted = self.is_unlisted(&ahead, rows.end.saturating_sub(1));
         let wanted = ahead.read(rows, is_unlisted);
         drop(ahead);

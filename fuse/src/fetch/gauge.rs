@@ -110,6 +110,12 @@ impl Gauge {
         bytes_in(rate, round_trip).clamp(PRODUCT_MIN, PRODUCT_MAX)
     }
 
+    /// The same as it was measured, if it was.
+    pub(super) fn measured_product(&self) -> Option<u64> {
+        let (rate, round_trip) = self.best()?;
+        Some(bytes_in(rate, round_trip).min(PRODUCT_MAX))
+    }
+
     /// What of a start's known reads is on its way at a time, bytes: twice the product, since a link that is asked for no
     /// more than it was seen to carry is never seen to carry more, and what may wait.
     pub(super) fn start_product(&self) -> u64 {

@@ -65,6 +65,11 @@ impl Lane {
         self.lock().gauge.product()
     }
 
+    /// What keeps the link busy for a round trip, bytes, once that was measured.
+    pub(super) fn measured_product(&self) -> Option<u64> {
+        self.lock().gauge.measured_product()
+    }
+
     /// Bytes of one request for what a start is known to read.
     pub(super) fn start_part(&self) -> u64 {
         self.lock().gauge.start_part()

@@ -74,6 +74,11 @@ impl Outage {
         });
     }
 
+    /// Whether all sources failed whoever asked last.
+    pub(super) fn is_on(&self) -> bool {
+        self.lock().is_some()
+    }
+
     /// Notes that a source delivered.
     pub(super) fn end(&self) {
         if self.lock().take().is_some() {
