@@ -5,6 +5,7 @@ mod adopt;
 mod complete;
 mod decoding;
 mod evict;
+mod loss;
 mod merged;
 mod mounts;
 mod places;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
@@ -280,6 +282,8 @@ impl Plane {
             return;
         };
         self.proofs.close();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        loss::tell_of_a_stop(self.store.root(), now.unwrap_or_default().as_secs());
         for layer in self.lock_layers().values() {
             layer.rest();
         }

@@ -118,6 +118,8 @@ pub struct Mounter {
     next: AtomicU64,
     mounted: Mutex<Images>,
     count: watch::Sender<usize>,
+    /// Whether this process ends: who waits for a registry waits no longer.
+    ending: watch::Sender<bool>,
     profiles: Arc<Profiles>,
     names: Arc<ImageNames>,
 }
@@ -161,6 +163,7 @@ impl Mounter {
             next,
             mounted,
             count,
+            ending: watch::Sender::new(false),
             profiles,
             names: Arc::default(),
         })
@@ -171,6 +174,27 @@ impl Mounter {
     pub fn naming(mut self, names: Arc<ImageNames>) -> Self {
         self.names = names;
         self
+    }
+
+    /// Mounts nothing from here on: what waits for a registry fails.
+    pub fn end(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// What comes of `waiting`, unless this process ends before.
+    async fn unless_ending<T, E>(
+        &self,
+        waiting: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, MountImageError>
+    where
+        MountImageError: From<E>,
+    {
+        let mut ending = self.ending.subscribe();
+        tokio::select! {
+            biased;
+            _ = ending.wait_for(|is_ending| *is_ending) => Err(MountImageError::Ending),
+            done = waiting => Ok(done?),
+        }
     }
 
     fn changed(&self, mounted: &Images) {
@@ -227,7 +251,8 @@ impl Mounter {
     ) -> Result<(Digest, usize), MountImageError> {
         let image: Reference = reference.parse()?;
         let repository = self.registries.repository(&image, plain_http);
-        let resolved = Image::resolve(&repository, &image).await?;
+        let resolving = Image::resolve(&repository, &image);
+        let resolved = self.unless_ending(resolving).await?;
         let origin = Origin {
             host: image.registry().to_owned(),
             repository: image.repository().to_owned(),
@@ -260,7 +285,8 @@ impl Mounter {
             shown: None,
         };
         let stacked = async {
-            self.add(&wanted, &resolved.diff_ids).await?;
+            let adding = self.add(&wanted, &resolved.diff_ids);
+            self.unless_ending(adding).await?;
             for layer in &wanted {
                 self.profiles.layer_added(layer, &made.reference);
             }
@@ -443,6 +469,7 @@ impl Mounter {
 
     /// Unmounts everything, and mounts nothing any more.
     pub async fn unmount_all(&self) {
+        self.end();
         self.mounted.lock().await.is_closed = true;
         for (_, target) in self.list().await {
             if let Err(error) = self.unmount(&target).await {

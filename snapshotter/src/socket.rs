@@ -22,10 +22,12 @@ const DIRECTORY_MODE: u32 = 0o711;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody listens there.
-    #[error("{0} is in use: another process listens there; stop it or choose another --address")]
+    #[error(
+        "{0} is in use: another process listens there; stop it, or choose another path for this one"
+    )]
     InUse(PathBuf),
     /// Something that is not a socket is in the way.
-    #[error("{0} exists and is not a socket: remove it or choose another --address")]
+    #[error("{0} exists and is not a socket: remove it, or choose another path for this one")]
     NotASocket(PathBuf),
     /// Anything else.
     #[error("bind {path}: {source}")]

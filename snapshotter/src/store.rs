@@ -108,6 +108,9 @@ impl Store {
         if path.is_symlink() {
             return Err(StoreError::unusable(&path, "it is a link"));
         }
+        if path.exists() && !path.is_file() {
+            return Err(StoreError::unusable(&path, "it is no file"));
+        }
         if !path.exists() && highest > 0 {
             return Err(StoreError::unusable(&path, "it is not there"));
         }

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 import unittest
 
 import twins
@@ -68,6 +69,32 @@ class Waiting(world.Case):
         one = daemon.Daemon(world.PROGRAMS, world.work(), driver, registry.address, deadline)
         self.addCleanup(one.close)
         return one
+
+    def test_a_mount_that_waits_for_its_registry_ends_by_a_signal(self):
+        """Regression: nothing ended it for a minute but `kill -9`, which left a mount.
+
+        Promise: a signal ends `mount` while it waits for a silent registry, at once, in the foreground and in its own process for `--detach`;
+        nothing of it is left."""
+        registry = self.registry(5002)
+        registry.publish("far", {"file": twins.noise(1, STALLED_BYTES)})
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            root, place = self.folder(), self.folder()
+            registry.stop()
+            command = [os.path.join(world.PROGRAMS, "larder-snapshotter"), "mount", "--root", root, f"{registry.address}/test/far:larder", place]
+            mounting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            try:
+                rig.wait_for(lambda: os.path.exists(os.path.join(root, "control.sock")), "the owner to begin")
+                began = time.monotonic()
+                mounting.send_signal(number)
+                _, said = mounting.communicate(timeout=10)
+                self.assertLess(time.monotonic() - began, 5)
+            finally:
+                mounting.kill()
+                registry.go_on()
+            self.assertEqual(mounting.returncode, 1)
+            self.assertIn("a signal came before", said)
+            with open("/proc/self/mountinfo") as table:
+                self.assertEqual([line for line in table if root in line or place in line], [])
 
     @once_per(driver=DRIVERS)
     def test_reads_of_the_store_pass_by_two_hundred_that_wait(self, driver):

@@ -16,6 +16,7 @@ use super::Plane;
 use super::complete::{Completion, complete};
 use super::decoding::Decoding;
 use super::evict::keep_room;
+use super::loss;
 use super::mounts::Mounts;
 use super::places::make_places;
 use super::retired::free_retired;
@@ -393,7 +394,11 @@ fn begin(config: &DataPlaneConfig, store: &StoreRoot) -> Result<Begun, StartErro
              were running must be restarted"
         );
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        told.lost = Some(now.unwrap_or_default().as_secs());
+        let now = now.unwrap_or_default().as_secs();
+        loss::remember(store.root(), now);
+        told.lost = Some(now);
+    } else {
+        told.lost = loss::remembered(store.root());
     }
     // No session has lived until now, so nobody has any of them open, but for what the kernel reads past us.
     for (slot, _) in store.all_retired() {

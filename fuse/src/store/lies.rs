@@ -70,8 +70,18 @@ impl Lies {
                     .or_else(|| Some(REASON_LOST.to_owned()))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // Somebody's words, but for this index.
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                Some(REASON_LOST.to_owned())
+            }
             // Not known to be true is no reason to trust it.
-            Err(_) => Some(REASON_LOST.to_owned()),
+            Err(error) => {
+                let path = self.directory.display();
+                tracing::warn!(%index, %error, "cannot read {path}: no index is taken that may have lied");
+                Some(format!(
+                    "whether its index lied is not known, {path} cannot be read: {error}"
+                ))
+            }
         }
     }
 
@@ -123,6 +133,19 @@ mod tests {
         let file = root.path().join("quarantine").join(digest(1).hex());
         File::create(file).unwrap().set_len(1 << 30).unwrap();
         assert_eq!(lies().told(&digest(1)).as_deref(), Some(REASON_LOST));
+    }
+
+    /// Regression: every honest index was told as one that was found to lie.
+    ///
+    /// Promise: where what is kept of lies cannot be read, no index is trusted, and that is told as the reason.
+    #[test]
+    fn what_cannot_be_read_is_no_lie_and_no_reason_to_trust() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("quarantine"), "").unwrap();
+        let told = Lies::new(root.path(), Arc::new(StdDisk)).told(&digest(1));
+        let told = told.unwrap();
+        assert!(told.contains("is not known"), "{told}");
+        assert!(told.contains("quarantine cannot be read"), "{told}");
     }
 
     #[test]

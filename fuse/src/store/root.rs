@@ -411,8 +411,14 @@ fn lock(path: &Path) -> Result<File, OpenStoreError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        // A pipe that somebody put there would be waited for.
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
         .open(path)
         .map_err(at(path))?;
+    if !file.metadata().map_err(at(path))?.is_file() {
+        let why = io::Error::new(io::ErrorKind::InvalidInput, "it is no file: remove it");
+        return Err(at(path)(why));
+    }
     let until = Instant::now() + LOCK_PATIENCE;
     loop {
         match file.try_lock() {

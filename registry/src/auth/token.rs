@@ -42,12 +42,13 @@ pub(super) struct Token {
 
 #[derive(Deserialize)]
 struct Answer {
+    // Servers send `null` for the one they do not use, and 0 or less for a life they do not tell.
     #[serde(default)]
-    token: String,
+    token: Option<String>,
     #[serde(default)]
-    access_token: String,
+    access_token: Option<String>,
     #[serde(default)]
-    expires_in: Option<u64>,
+    expires_in: Option<i64>,
 }
 
 impl Request<'_> {
@@ -160,19 +161,21 @@ pub(super) fn parse(bytes: &[u8], host: &str) -> Result<Token, Cause> {
         host: host.into(),
         detail: detail.into(),
     };
-    let answer: Answer =
-        serde_json::from_slice(bytes).map_err(|_| wrong("its token answer is not JSON"))?;
-    let text = if answer.token.is_empty() {
-        &answer.access_token
-    } else {
-        &answer.token
-    };
-    if text.is_empty() {
-        return Err(wrong("its token answer has no token"));
-    }
+    // What is wrong with a value quotes it, and it may be a token.
+    let answer: Answer = serde_json::from_slice(bytes).map_err(|error| {
+        wrong(if error.is_data() {
+            "its token answer has a token or a life of another type than it should"
+        } else {
+            "its token answer is not JSON"
+        })
+    })?;
+    let texts = [&answer.token, &answer.access_token].into_iter().flatten();
+    let text = texts.into_iter().find(|text| !text.is_empty());
+    let text = text.ok_or_else(|| wrong("its token answer has no token"))?;
     let seconds = answer
         .expires_in
-        .filter(|s| *s > 0)
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .filter(|seconds| *seconds > 0)
         .unwrap_or(LIFETIME_DEFAULT);
     let lifetime = Duration::from_secs(seconds.min(LIFETIME_MAX));
     Ok(Token {
@@ -196,4 +199,49 @@ pub(super) fn header(scheme: &str, text: &str) -> Result<HeaderValue, Cause> {
         value.map_err(|_| Cause::Local("a token has characters no header can have".into()))?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Regression: `null` for the name that a server does not use, and a negative life, were refused as no JSON.
+    ///
+    /// Promise: an answer that containerd takes is taken; what is wrong with another is told without its values.
+    #[test]
+    fn answers_of_servers_are_read_as_they_give_them() {
+        for (answer, expected) in [
+            (r#"{"token":"t"}"#, Some(LIFETIME_DEFAULT)),
+            (
+                r#"{"token":"t","access_token":null,"expires_in":300}"#,
+                Some(300),
+            ),
+            (
+                r#"{"token":"","access_token":"t","expires_in":null}"#,
+                Some(LIFETIME_DEFAULT),
+            ),
+            (
+                r#"{"access_token":"t","expires_in":-5}"#,
+                Some(LIFETIME_DEFAULT),
+            ),
+            (r#"{"token":"t","expires_in":0}"#, Some(LIFETIME_DEFAULT)),
+            (
+                r#"{"token":"t","expires_in":99999999999}"#,
+                Some(LIFETIME_MAX),
+            ),
+            (r#"{"token":"t","expires_in":"secret"}"#, None),
+            (r#"{"token":["secret"]}"#, None),
+            (r#"{"token":null}"#, None),
+            ("secret", None),
+        ] {
+            let lifetime = match parse(answer.as_bytes(), "r.test") {
+                Ok(token) => Some(token.lifetime.as_secs()),
+                Err(cause) => {
+                    assert!(!cause.to_string().contains("secret"), "{cause}");
+                    None
+                }
+            };
+            assert_eq!(lifetime, expected, "{answer}");
+        }
+    }
 }

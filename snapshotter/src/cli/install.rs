@@ -43,9 +43,28 @@ pub(super) fn uninstall(args: &InstallArgs) -> anyhow::Result<()> {
     print(&told(&change))
 }
 
+/// Snapshotters that containerd 1.6 to 2.x brings along.
+const BUILT_IN: [&str; 10] = [
+    "aufs",
+    "blockfile",
+    "btrfs",
+    "cimfs",
+    "devmapper",
+    "erofs",
+    "native",
+    "overlayfs",
+    "windows",
+    "zfs",
+];
+
 /// A snapshotter's name, which becomes a key, a file name and part of keys of snapshots.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if BUILT_IN.contains(&text) {
+        return Err(format!(
+            "containerd has a snapshotter {text} of its own and does not start with two of the name"
+        ));
+    }
     if (1..=64).contains(&text.len()) && text.chars().all(fits) {
         return Ok(text.to_owned());
     }
@@ -88,4 +107,26 @@ fn told(change: &Change) -> String {
         lines.push("restart containerd: it reads its configuration when it starts".into());
     }
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Regression: with the name of one of containerd's own snapshotters, containerd did not start any more.
+    ///
+    /// Promise: such a name is refused, and so is what is no name.
+    #[test]
+    fn names_that_containerd_does_not_start_with_are_refused() {
+        for (text, is_fit) in [
+            ("larder", true),
+            ("larder_2-x", true),
+            ("overlayfs", false),
+            ("native", false),
+            ("a.b", false),
+            ("", false),
+        ] {
+            assert_eq!(name(text).is_ok(), is_fit, "{text}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -288,13 +289,25 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
         // as it is. Everything that is named by its path was made absolute.
         std::env::set_current_dir("/").context("leave the caller's directory")?;
     }
-    let mounted = mounter
-        .mount(&args.image.to_string(), target, args.plain_http)
-        .await;
-    if let Err(error) = mounted {
+    let reference = args.image.to_string();
+    let mut mounting = pin!(mounter.mount(&reference, target, args.plain_http));
+    let mut signalled = pin!(signals.received());
+    let (mounted, is_ended) = tokio::select! {
+        mounted = &mut mounting => (mounted, false),
+        () = &mut signalled => {
+            mounter.end();
+            (mounting.await, true)
+        }
+    };
+    if is_ended || mounted.is_err() {
+        mounter.unmount_all().await;
         plane.shutdown().await;
-        return Err(error.into());
     }
+    ensure!(
+        !is_ended,
+        "a signal came before {reference} was mounted; nothing is left of it"
+    );
+    mounted?;
     let (ending, end) = oneshot::channel::<()>();
     let server = Server::builder()
         .add_service(ImageControl::server(Arc::clone(&mounter)))
@@ -312,7 +325,7 @@ async fn own(args: &MountArgs, config: &Config, target: &Path) -> anyhow::Result
     }
     let served = tokio::select! {
         served = &mut server => Some(served),
-        () = signals.received() => None,
+        () = &mut signalled => None,
         () = emptied(&mounter) => None,
         () = cut_off(&mounter, &control) => None,
     };

@@ -86,7 +86,7 @@ fn in_words(status: &StatusResponse, in_full: usize) -> String {
         let when = moment(status.containers_lost);
         lines.push(format!(
             "containers: restart those that have run since before {when}: the daemon and its supervisor \
-             had both died, and with them their files"
+             were both down, and their files with them"
         ));
     }
     if let Some(found) = &status.disagreement {

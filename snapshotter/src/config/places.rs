@@ -1,6 +1,7 @@
 //! Which places go together: a socket where something else is to be would be found out late, and a
 //! root directory is closed to everybody else.
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use super::{Config, ConfigError};
@@ -75,10 +76,29 @@ impl Config {
                 return Err(refused(key, path, &reason));
             }
             check_beside(key, path, &place, &root)?;
+            check_free(key, path)?;
             before.push((key, place));
         }
         Ok(())
     }
+}
+
+/// Refuses a path at which no socket can be made, as something else is there or above it.
+fn check_free(key: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let there = std::fs::metadata(path);
+    if there.is_ok_and(|found| !found.file_type().is_socket()) {
+        let reason = "is there and no socket: remove it, or choose another path";
+        return Err(refused(key, path, reason));
+    }
+    let above = path.ancestors().skip(1);
+    if above
+        .filter_map(|above| std::fs::metadata(above).ok())
+        .any(|found| !found.is_dir())
+    {
+        let reason = "lies below something that is no directory: choose another path";
+        return Err(refused(key, path, reason));
+    }
+    Ok(())
 }
 
 /// Refuses a socket that is the root directory, above it, or among what is kept in it.
@@ -217,6 +237,32 @@ mod tests {
             "address = \"{at}/a\"\nmetrics_address = \"{at}/b\""
         ))
         .unwrap();
+    }
+
+    /// Regression: `--check-config` found nothing wrong, and the start failed for ever.
+    ///
+    /// Promise: where no socket can be made, as something else is there or above it, that is a mistake in the
+    /// configuration; a socket of before may be there.
+    #[test]
+    fn a_place_that_is_taken_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let at = root.path().display();
+        std::fs::write(root.path().join("file"), "").unwrap();
+        let socket = root.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (key, before) in [("address", ""), ("metrics_address", "unix:")] {
+            for (place, words) in [
+                ("", "is there and no socket"),
+                ("/file", "is there and no socket"),
+                ("/file/x.sock", "lies below something"),
+            ] {
+                let told = refusal(&format!("{key} = \"{before}{at}{place}\""));
+                assert!(told.contains(&format!("key {key}: ")), "{told}");
+                assert!(told.contains(words), "{told}");
+            }
+            load(&format!("{key} = \"{before}{at}/socket\"")).unwrap();
+            load(&format!("{key} = \"{before}{at}/none/yet.sock\"")).unwrap();
+        }
     }
 
     /// Promise: a socket takes no place of what the root directory holds, nor that of the directory.
