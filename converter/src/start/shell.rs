@@ -17,6 +17,9 @@ const WORDS_MAX: usize = 1024;
 const VARIABLES_MAX: usize = 256;
 const VALUE_BYTES_MAX: usize = 1024;
 
+/// Bytes of a line from which on variables stay as they are, so that a line of variables stays small.
+const LINE_BYTES_MAX: usize = 64 << 10;
+
 /// Names of programs that shells have built in, so that no file is read for them.
 const BUILT_IN: [&str; 9] = [
     "[", "echo", "false", "kill", "printf", "pwd", "read", "test", "true",
@@ -95,7 +98,7 @@ fn expanded(line: &str, variables: &HashMap<String, String>, command: &Command) 
         out.push_str(before);
         let (name, default, after) = variable(behind);
         match value_of(name).or(default) {
-            Some(value) if !name.is_empty() && out.len() <= SCRIPT_BYTES_MAX as usize => {
+            Some(value) if !name.is_empty() && out.len() <= LINE_BYTES_MAX => {
                 out.push_str(value);
             }
             _ => out.push('$'),
@@ -186,7 +189,8 @@ mod tests {
         }
         script += &"/p$a".repeat(2000);
         assert!(found(&script).len() <= WORDS_MAX);
-        let names: String = (0..5000).map(|number| format!("p{number} ")).collect();
+        let names: Vec<_> = (0..5000).map(|number| format!("p{number}")).collect();
+        let names = names.join(" ");
         assert_eq!(found(&names).len(), WORDS_MAX);
         for odd in [
             "$",

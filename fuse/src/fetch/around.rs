@@ -2,8 +2,7 @@
 //!
 //! Who loads modules, or runs what a large program has in many places, waits for each chunk by itself, and in no
 //! order that reading ahead would follow; but close to each other. Over a long way the chunks around cost less than
-//! one such wait, and of cold starts half of the waits that no list knew of are saved by them
-//! (`docs/adr/0014-what-is-fetched-first.md`).
+//! one such wait (`docs/adr/0014-what-is-fetched-first.md` has how many of them they save).
 
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};

@@ -427,6 +427,9 @@ async fn pauses_between_rounds_grow_up_to_sixteen_seconds() {
     assert_eq!(source.asked(), [0, 100, 500, 2100, 8500, 24_500]);
 }
 
+/// Reads one after the other.
+const READS: usize = 10;
+
 /// Regression: each of them asked eleven times.
 ///
 /// Promise: one reader who reads on while everything fails asks at most three times for what it would ask
@@ -438,7 +441,6 @@ async fn a_reader_who_reads_on_in_an_outage_asks_at_most_three_times_as_often() 
     let scene = Scene::with(&names, 70_000);
     let source = scene.source("only", Mood::Fails(None));
     scene.set(&[&source]);
-    const READS: usize = 10;
     for number in 0..READS {
         // Far enough from each other that none fails because the one before it did.
         let (read, waited) = scene.read(number * 4).await;
