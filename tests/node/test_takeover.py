@@ -44,6 +44,7 @@ sys.stdin.readline()
 print(hashlib.sha256(file.read()).hexdigest(), hashlib.sha256(pages).hexdigest(), running.communicate('go\\n')[0].strip(), flush=True)
 sys.stdin.readline()
 """
+STOPPED_UNDER = "stopping under containers that are still mounted"
 EXPECTED = (
     "the daemon before was killed by signal 9",
     "the daemon before died",
@@ -134,7 +135,7 @@ class Takeover(world.Case):
         keeper = systemd.Systemd(path)
         os.environ["NOTIFY_SOCKET"] = path
         self.addCleanup(os.environ.pop, "NOTIFY_SOCKET", None)
-        with self.serving(driver) as (node, place, known, log):
+        with self.serving(driver, expected=(*EXPECTED, STOPPED_UNDER)) as (node, place, known, log):
             self.assertTrue(keeper.told("READY=1"))
             before = self.mounts(node)
             readers = load.Load(place, known, SEED)
