@@ -52,6 +52,7 @@ mod uses;
 mod vouched;
 
 pub(crate) use device::Published;
+pub(crate) use direct::boot_id;
 pub use disk::{Disk, Space, StdDisk};
 pub use floor::CachingStopped;
 pub(crate) use ledger::Ledger;

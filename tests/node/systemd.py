@@ -2,9 +2,11 @@
 
 import array
 import os
+import secrets
 import socket
 import sys
 import threading
+import time
 
 # Descriptors begin at 3, by sd_listen_fds(3).
 START = """
@@ -47,8 +49,17 @@ class Systemd:
         elif "FDSTORE" in message:
             self.held.setdefault(name, []).extend(descriptors)
 
+    def heard(self):
+        """Hears all that was said until now: systemd does, before it takes note that a process died."""
+        token = secrets.token_hex(8)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(f"HEARD={token}".encode(), self.socket.getsockname())
+        while not self.told(f"HEARD={token}"):
+            time.sleep(0.001)
+
     def command(self, *words):
         """A command line that starts `words` with what is held, and the descriptors to pass on."""
+        self.heard()
         with self.lock:
             pairs = [(name, descriptor) for name, descriptors in self.held.items() for descriptor in descriptors]
         numbers = [descriptor for _, descriptor in pairs]

@@ -115,14 +115,8 @@ fn collection(view: &View, compiler: &str) -> Vec<Vec<u8>> {
 
 /// The directories in a directory.
 fn directories(view: &View, path: &[u8]) -> Vec<Vec<u8>> {
-    let Ok(directory) = view.find(path, true) else {
-        return Vec::new();
-    };
-    let is_directory = |found: &Found| matches!(view.node(found).kind, Kind::Directory { .. });
-    let entries = view.list(&directory).into_iter();
-    let entries = entries.filter(|(_, found)| is_directory(found));
-    let paths = entries.map(|(name, _)| [path, b"/", &name].concat());
-    paths.take(VERSIONS_MAX).collect()
+    let is_directory = |kind: &Kind| matches!(kind, Kind::Directory(_));
+    entries(view, path, VERSIONS_MAX, is_directory)
 }
 
 /// Whether a file is a Python interpreter, by its name.
@@ -137,14 +131,24 @@ pub(super) fn is_python(program: &Found) -> bool {
 
 /// The regular files of a directory.
 fn files(view: &View, path: &[u8]) -> Vec<Vec<u8>> {
+    let is_file = |kind: &Kind| matches!(kind, Kind::Regular { .. });
+    entries(view, path, CONFIGURATION_MAX, is_file)
+}
+
+/// The paths of what a directory has of a kind, at most so many.
+fn entries(
+    view: &View,
+    path: &[u8],
+    max: usize,
+    is_wanted: impl Fn(&Kind) -> bool,
+) -> Vec<Vec<u8>> {
     let Ok(directory) = view.find(path, true) else {
         return Vec::new();
     };
-    let is_file = |found: &Found| matches!(view.node(found).kind, Kind::Regular { .. });
     let entries = view.list(&directory).into_iter();
-    let files = entries.filter(|(_, found)| is_file(found));
-    let paths = files.map(|(name, _)| [path, b"/", &name].concat());
-    paths.take(CONFIGURATION_MAX).collect()
+    let entries = entries.filter(|(_, found)| is_wanted(&view.node(found).kind));
+    let paths = entries.map(|(name, _)| [path, b"/", &name].concat());
+    paths.take(max).collect()
 }
 
 /// A path's directory and its last component.

@@ -120,6 +120,13 @@ impl Scene {
         Self::patient(names, size, DEADLINE)
     }
 
+    /// The layer has forty of them.
+    fn with_forty() -> Self {
+        let names: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        Self::with(&names, 70_000)
+    }
+
     /// The same with another deadline.
     fn patient(names: &[&str], size: usize, deadline: Duration) -> Self {
         let file = |name: &str| Entry::file(name, vec![name.as_bytes()[0]; size]);
@@ -224,11 +231,9 @@ async fn a_read_fails_at_its_deadline_with_the_reason() {
 /// requests: here twenty, of which sixteen fly at once.
 #[tokio::test(start_paused = true)]
 async fn a_read_of_many_chunks_has_one_deadline() {
-    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     // Every second one is there, so that no two of the others are neighbours.
     let scene = async || {
-        let scene = Scene::with(&names, 70_000);
+        let scene = Scene::with_forty();
         scene.set(&[&scene.source("whole", Mood::Honest)]);
         for row in (0..40).step_by(2) {
             assert!(scene.read(row).await.0.is_ok());
@@ -436,9 +441,7 @@ const READS: usize = 10;
 /// once; when the source is back, who waits learns it within sixteen seconds.
 #[tokio::test(start_paused = true)]
 async fn a_reader_who_reads_on_in_an_outage_asks_at_most_three_times_as_often() {
-    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let scene = Scene::with(&names, 70_000);
+    let scene = Scene::with_forty();
     let source = scene.source("only", Mood::Fails(None));
     scene.set(&[&source]);
     for number in 0..READS {
@@ -476,9 +479,7 @@ async fn retry_after_is_kept_up_to_sixteen_seconds() {
 /// tried anew, and other chunks were never affected.
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_remembered_for_a_second_for_its_chunk_and_those_read_with_it() {
-    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let scene = Scene::with(&names, 70_000);
+    let scene = Scene::with_forty();
     let source = scene.source("only", Mood::Fails(None));
     scene.set(&[&source]);
     assert!(scene.read(10).await.0.is_err());
@@ -636,9 +637,7 @@ async fn a_source_that_says_no_is_asked_twice() {
 /// time, by the schedule of one read; when it is back, all have their bytes at once.
 #[tokio::test(start_paused = true)]
 async fn reads_that_wait_share_one_schedule() {
-    let names: Vec<String> = (0..40).map(|n| n.to_string()).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let scene = Scene::with(&names, 70_000);
+    let scene = Scene::with_forty();
     let source = scene.source("only", Mood::Fails(None));
     scene.set(&[&source]);
     let reads = (1..40).map(|row| scene.read(row));
@@ -653,6 +652,41 @@ async fn reads_that_wait_share_one_schedule() {
     assert!(read.iter().all(|(read, _)| read.is_ok()));
     let last = read.iter().map(|(_, waited)| *waited).max().unwrap();
     assert!(last < Duration::from_secs(25), "{last:?}");
+}
+
+/// Promise: what lies around a third wait that is close to two others comes with it over a long way; not before, and not
+/// over a link of which nothing is known.
+#[tokio::test(start_paused = true)]
+async fn what_lies_around_close_waits_comes_along() {
+    let scene = Scene::with_forty();
+    let source = scene.source("far", Mood::Late(Duration::from_millis(50)));
+    scene.set(&[&source]);
+    let present = |rows: std::ops::Range<usize>| {
+        let presence = scene.fetcher.layer().presence();
+        rows.filter(|&row| presence.state(row) == crate::store::ChunkState::Verified)
+            .collect::<Vec<_>>()
+    };
+    let read = async |row: usize| {
+        assert!(scene.read(row).await.0.is_ok());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
+    // Of a link that nobody has measured nothing is guessed.
+    for row in [3, 1, 5] {
+        read(row).await;
+    }
+    assert_eq!(present(0..12), [1, 3, 5]);
+    let asked = scene.fetcher.lane().unwrap().ask();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    asked.arrived(1);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    asked.arrived(5_000_000);
+    drop(asked);
+    for row in [30, 34] {
+        read(row).await;
+    }
+    assert_eq!(present(22..40), [30, 34]);
+    read(32).await;
+    assert_eq!(present(22..40), [28, 29, 30, 31, 32, 33, 34, 35, 36]);
 }
 
 /// Regression: what a source delivered to requests that were under way while the sources were set again was not counted.

@@ -10,6 +10,7 @@ use rustix::fs::OFlags;
 use tracing::{debug, warn};
 
 use crate::mount::mounts;
+use crate::store::boot_id;
 
 /// The file below the root directory: which run of the kernel, and when, seconds since 1970.
 const NAME: &str = "lost";
@@ -60,8 +61,9 @@ pub(super) fn tell_of_a_stop(root: &Path, now: u64) {
     }
 }
 
+/// Names this run of the kernel, as text.
 fn boot() -> Option<String> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let text = String::from_utf8(boot_id()?).ok()?;
     Some(text.trim().to_owned())
 }
 

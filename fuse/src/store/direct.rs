@@ -127,7 +127,7 @@ pub(super) fn was_read_lately(device: &File) -> io::Result<bool> {
 }
 
 /// Names this run of the kernel.
-fn boot_id() -> Option<Vec<u8>> {
+pub(crate) fn boot_id() -> Option<Vec<u8>> {
     std::fs::read("/proc/sys/kernel/random/boot_id").ok()
 }
 

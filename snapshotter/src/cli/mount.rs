@@ -77,7 +77,13 @@ pub(super) async fn mount(args: MountArgs) -> anyhow::Result<()> {
                 // The caller's terminal and session must not take the mounts along.
                 nix::unistd::setsid().context("leave the caller's session")?;
             }
-            log::start(config.log_level, config.log_format);
+            // The log of an owner in the background is a file that nobody rotates.
+            let most = if args.background {
+                LogLevel::Info
+            } else {
+                LogLevel::Trace
+            };
+            log::start(config.log_level.min(most), config.log_format);
             own_or_ask(&args, &config, &target).await
         }
     }
